@@ -1,0 +1,34 @@
+"""Where and how a run executes. None of this is in a cache key: the same stage on other hardware is the same stage."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.sections.base import Section
+
+
+class Resources(Section):
+    """Processes, launcher and precision of a run; recorded beside each artifact, never part of its identity."""
+
+    workers: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, description="data preparation processes (default: the cores this process may use)")
+    engine: Literal["local", "ray"] = Field("local", description="what runs data shards: a local process pool, or a Ray cluster")
+    nproc: int = Field(1, ge=1, description="training processes (ranks) on this node")
+    nnodes: int = Field(1, ge=1, description="nodes that train together (torchrun rendezvous or DeepSpeed host file)")
+    rdzv_endpoint: str = Field("", description="host:port of the torchrun rendezvous when nnodes > 1")
+    hostfile: str = Field("", description="DeepSpeed host file when nnodes > 1")
+    launcher: Literal["torchrun", "deepspeed"] = Field("torchrun", description="what starts the training processes")
+    parallel: Literal["ddp", "fsdp2"] = Field("ddp", description="how torchrun ranks share the model")
+    zero_stage: int = Field(1, ge=0, le=3, description="DeepSpeed ZeRO stage (launcher = deepspeed)")
+    offload: bool = Field(False, description="DeepSpeed: keep optimizer state in CPU memory")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA when there is a GPU")
+    dtype: Literal["auto", "bf16", "fp32"] = Field("auto", description="compute type; auto is bf16 where the hardware multiplies it natively, else fp32")
+    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto only where the run is long enough to earn it back")
+    micro_batch: int = Field(0, ge=0, description="sequences a rank computes at once; 0 fits it to memory (the global batch stays)")
+    checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
+    threads: int = Field(0, ge=0, description="CPU threads a rank; 0 shares the cores evenly")
+    checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0 chooses about one a minute")
+    no_progress_seconds: int = Field(900, ge=10, description="a worker silent for so long is ended and the stage fails, resumable")
+    wall_seconds: int = Field(0, ge=0, description="longest time a training stage may take; 0 is no limit")
