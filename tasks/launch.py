@@ -1,0 +1,253 @@
+"""Start training workers as processes, watch them, and bring back their result: the only file that starts processes.
+
+A stage hands over a module and its spec; this starts ``guard -> torchrun | deepspeed -> ranks`` (``single=True``: guard
+-> python) and waits. What passes between the two sides are files under ``<out>/_run/``: ``spec.json`` in,
+``metrics.jsonl`` and ``result.json`` out, ``logs/launcher.log`` for people. Workers never see Prefect or MLflow.
+
+The caller may end in any way: an exception here (KeyboardInterrupt, Prefect's TerminationSignal) ends the tree before
+it goes on, and when the process dies its end of the guard's pipe closes, which does the same. Ranks write a checkpoint
+on SIGTERM, so a stage that ran into a limit or was cancelled goes on where it was when it is started again.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks import guard
+from tasks.failure import WorkerFailed, explain
+from tasks.tail import Tail
+
+if TYPE_CHECKING:
+    from pipeline.sections.resources import Resources
+
+log = logging.getLogger(__name__)
+Report = Callable[[dict[str, Any]], None]
+ROOT = Path(__file__).resolve().parent.parent
+POLL_SECONDS = 1.0
+
+# glibc gives every large activation back to the kernel and faults it in again; keeping it is 1.3-1.4x on a CPU.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(8 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30), "MALLOC_TOP_PAD_": str(256 << 20)}
+# Set by a surrounding launcher or an earlier run; a rank must only see what its own launcher says.
+STALE = ("PREFECT_", "MLFLOW_", "TORCHELASTIC_", "MASTER_")
+STALE_NAMES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "CROSS_RANK", "CROSS_SIZE"}
+
+
+def launch(module: str, spec: dict[str, Any], out: Path, on: Resources, report: Report, *, single: bool = False) -> dict[str, Any]:
+    """Run ``python -m module --spec <out>/_run/spec.json`` in ``on.nproc`` ranks and return its ``result.json``.
+
+    ``report`` is called with every record of ``metrics.jsonl``, in order, about once a second with all that came since,
+    and has seen the whole file when this returns; what it raises is logged and never stops the training. ``single`` runs
+    one plain Python process instead of a launcher (scoring, generation). Raises :class:`WorkerFailed` when the workers
+    fail, stay silent for ``on.no_progress_seconds`` or run longer than ``on.wall_seconds``, and ValueError when ``on``
+    cannot be had on this machine.
+    """
+    run = Path(out) / "_run"
+    (run / "logs").mkdir(parents=True, exist_ok=True)
+    spec_path, result_path, log_path = run / "spec.json", run / "result.json", run / "logs" / "launcher.log"
+    _write(spec_path, json.dumps(spec, indent=1, sort_keys=True, default=os.fspath))
+    result_path.unlink(missing_ok=True)  # an earlier attempt's must not pass for this one's
+    environment = worker_environment(on, single=single)
+    worker = [module, "--spec", str(spec_path.resolve())]
+    command = [sys.executable, "-m", *worker] if single else launcher_command(on, worker, environment, run)
+    with open(log_path, "ab") as output:
+        start = output.tell()
+        output.write(f"$ {shlex.join(command)}\n".encode())
+        output.flush()
+        code = _run(command, environment, output, _Watch(module, run, on, report, log_path))
+    if code:
+        raise explain(module, code, log_path, start)
+    try:
+        return json.loads(result_path.read_text("utf-8"))
+    except FileNotFoundError:
+        failure = explain(module, 0, log_path, start)
+        raise WorkerFailed(f"{module} ended without writing {result_path}\n{failure}", "no_result") from None
+
+
+def launcher_command(on: Resources, worker: list[str], environment: dict[str, str], run: Path) -> list[str]:
+    """The command line that starts ``on.nproc`` ranks of ``python -m worker…`` on this node (``on.nnodes`` > 1: on all).
+
+    With torchrun the same line is to be started on every node; DeepSpeed's launcher reaches the others itself by ssh,
+    and ``run/deepspeed.env`` carries the environment over.
+    """
+    _check_devices(on)
+    if on.launcher == "torchrun":
+        nodes = ["--standalone"]
+        if on.nnodes > 1:
+            if not on.rdzv_endpoint:
+                raise ValueError("resources.nnodes > 1 with torchrun needs resources.rdzv_endpoint=HOST:PORT of the first node")
+            nodes = [f"--nnodes={on.nnodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={on.rdzv_endpoint}", f"--rdzv-id={run.parent.name}"]
+        return [sys.executable, "-m", "torch.distributed.run", *nodes, f"--nproc-per-node={on.nproc}", "--max-restarts=0", "-m", *worker]
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ValueError("resources.launcher=deepspeed needs the package deepspeed (pip install deepspeed), or set resources.launcher=torchrun")
+    nodes = [f"--num_accelerators={on.nproc}", f"--master_port={_free_port()}"]
+    if on.nnodes > 1:
+        if not on.hostfile:
+            raise ValueError("resources.nnodes > 1 with deepspeed needs resources.hostfile, lines of 'HOST slots=N'")
+        nodes += [f"--hostfile={Path(on.hostfile).resolve()}", f"--num_nodes={on.nnodes}"]
+        environment["DS_ENV_FILE"] = str((run / "deepspeed.env").resolve())
+        _write(run / "deepspeed.env", "".join(f"{name}={environment[name]}\n" for name in sorted(_ours(environment))))
+    return [sys.executable, "-m", "deepspeed.launcher.runner", *nodes, "--no_local_rank", "--module", *worker]
+
+
+def worker_environment(on: Resources, *, single: bool = False) -> dict[str, str]:
+    """Environment of the workers: this process's without Prefect and MLflow, with threads, caches and allocator set.
+
+    What the user set by hand (OMP_NUM_THREADS, an allocator or cache variable) stays, except that ``on.threads`` wins.
+    """
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(STALE) and k not in STALE_NAMES}
+    gpu = gpus(on) > 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cache = Path(os.environ.get("PIPELINE_HOME") or ".pipeline").resolve() / "cache"
+    defaults = {
+        "OMP_NUM_THREADS": str(max(1, cores // (1 if single else on.nproc))),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+        "TORCH_EXTENSIONS_DIR": str(cache / "torch_extensions"),  # DeepSpeed's CPU helper takes 77 s to compile, once
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # a shared store hands a restarted gloo group stale addresses
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONFAULTHANDLER": "1",
+        "PYTHONSAFEPATH": "1",  # a folder `model` in the working directory must not shadow ours
+        **({"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if gpu else {**MALLOC, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}),
+    }
+    environment = {**defaults, **environment}
+    if on.threads:
+        environment["OMP_NUM_THREADS"] = str(on.threads)
+    if not gpu:
+        environment.update(DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
+    path = [str(ROOT), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path))
+    return environment
+
+
+def gpus(on: Resources) -> int:
+    """How many GPUs the workers may use: 0 for ``device = "cpu"``; found without loading torch."""
+    if on.device == "cpu":
+        return 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    return len(list(Path("/dev").glob("nvidia[0-9]*"))) or int(Path("/dev/dxg").exists())
+
+
+def _check_devices(on: Resources) -> None:
+    count = gpus(on)
+    if on.device == "cuda" and not count:
+        raise ValueError("resources.device=cuda, but this machine shows no GPU (CUDA_VISIBLE_DEVICES, /dev/nvidia*); set resources.device=auto")
+    if count and on.nproc > count:
+        raise ValueError(f"resources.nproc={on.nproc} ranks need as many GPUs, but {count} can be seen; lower resources.nproc or set resources.device=cpu")
+
+
+class _Watch:
+    """Looks at the workers once a second: passes metrics on and notices silence and time limits."""
+
+    def __init__(self, module: str, run: Path, on: Resources, report: Report, log_path: Path) -> None:
+        self.module, self.on, self.log_path = module, on, log_path
+        self.tail, self.report = Tail(run / "metrics.jsonl"), report
+        self.signs = (run / "metrics.jsonl", run / "heartbeat")
+        self.seen = self._progress()
+        self.started = self.moved = time.monotonic()
+        self.complained = False
+
+    def look(self) -> None:
+        """Deliver new metrics; raise :class:`WorkerFailed` when a limit is passed."""
+        self.deliver()
+        now = time.monotonic()
+        if (progress := self._progress()) != self.seen:
+            self.seen, self.moved = progress, now
+        if now - self.moved > self.on.no_progress_seconds:
+            raise WorkerFailed(
+                f"{self.module} made no progress for {now - self.moved:.0f} s (no new step in metrics.jsonl, no heartbeat) and was ended; its checkpoints are kept\n"
+                f"What to do: run again to resume; if a step really takes so long, raise resources.no_progress_seconds\nLog: {self.log_path}", "no_progress")
+        if self.on.wall_seconds and now - self.started > self.on.wall_seconds:
+            raise WorkerFailed(
+                f"{self.module} reached resources.wall_seconds = {self.on.wall_seconds} and was ended; its checkpoints are kept\n"
+                f"What to do: run again to resume, or raise resources.wall_seconds\nLog: {self.log_path}", "wall_limit")
+
+    def deliver(self, last: bool = False) -> None:
+        """Hand every new record to the report; its errors (a tracking server that is down) must not stop a training."""
+        for record in self.tail.read(last):
+            try:
+                self.report(record)
+            except Exception as error:
+                if not self.complained:
+                    log.warning("%s: reporting metrics failed, training goes on: %s", self.module, error)
+                self.complained = True
+
+    def _progress(self) -> list[tuple[int, int]]:
+        return [(s.st_size, s.st_mtime_ns) for path in self.signs if (s := _stat(path)) is not None]
+
+
+_running: set[subprocess.Popen[bytes]] = set()
+
+
+def stop_all() -> None:
+    """End the workers of every launch that still runs, in any thread; each of those calls raises WorkerFailed ("stopped")."""
+    for process in list(_running):
+        process.terminate()
+
+
+def _run(command: list[str], environment: dict[str, str], output: Any, watch: _Watch) -> int:
+    """Start the guard with ``command``, watch until it ends, return its exit code. On any exception the tree is ended."""
+    read, write = os.pipe()
+    try:
+        try:
+            process = subprocess.Popen([sys.executable, "-I", guard.__file__, str(read), *command], pass_fds=(read,), env=environment,
+                                       stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        finally:
+            os.close(read)
+        _running.add(process)
+        try:
+            while (code := _wait(process)) is None:
+                watch.look()
+            watch.deliver(last=True)
+            return code
+        except BaseException:
+            process.terminate()
+            process.wait(guard.GRACE_SECONDS + 15)
+            raise
+        finally:
+            _running.discard(process)
+    finally:
+        os.close(write)
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int | None:
+    try:
+        return process.wait(POLL_SECONDS)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _ours(environment: dict[str, str]) -> set[str]:
+    """Variables that this module sets, for nodes that do not inherit them."""
+    return {name for name in environment if name.startswith(("MALLOC_", "TORCH", "PYTORCH_", "PYTHON", "OMP_", "DS_ACC"))}
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return int(free.getsockname()[1])
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_text(text, "utf-8")
+    os.replace(part, path)
