@@ -1,0 +1,39 @@
+# Two commands on a fresh machine do all the set-up: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+PRESET ?= tiny
+
+.PHONY: help demo test lint up down clean
+help:  ## list the verbs
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+.venv/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "full-pipeline needs Python 3.11 or newer; set PYTHON=python3.x")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/.ready-dev: .venv/.ready
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: .venv/.ready  ## make a small bilingual model from raw text, on this machine, and talk to it (PRESET=tiny)
+	$(BIN)/pipeline run $(PRESET)
+	@echo; for q in "什么是 MinHash？" "What does a tokenizer do?"; do echo "> $$q"; $(BIN)/pipeline chat $(PRESET) --prompt "$$q"; done
+
+test: .venv/.ready-dev  ## run all tests (real Prefect, MLflow, torchrun, DeepSpeed)
+	$(BIN)/pip check
+	$(BIN)/python -m pytest
+
+lint: .venv/.ready-dev  ## check style
+	$(BIN)/ruff check .
+
+up: .venv/.ready  ## start Prefect, MLflow and a worker here, and deploy the flow
+	$(BIN)/pipeline up
+
+down: .venv/.ready  ## stop what `up` or a run started
+	$(BIN)/pipeline down
+
+clean:  ## delete the environment, and everything the pipeline wrote here
+	@test ! -x $(BIN)/pipeline || $(BIN)/pipeline down
+	rm -rf .venv .pipeline .pytest_cache .ruff_cache *.egg-info

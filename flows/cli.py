@@ -1,0 +1,213 @@
+"""``pipeline``: the command line. Imports what a command needs when it runs, so that ``--help`` and ``plan`` are quick.
+
+Exit codes: 0 done, 1 a stage failed, 2 what was asked for is wrong (bad config, unknown reference), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import Any
+
+EPILOG = """\
+examples:
+  pipeline run tiny                                   the demo: everything, on this machine
+  pipeline run tiny pretrain.steps=200 --until pretrain
+  pipeline run gpt-teacher ingest.sources=my.jsonl sft.sources=my.jsonl
+  pipeline plan tiny pretrain.optim.lr=1e-3           what would run, and why; runs nothing
+  pipeline run tiny --refresh sft                     build one stage again
+  pipeline chat tiny --prompt "What is MinHash?"
+  pipeline lineage tiny                               what the newest model was made from
+
+Everything is written below .pipeline/ (or PIPELINE_HOME). Every option of every section: pipeline config PRESET
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the ``pipeline`` command."""
+    args = _parser().parse_args(argv)
+    try:
+        sys.exit(args.run(args) or 0)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def fail(problems: list[str] | str, code: int = 2) -> int:
+    """Print problems to stderr, one a line; gives the exit code."""
+    for line in [problems] if isinstance(problems, str) else problems:
+        print(f"error: {line}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pipeline", description="Raw text in, an aligned, evaluated, exported language model out.",
+                                     epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.set_defaults(run=run)
+        return sub
+
+    for name, run, text in (("run", _run, "run the pipeline; what is cached is not done again"),
+                            ("plan", _plan, "say what a run would do and why, without running anything")):
+        sub = command(name, run, text)
+        sub.add_argument("preset", help="a preset's name (see `pipeline presets`) or a .toml file")
+        sub.add_argument("overrides", nargs="*", metavar="section.key=value", help="config overrides, e.g. pretrain.optim.lr=1e-3")
+        sub.add_argument("--until", metavar="STAGE", help="stop after this stage")
+        sub.add_argument("--refresh", metavar="STAGE", action="append", default=[], help="build this stage again (repeatable)")
+        sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+    sub = command("config", _config, "print a preset's whole config, overrides applied, or what every option means")
+    sub.add_argument("preset")
+    sub.add_argument("overrides", nargs="*", metavar="section.key=value")
+    sub.add_argument("--explain", action="store_true", help="every option with its meaning, type and default")
+
+    command("presets", _presets, "list the presets")
+    sub = command("show", _show, "show an artifact: what it is, what made it, its files")
+    sub.add_argument("ref", help="stage, stage/key or the start of a digest, e.g. pretrain or pretrain/3fa9")
+    sub.add_argument("--json", action="store_true")
+    sub = command("lineage", _lineage, "print what a model (or any artifact) was made from, or with --down what was made from it")
+    sub.add_argument("ref", help="a preset's name (its newest model), a stage, stage/key, or with --down a source's name")
+    sub.add_argument("--down", action="store_true", help="go the other way: everything made from this artifact or source")
+    sub.add_argument("--json", action="store_true")
+    sub = command("chat", _chat, "talk to a model")
+    sub.add_argument("model", help="a preset's name, a reference like dpo/3fa9, or a model directory")
+    sub.add_argument("--prompt", help="answer this one prompt and print nothing else")
+    sub.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
+    sub.add_argument("--max-tokens", type=int, default=200)
+    sub.add_argument("--seed", type=int, default=0)
+    sub = command("verify", _verify, "hash every file of every artifact again and set damaged ones aside")
+    sub.add_argument("ref", nargs="?", help="only this artifact or stage")
+    sub = command("gc", _gc, "delete artifacts that no kept run reaches")
+    sub.add_argument("--keep", type=int, default=5, metavar="N", help="runs to keep, newest first (default 5)")
+    sub.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+    command("up", _up, "start the Prefect server, MLflow and a worker on this machine, and deploy the flow")
+    command("down", _down, "stop what `up` or a run started")
+    return parser
+
+
+def _checked(args: argparse.Namespace) -> tuple[Any, Any] | int:
+    """The config and its resolved inputs, or an exit code after all problems were printed."""
+    from pipeline.config import STAGES, ConfigError, load
+    from tasks.sources import given
+
+    problems = [f"{name}  no such stage; stages are {', '.join(STAGES)}" for name in [*args.refresh, args.until] if name and name not in STAGES]
+    config = inputs = None
+    try:
+        config = load(args.preset, args.overrides)
+        inputs = given(config)
+    except ConfigError as error:
+        problems += error.problems
+    return fail(problems) if problems else (config, inputs)
+
+
+def _run(args: argparse.Namespace) -> int:
+    checked = _checked(args)
+    if isinstance(checked, int):
+        return checked
+    from flows.runner import run
+
+    return run(args)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    checked = _checked(args)
+    if isinstance(checked, int):
+        return checked
+    from flows.dag import full
+    from flows.inspect import print_plan
+    from tasks.plan import PlanRun
+
+    config, inputs = checked
+    plan = PlanRun("plan", config.resources, args.until, tuple(args.refresh))
+    with plan:
+        full(config, inputs)
+    return print_plan(plan.planned, args.json)
+
+
+def _config(args: argparse.Namespace) -> int:
+    from flows.inspect import explain_config
+    from pipeline.config import ConfigError, load
+
+    try:
+        config = load(args.preset, args.overrides)
+    except ConfigError as error:
+        return fail(error.problems)
+    print(explain_config(config) if args.explain else json.dumps(config.model_dump(mode="json"), indent=1, ensure_ascii=False))
+    return 0
+
+
+def _presets(args: argparse.Namespace) -> int:
+    from pipeline.config import about, presets
+
+    for name in presets():
+        print(f"{name:<16} {about(name)}")
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from flows.inspect import show
+
+    return show(args.ref, args.json)
+
+
+def _lineage(args: argparse.Namespace) -> int:
+    from flows.inspect import lineage
+
+    return lineage(args.ref, args.down, args.json)
+
+
+def _chat(args: argparse.Namespace) -> int:
+    from flows.inspect import find_model
+
+    try:
+        directory = find_model(args.model)
+    except LookupError as error:
+        return fail(str(error))
+    from model.chat import answer, repl
+
+    options = {"temperature": args.temperature, "max_tokens": args.max_tokens, "seed": args.seed}
+    if args.prompt is not None:
+        print(answer(directory, args.prompt, **options))
+    else:
+        repl(directory, **options)
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from flows.inspect import verify
+
+    return verify(args.ref)
+
+
+def _gc(args: argparse.Namespace) -> int:
+    from flows.inspect import collect
+
+    return collect(args.keep, args.dry_run)
+
+
+def _up(args: argparse.Namespace) -> int:
+    from flows.services import up
+    from tasks.run import home
+
+    up(home())
+    return 0
+
+
+def _down(args: argparse.Namespace) -> int:
+    from flows.services import down
+    from tasks.run import home
+
+    down(home())
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""The DAG, on one screen: raw text in, an aligned, evaluated, exported language model out.
+
+Straight code. What a stage call does (build, take from cache, only plan) is decided by the run it happens in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.config import Config
+from tasks.clean import clean
+from tasks.decontaminate import decontaminate
+from tasks.dedup import dedup
+from tasks.dpo import dpo
+from tasks.encode import encode
+from tasks.evaluate import evaluate
+from tasks.export import export
+from tasks.ingest import ingest
+from tasks.language import language
+from tasks.pretrain import pretrain
+from tasks.sft import sft
+from tasks.shard import shard
+from tasks.sources import Inputs
+from tasks.tokenizer import tokenizer
+
+
+def full(cfg: Config, given: Inputs) -> dict[str, Any]:
+    """Run every stage of the pipeline on what was ``given``; returns the last artifacts by what they are."""
+    raw = ingest(cfg.ingest, given.text)
+    text = clean(cfg.clean, raw)
+    text = language(cfg.language, text)
+    text = dedup(cfg.dedup, text)
+    text = decontaminate(cfg.decontaminate, text, given.exams)
+    shards = shard(cfg.shard, text)
+    vocabulary = tokenizer(cfg.tokenizer, shards)
+    tokens = encode(cfg.encode, shards, vocabulary)
+    base = pretrain(cfg.pretrain, tokens, vocabulary)
+    chat = sft(cfg.sft, base, given.chats)
+    aligned = dpo(cfg.dpo, chat, given.preferences)
+    release = export.submit(cfg.export, aligned)
+    scores = evaluate.submit(cfg.evaluate, base, chat, aligned, tokens, given.exams)
+    return {"model": release.result(), "report": scores.result()}

@@ -1,0 +1,74 @@
+"""The Prefect flow ``full-pipeline``: what ``pipeline run`` and ``prefect deployment run full-pipeline/gpu`` both start."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any, Literal
+
+from prefect import flow, get_run_logger, runtime
+
+from flows.console import duration, headline
+from flows.dag import full
+from pipeline.config import STAGES, load
+from tasks.run import WATCHERS
+from tasks.sources import given
+from tasks.stage import PrefectRun
+from tasks.tracking import start_tracker
+
+StageName = Literal[STAGES]  # type: ignore[valid-type]
+
+
+@flow(name="full-pipeline", log_prints=False, persist_result=False)
+def full_pipeline(preset: str = "tiny", overrides: list[str] = [], until: StageName | None = None,  # noqa: B006
+                  refresh: list[StageName] = []) -> dict[str, Any]:  # noqa: B006
+    """Raw text in, an aligned, evaluated, exported language model out.
+
+    Args:
+        preset: name of a preset (tiny, gpt-teacher, minimind-small, minimind2, gpt2-124m, gpu) or the path of a TOML file.
+        overrides: config overrides as ``section.key=value``.
+        until: stop after this stage.
+        refresh: stages to build again although they are cached.
+    """
+    config = load(preset, overrides)
+    inputs = given(config)
+    run = PrefectRun(new_run_id(), config.resources, until, tuple(refresh))
+    run.listeners += [*WATCHERS, _to_log(get_run_logger())]
+    run.store.check()
+    run.open(preset=preset, overrides=list(overrides), config=config.model_dump(mode="json"), until=until, refresh=list(refresh),
+             prefect={"flow_run_id": str(runtime.flow_run.id), "flow_run_name": runtime.flow_run.name, "url": runtime.flow_run.ui_url})
+    tracker = start_tracker(run.directory)
+    began, state, error = time.monotonic(), "failed", None
+    try:
+        with run:
+            full(config, inputs)
+        state = "completed"
+    except BaseException as problem:
+        state = "failed" if isinstance(problem, Exception) else "cancelled"
+        error = f"{type(problem).__name__}: {problem}"
+        run.stop()
+        raise
+    finally:
+        run.emit("run_finished", state=state, seconds=round(time.monotonic() - began, 3), error=error)
+        tracking = tracker.close(timeout=60)
+    return run.summary(preset=preset, seconds=time.monotonic() - began, mlflow=tracking, flow_run_id=str(runtime.flow_run.id))
+
+
+def new_run_id() -> str:
+    """An id that sorts by time and does not collide between machines."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+
+
+def _to_log(logger: Any) -> Any:
+    """Stage ends and notes as lines of the Prefect log."""
+
+    def listen(event: dict[str, Any]) -> None:
+        if event["event"] == "stage_finished":
+            line = f"{event['stage']} {event['state']} {duration(event['seconds'])} {headline(event['metrics'])}"
+            logger.error("%s: %s", line, event["error"]) if event["error"] else logger.info(line)
+        elif event["event"] == "note":
+            logger.info(event["text"])
+
+    return listen
+
+

@@ -1,0 +1,185 @@
+"""Looking at what the store holds: plans, artifacts, lineage, models, verification and garbage collection."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from flows.console import duration, headline
+from storage.lineage import ancestors, descendants, source_users
+from storage.store import Store
+from tasks.run import home
+
+MODELS = ("export", "dpo", "sft", "pretrain")
+"""Stages that make models, the most finished first."""
+
+
+def store() -> Store:
+    return Store(home() / "store", log=lambda line: print(line, file=sys.stderr))
+
+
+def print_plan(planned: list[Any], as_json: bool) -> int:
+    """A line per stage: hit, miss or depends, why, and what it took when it was built last."""
+    if as_json:
+        print(json.dumps([{"stage": p.stage, "state": p.state, "reasons": p.reasons, "key": p.key, "digest": p.digest, "seconds": p.seconds}
+                          for p in planned], ensure_ascii=False))
+        return 0
+    for plan in planned:
+        cost = f"~{duration(plan.seconds)}" if plan.seconds is not None else ""
+        print(f"  {plan.stage:<14} {plan.state:<8} {cost:>14}   {'; '.join(plan.reasons[:4])}" + (" …" if len(plan.reasons) > 4 else ""))
+    spent = sum(p.seconds or 0 for p in planned if p.state != "hit")
+    hits = sum(p.state == "hit" for p in planned)
+    print(f"\n{hits} of {len(planned)} stages are cached." + (f" The rest took {duration(spent)} when built last." if spent else ""))
+    return 0
+
+
+def explain_config(config: Any) -> str:
+    """Every option as ``path = value`` with its meaning."""
+    lines: list[str] = []
+
+    def walk(node: Any, prefix: str) -> None:
+        for name, info in type(node).model_fields.items():
+            value = getattr(node, name)
+            if hasattr(type(value), "model_fields"):
+                walk(value, f"{prefix}{name}.")
+            elif hasattr(value, "__dataclass_fields__"):
+                lines.extend(f"{prefix}{name}.{k} = {json.dumps(getattr(value, k), default=str)}" for k in value.__dataclass_fields__)
+            else:
+                lines.append(f"{prefix}{name} = {json.dumps(value, default=str, ensure_ascii=False)}   # {info.description or ''}".rstrip(" #"))
+
+    walk(config, "")
+    return "\n".join(lines)
+
+
+def show(ref: str, as_json: bool) -> int:
+    """Print one artifact's record and files."""
+    found = store().find(ref)
+    if len(found) != 1:
+        return _not_one(ref, found)
+    record = found[0]
+    path = store().directory(record["stage"], record["key"])
+    if as_json:
+        print(json.dumps({**record, "path": str(path)}, ensure_ascii=False))
+        return 0
+    print(f"{record['stage']}/{record['key']}\n  digest   {record['digest']}\n  path     {path}\n  made     {record['created']} in "
+          f"{duration(record['seconds'])}, run {record['run']}\n  what     {headline(record['metrics'])}")
+    for given in record["inputs"]:
+        print(f"  from     {given['name']}: {given['stage']}/{given['key'][:12] or given['digest'][:12]}")
+    for rel, info in json.loads((path / "manifest.json").read_text()).items():
+        print(f"  {info['bytes']:>12,}  {rel}")
+    return 0
+
+
+def _not_one(ref: str, found: list[dict[str, Any]]) -> int:
+    if not found:
+        print(f"error: {ref}  nothing in {home() / 'store'} has that name; give a stage, stage/key or the start of a digest", file=sys.stderr)
+    else:
+        names = ", ".join(f"{r['stage']}/{r['key'][:12]}" for r in found[:8])
+        print(f"error: {ref}  means {len(found)} artifacts: {names}; give more of the key", file=sys.stderr)
+    return 2
+
+
+def newest_run(preset: str) -> dict[str, Any] | None:
+    """The newest run of a preset whose summary names a model."""
+    for path in sorted((home() / "runs").glob("*/summary.json"), reverse=True):
+        summary = json.loads(path.read_text())
+        if summary.get("preset") == preset and any(s["name"] in MODELS for s in summary["stages"]):
+            return summary
+    return None
+
+
+def find_record(ref: str) -> dict[str, Any]:
+    """The record that a preset's name, a stage or a reference means. Raises LookupError in words."""
+    summary = newest_run(ref)
+    if summary:
+        by_name = {s["name"]: s for s in summary["stages"]}
+        stage = next(name for name in MODELS if name in by_name)
+        found = [r for r in store().records(stage) if r["key"] == by_name[stage]["key"]]
+    else:
+        found = store().find(ref)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise LookupError(f"{ref}  means {len(found)} artifacts; give more of the key")
+    raise LookupError(f"{ref}  is no preset that has run, no artifact and no model directory; `pipeline run {ref}` makes one if it is a preset")
+
+
+def find_model(ref: str) -> Path:
+    """The directory of a model: a path, a preset's newest model, or a reference. Raises LookupError in words."""
+    if (Path(ref) / "config.json").is_file():
+        return Path(ref)
+    record = find_record(ref)
+    if record["stage"] not in MODELS:
+        raise LookupError(f"{ref}  is a {record['stage']} artifact, not a model")
+    return store().directory(record["stage"], record["key"])
+
+
+def lineage(ref: str, down: bool, as_json: bool) -> int:
+    """Print the tree of what an artifact was made from, or of what was made from it."""
+    records = {(r["stage"], r["key"]): r for r in store().records()}
+    try:
+        start = [find_record(ref)]
+    except LookupError as error:
+        start = source_users(records, ref) if down else []
+        if not start:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+    tree = descendants if down else ancestors
+    if as_json:
+        print(json.dumps([tree(records, r) for r in start], ensure_ascii=False))
+        return 0
+    for record in start:
+        _print_tree(tree(records, record), "", True, True)
+    return 0
+
+
+def _print_tree(node: dict[str, Any], indent: str, last: bool, root: bool = False) -> None:
+    mark = "" if root else ("└─ " if last else "├─ ")
+    label = f"{node['stage']}/{node['key'][:12]}" if node["key"] else f"source {node['name']}"
+    print(f"{indent}{mark}{label}  {node.get('what', '')}".rstrip())
+    below = indent if root else indent + ("   " if last else "│  ")
+    for i, child in enumerate(node["links"]):
+        _print_tree(child, below, i == len(node["links"]) - 1)
+
+
+def verify(ref: str | None) -> int:
+    """Hash artifacts again; damaged ones are set aside so that the next run makes them anew."""
+    place = store()
+    records = place.find(ref) if ref and "/" in ref else list(place.records(ref))
+    if ref and not records:
+        return _not_one(ref, [])
+    damaged = 0
+    for record in records:
+        problems = place.verify(record["stage"], record["key"])
+        print(f"  {record['stage']}/{record['key'][:12]}  {'; '.join(problems) or 'sound'}")
+        if problems:
+            damaged += 1
+            place.set_aside(record["stage"], record["key"], problems[0])
+    print(f"{len(records) - damaged} of {len(records)} artifacts are sound")
+    return 1 if damaged else 0
+
+
+def collect(keep: int, dry_run: bool) -> int:
+    """Delete what the newest ``keep`` runs do not reach: artifacts, damaged copies and abandoned attempts."""
+    place = store()
+    runs = sorted((home() / "runs").glob("*/summary.json"), reverse=True)
+    records = {(r["stage"], r["key"]): r for r in place.records()}
+    kept: set[tuple[str, str]] = set()
+    todo = [(s["name"], s["key"]) for path in runs[:keep] for s in json.loads(path.read_text())["stages"]]
+    while todo:
+        node = todo.pop()
+        if node in records and node not in kept:
+            kept.add(node)
+            todo += [(i["stage"], i["key"]) for i in records[node]["inputs"]]
+    doomed = [place.directory(*node) for node in records if node not in kept]
+    doomed += [p for p in place.root.glob("*/*") if p.is_dir() and "." in p.name and not p.with_suffix(".lease").exists()]
+    freed = sum(f.stat().st_size for d in doomed for f in d.rglob("*") if f.is_file())
+    for path in sorted(doomed):
+        print(f"  {'would delete' if dry_run else 'deleted'} {path.parent.name}/{path.name[:28]}")
+        if not dry_run:
+            shutil.rmtree(path)
+    print(f"{len(doomed)} directories, {freed / 1e6:,.1f} MB; {len(kept)} artifacts kept")
+    return 0

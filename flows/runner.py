@@ -1,0 +1,85 @@
+"""``pipeline run``: services up, the flow, what it shows and what it leaves the user with."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from flows.console import Watch, duration, summary_table
+from flows.services import ensure_mlflow, ensure_prefect
+from tasks.run import WATCHERS, home
+
+QUIET = {
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "true",
+}
+"""Prefect shows stage lines in its own UI; on this terminal our console speaks."""
+
+
+def run(args: Any) -> int:
+    """Run the flow of the parsed command line; prints progress and a summary, or with ``--json`` one object."""
+    out = Console(file=sys.stderr if args.json else sys.stdout, highlight=False, soft_wrap=True)
+    os.environ.update(QUIET)
+    os.environ["PREFECT_API_URL"] = ensure_prefect(home())
+    tracking_ui = None if args.json else ensure_mlflow(home(), wait=False)
+    from flows.full_pipeline import full_pipeline
+
+    out.print(f"[bold]full-pipeline[/] {args.preset} {' '.join(args.overrides)}", markup=True)
+    watch = Watch(out)
+    WATCHERS.append(watch)
+    try:
+        with watch:
+            result = full_pipeline(args.preset, args.overrides, args.until, args.refresh)
+    except Exception as error:
+        for line in readable(error):
+            out.print(line, style="red", markup=False)
+        out.print("Run the same command again to go on from here: finished stages are cached, training resumes from its checkpoint.")
+        return 1
+    finally:
+        WATCHERS.remove(watch)
+    if args.json:
+        print(json.dumps(result, ensure_ascii=False))
+    else:
+        _summary(out, result, args, tracking_ui)
+    return 0
+
+
+def readable(error: BaseException) -> list[str]:
+    """An error as lines for a person: what failed and why, no traceback."""
+    text = str(error).strip() or type(error).__name__
+    return [f"error: {line}" if i == 0 else f"  {line}" for i, line in enumerate(text.splitlines())]
+
+
+def _summary(out: Console, result: dict[str, Any], args: Any, tracking_ui: str | None) -> None:
+    stages = result["stages"]
+    cached = sum(s["state"] == "cached" for s in stages)
+    saved = sum(s["built_seconds"] for s in stages if s["state"] == "cached")
+    rows = [("stages", f"{len(stages) - cached} ran, {cached} from cache" + (f" (saved {duration(saved)})" if cached else "")),
+            ("time", duration(result["seconds"]))]
+    by_name = {s["name"]: s for s in stages}
+    if "evaluate" in by_name:
+        rows += [("report", str(Path(by_name["evaluate"]["path"]) / "report.html"))]
+        rows += [(name, text) for name, text in by_name["evaluate"]["metrics"].get("summary", {}).items()]
+    if "export" in by_name:
+        rows += [("model", by_name["export"]["path"])]
+    rows += [("Prefect", os.environ["PREFECT_API_URL"].removesuffix("/api") + f"/runs/flow-run/{result['flow_run_id']}")]
+    if tracking_ui:
+        rows += [("MLflow", _run_page(tracking_ui, result.get("mlflow") or {}))]
+    if "dpo" in by_name or "sft" in by_name or "export" in by_name:
+        rows += [("talk to it", f"pipeline chat {args.preset}")]
+    rows += [("made from", f"pipeline lineage {args.preset}")]
+    out.print()
+    out.print(summary_table("", rows))
+
+
+def _run_page(base: str, tracking: dict[str, Any]) -> str:
+    if not tracking.get("parent_run_id"):
+        return base
+    return f"{base}/#/experiments/{tracking['experiment_id']}/runs/{tracking['parent_run_id']}"

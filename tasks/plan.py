@@ -1,0 +1,108 @@
+"""What a run would do, without doing it: hit or miss for every stage, and why (design §4.8).
+
+A miss is explained by the nearest earlier artifact of the same stage: the config field, the code file, the library
+or the input that differs, and what building it cost then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from storage.store import Artifact
+from tasks.run import Run
+from tasks.stage import Stage, key_of
+
+
+@dataclass
+class Planned:
+    """A stage call as planned. ``digest`` is known for a hit only."""
+
+    stage: str
+    state: str
+    reasons: list[str]
+    key: str = ""
+    digest: str | None = None
+    seconds: float | None = None
+    path: Path | None = None
+
+    def result(self) -> Planned:
+        return self
+
+
+@dataclass
+class PlanRun(Run):
+    """A run in which calling a stage only looks it up."""
+
+    planned: list[Planned] = field(default_factory=list)
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.planned = []
+
+    def call(self, stage: Stage, cfg: Any, inputs: dict[str, Any]) -> Planned:
+        plan = self._look(stage, cfg, inputs)
+        self.planned.append(plan)
+        self.after(stage.name)
+        return plan
+
+    submit = call
+
+    def _look(self, stage: Stage, cfg: Any, inputs: dict[str, Any]) -> Planned:
+        earlier = [r for r in self.store.records(stage.name)]
+        unknown = [name for name, value in inputs.items() if value.digest is None]
+        if unknown:
+            cost = earlier[-1]["seconds"] if earlier else None
+            return Planned(stage.name, "depends", [f"on the bytes of {', '.join(unknown)}, made anew"], seconds=cost)
+        identity = stage.identity(cfg, inputs)
+        key = key_of(identity)
+        if stage.name not in self.refresh:
+            hit: Artifact | None = self.store.lookup(stage.name, key)
+            if hit:
+                record = self.store.lineage(stage.name, key)
+                return Planned(stage.name, "hit", ["unchanged"], key, hit.digest, record["seconds"], hit.path)
+        reasons, cost = why(identity, earlier) if stage.name not in self.refresh else (["refresh asked for"], earlier[-1]["seconds"] if earlier else None)
+        return Planned(stage.name, "miss", reasons, key, None, cost)
+
+
+def why(identity: dict[str, Any], earlier: list[dict[str, Any]]) -> tuple[list[str], float | None]:
+    """The differences to the nearest of the earlier artifacts, and what that one took to build (seconds)."""
+    if not earlier:
+        return ["never built"], None
+    nearest = min(reversed(earlier), key=lambda r: len(differences(r["identity"], identity)))
+    found = differences(nearest["identity"], identity)
+    return found or [f"{nearest['stage']}/{nearest['key'][:12]} was removed or damaged"], nearest["seconds"]
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Readable differences between two identities, most telling first."""
+    found = []
+    before, after = flatten(old["section"]), flatten(new["section"])
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            found.append(f"{new['stage']}.{name}: {_short(before.get(name))} → {_short(after.get(name))}")
+    for what, label in (("inputs", "input"), ("code", "code"), ("libs", "library")):
+        for name in sorted(old[what].keys() | new[what].keys()):
+            if old[what].get(name) != new[what].get(name):
+                found.append(f"{label} {name.replace('.', '/') + '.py' if what == 'code' else name}" + (
+                    f": {old[what].get(name)} → {new[what].get(name)}" if what == "libs" else " changed"))
+    if old["version"] != new["version"]:
+        found.append(f"stage version {old['version']} → {new['version']}")
+    return found
+
+
+def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested config as dotted names."""
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        if isinstance(item, dict):
+            flat |= flatten(item, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = item
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = "unset" if value is None else str(value)
+    return text if len(text) <= 40 else text[:37] + "…"

@@ -1,0 +1,115 @@
+"""One pipeline run: its directory, its events, and what calling a stage means while it lasts.
+
+The flow is straight code that calls stages. What a call does is decided by the run it happens in: ``PrefectRun``
+(tasks/stage.py) builds or takes from cache, ``PlanRun`` (tasks/plan.py) only says what would happen.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.sections.resources import Resources
+from storage.digest import write_json
+from storage.store import Store
+
+_current: contextvars.ContextVar[Any] = contextvars.ContextVar("run")
+
+
+def home() -> Path:
+    """The one root below which everything is written: ``PIPELINE_HOME``, or ``.pipeline`` here."""
+    return Path(os.environ.get("PIPELINE_HOME") or ".pipeline").resolve()
+
+
+def current() -> Any:
+    """The run that is going on. Raises LookupError when a stage is called outside any."""
+    return _current.get()
+
+
+WATCHERS: list[Callable[[dict[str, Any]], None]] = []
+"""Listeners that every new run in this process gets (the command line's console)."""
+
+
+class Reached(Exception):
+    """Raised after the stage that ``until`` names, to leave the straight code of the flow early."""
+
+
+class Run:
+    """State shared by all kinds of run: store, resources, events and their listeners.
+
+    A listener is called with every event (a dict with ``event`` and ``time``); events also go to
+    ``<home>/runs/<id>/events.jsonl``, from which the tracker process fills MLflow.
+    """
+
+    def __init__(self, run_id: str, resources: Resources, until: str | None = None, refresh: tuple[str, ...] = ()) -> None:
+        self.id, self.resources, self.until, self.refresh = run_id, resources, until, refresh
+        self.directory = home() / "runs" / run_id
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
+        self.store = Store(home() / "store", log=lambda line: self.emit("note", text=line))
+        self.stages: dict[str, dict[str, Any]] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Run:
+        self._token = _current.set(self)
+        return self
+
+    def __exit__(self, kind, *_) -> bool:
+        _current.reset(self._token)
+        return kind is Reached
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Record an event and tell the listeners. ``progress`` events are for watching only and not recorded."""
+        entry = {"event": event, "time": round(time.time(), 3), **fields}
+        with self._lock:
+            if event != "progress" and self.directory.is_dir():
+                with open(self.directory / "events.jsonl", "a", encoding="utf-8") as f:
+                    f.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            if event == "stage_finished":
+                self.stages[fields["stage"]] = entry
+            for listener in self.listeners:
+                listener(entry)
+
+    def open(self, **facts: Any) -> None:
+        """Create the run's directory with ``run.json``: what was asked for, by whom, with which code."""
+        self.directory.mkdir(parents=True)
+        write_json(self.directory / "run.json", {"run_id": self.id, "argv": sys.argv, "git": git_state(), **facts})
+
+    def stop(self) -> None:
+        """End the worker processes of stages that still run in other threads."""
+        from tasks.launch import stop_all
+
+        stop_all()
+
+    def summary(self, **facts: Any) -> dict[str, Any]:
+        """What ``--json`` prints: every stage's state, key, digest, path, seconds and metrics, and the run's ids."""
+        stages = [{"name": name, **{k: e[k] for k in ("state", "key", "digest", "path", "seconds", "built_seconds", "metrics")}}
+                  for name, e in self.stages.items()]
+        result = {"run_id": self.id, **facts, "seconds": round(facts["seconds"], 3), "stages": stages}
+        write_json(self.directory / "summary.json", result)
+        return result
+
+    def after(self, stage: str) -> None:
+        """Leave the flow when ``stage`` is the one to stop at."""
+        if stage == self.until:
+            raise Reached(stage)
+
+
+def git_state() -> dict[str, Any]:
+    """Commit and dirtiness of the project's checkout; empty when it is not one."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return {}

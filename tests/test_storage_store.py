@@ -1,0 +1,143 @@
+"""The artifact store: atomic publish, verified hits, damage, leases and fingerprints."""
+
+import json
+import multiprocessing as mp
+import os
+import signal
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage.code import fingerprint
+from storage.digest import canonical_json, sha256_json
+from storage.lease import Lease
+from storage.store import Store, StoreError
+
+KEY = "k" * 32
+
+
+def publish(store, text="hello", key=KEY, stage="clean"):
+    partial = store.partial(stage, key)
+    (partial / "sub").mkdir(exist_ok=True)
+    (partial / "sub" / "a.txt").write_text(text)
+    (partial / "_run" / "log.txt").write_text(str(time.time()))
+    return store.publish(stage, key, {"inputs": [], "created": "2026"})
+
+
+def test_a_published_artifact_is_found_and_its_digest_is_its_content(tmp_path):
+    one, two = Store(tmp_path / "one"), Store(tmp_path / "two")
+    assert one.lookup("clean", KEY) is None
+    first = publish(one)
+    assert one.lookup("clean", KEY) == first
+    assert publish(two, key="j" * 32).digest == first.digest, "logs, keys and places are not content"
+    assert publish(two, text="other", key="i" * 32).digest != first.digest
+
+
+def test_a_partial_is_never_a_hit_and_is_kept_for_resuming(tmp_path):
+    store = Store(tmp_path)
+    (store.partial("clean", KEY) / "half.txt").write_text("half")
+    assert store.lookup("clean", KEY) is None
+    assert (store.partial("clean", KEY) / "half.txt").read_text() == "half"
+
+
+@pytest.mark.parametrize("harm", ["delete", "truncate", "manifest"])
+def test_a_damaged_artifact_is_set_aside_with_a_clear_line(tmp_path, harm):
+    lines = []
+    store = Store(tmp_path, lines.append)
+    path = publish(store).path
+    if harm == "delete":
+        (path / "sub" / "a.txt").unlink()
+    elif harm == "truncate":
+        (path / "sub" / "a.txt").write_text("")
+    else:
+        (path / "manifest.json").write_text("{")
+    assert store.lookup("clean", KEY) is None
+    assert (path.parent / f"{KEY}.damaged-1").is_dir()
+    assert "damaged" in lines[0] and "made anew" in lines[0]
+
+
+def test_verify_finds_a_flipped_byte_that_the_size_check_cannot(tmp_path):
+    store = Store(tmp_path)
+    path = publish(store).path
+    assert store.verify("clean", KEY) == []
+    (path / "sub" / "a.txt").write_text("hellO")
+    assert store.lookup("clean", KEY) is not None
+    assert "content differs" in store.verify("clean", KEY)[0]
+
+
+def test_find_by_stage_key_and_digest(tmp_path):
+    store = Store(tmp_path)
+    artifact = publish(store)
+    for ref in ("clean", f"clean/{KEY[:6]}", artifact.digest[:10]):
+        assert [r["key"] for r in store.find(ref)] == [KEY]
+    assert store.find("nothing/abc") == []
+
+
+def test_an_unusable_store_is_an_error_not_a_miss(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="PIPELINE_HOME"):
+        Store(tmp_path / "file" / "store").check()
+
+
+def _hold(path, ready, seconds):
+    with Lease(path):
+        ready.set()
+        time.sleep(seconds)
+
+
+def test_a_lease_has_one_holder_and_a_killed_holder_frees_it(tmp_path):
+    path, spawn = tmp_path / "x.lease", mp.get_context("spawn")
+    ready = spawn.Event()
+    holder = spawn.Process(target=_hold, args=(path, ready, 60))
+    holder.start()
+    assert ready.wait(30)
+    waits = []
+    killed = False
+
+    def waiting(text):
+        nonlocal killed
+        waits.append(text)
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.join()
+        killed = True
+
+    with Lease(path, waiting):
+        assert killed and str(holder.pid) in waits[0]
+    assert not path.exists()
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+trees = st.recursive(scalars, lambda t: st.lists(t, max_size=4) | st.dictionaries(st.text(max_size=5), t, max_size=4), max_leaves=12)
+
+
+@given(trees)
+def test_canonical_json_round_trips_and_ignores_order(value):
+    assert json.loads(canonical_json(value)) == value
+    if isinstance(value, dict):
+        assert sha256_json(dict(reversed(value.items()))) == sha256_json(value)
+
+
+@pytest.mark.parametrize(("value", "place"), [({"a": {"b": [1, {2}]}}, "a.b"), ({"a": float("nan")}, "a"), ({"x": [len]}, r"x\[0\]"), ({"p": os}, "p")])
+def test_canonical_json_refuses_with_the_place(value, place):
+    with pytest.raises((TypeError, ValueError), match=place):
+        canonical_json(value)
+
+
+def test_the_code_fingerprint_follows_imports_and_ignores_comments(tmp_path):
+    (tmp_path / "pkg").mkdir()
+    (tmp_path / "pkg" / "__init__.py").write_text("")
+    (tmp_path / "pkg" / "a.py").write_text('"""Doc."""\ndef f():\n    from pkg import b\n    return b.g()\n')
+    (tmp_path / "pkg" / "b.py").write_text("def g():\n    return 1\n")
+    (tmp_path / "pkg" / "c.py").write_text("x = 1\n")
+
+    def look():
+        return fingerprint(["pkg.a"], tmp_path, frozenset({"pkg"}), frozenset())
+
+    before = look()
+    assert set(before) == {"pkg.a", "pkg.b"}, "reached modules only, lazy imports too"
+    (tmp_path / "pkg" / "a.py").write_text('"""Other words."""\n# why\ndef f():\n    """Doc."""\n    from pkg import b\n    return b.g()\n')
+    assert look() == before, "comments and docstrings do not count"
+    (tmp_path / "pkg" / "b.py").write_text("def g():\n    return 2\n")
+    assert look()["pkg.b"] != before["pkg.b"], "a helper two imports away does"
