@@ -1,0 +1,134 @@
+"""The chat tokenizer that workers, data stages and the chat command share: text and conversations to token ids and back.
+
+Torch-free; needs only ``tokenizers``. A tokenizer directory holds ``tokenizer.json`` (byte-level BPE) and
+``tokenizer_config.json`` (chat template and special tokens for transformers). The conversation format is ChatML, with
+MiniMind's ids for the three special tokens when we train the tokenizer ourselves.
+
+Limits: roles and plain string contents only (no tool calls); contents are trimmed, as Llama 3's template does, so that the
+tokens of a generation prompt are always a prefix of the tokens the model was trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+CHAT_SPECIALS = (END_OF_TEXT, IM_START, IM_END)
+"""Ids 0, 1, 2 of a tokenizer we train: document end and padding, start of a turn, end of a turn."""
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] | trim + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+Message = dict[str, str]
+_LITERAL_SPECIAL = re.compile("|".join(re.escape(token) for token in CHAT_SPECIALS))
+
+
+def render_chat(messages: Sequence[Message]) -> str:
+    """A conversation as ChatML text, for documents of kind "chat".
+
+    A special token that somebody wrote *inside* a message gets a blank after its ``<``: it stays readable, and a data file
+    cannot forge the end of a turn.
+    """
+    turns = (f"{IM_START}{m['role']}\n{_LITERAL_SPECIAL.sub(_defuse, m['content'].strip())}{IM_END}\n" for m in messages)
+    return "".join(turns)
+
+
+def _defuse(match: re.Match[str]) -> str:
+    return "< " + match.group()[1:]
+
+
+def transformers_config(max_length: int) -> dict[str, object]:
+    """What ``tokenizer_config.json`` says, so that stock transformers loads the tokenizer with its chat template."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_length,
+        "bos_token": IM_START,
+        "eos_token": IM_END,
+        "pad_token": END_OF_TEXT,
+        "unk_token": None,
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": CHAT_TEMPLATE,
+    }
+
+
+class ChatTokenizer:
+    """Token ids of texts and conversations. Special tokens written in a text are ordinary text here, never parsed."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        missing = [token for token in CHAT_SPECIALS if tokenizer.token_to_id(token) is None]
+        if missing:
+            raise ValueError(f"the tokenizer has no {', '.join(missing)}; make it with the tokenizer stage, which adds them")
+        tokenizer.encode_special_tokens = True  # "<|im_end|>" typed by a user must not end the turn
+        self.backend = tokenizer
+        self.pad_id, self.bos_id, self.eos_id = (tokenizer.token_to_id(token) for token in CHAT_SPECIALS)
+        self.vocab_size = tokenizer.get_vocab_size()
+        self._newline = self.encode("\n")
+
+    @classmethod
+    def load(cls, directory: str | Path) -> ChatTokenizer:
+        """Open a tokenizer (or model) directory. Raises FileNotFoundError or ValueError naming what is wrong."""
+        from tokenizers import Tokenizer
+
+        path = Path(directory) / "tokenizer.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: not found; {directory} is not a tokenizer or model directory")
+        try:
+            backend = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise ValueError(f"{path}: not a tokenizer that this version of `tokenizers` reads: {error}") from error
+        return cls(backend)
+
+    @property
+    def end_of_text_id(self) -> int:
+        """The id that ends a document of plain text; it is also the padding."""
+        return self.pad_id
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text; nothing is added and nothing is parsed."""
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """The text that the ids spell; incomplete UTF-8 at the edges becomes U+FFFD."""
+        return self.backend.decode(list(ids), skip_special_tokens=skip_special)
+
+    def chat(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+        """Ids and mask of a conversation; mask is 1 on what the assistant says and on its ``<|im_end|>``.
+
+        Header and content are encoded apart, so the model meets in training exactly the tokens that
+        :meth:`prompt` gives it later.
+        """
+        ids: list[int] = []
+        mask: list[int] = []
+        for message in messages:
+            header = [self.bos_id, *self.encode(message["role"] + "\n")]
+            content = [*self.encode(message["content"].strip()), self.eos_id]
+            target = int(message["role"] == "assistant")
+            ids += header + content + self._newline
+            mask += [0] * len(header) + [target] * len(content) + [0] * len(self._newline)
+        return ids, mask
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of a conversation followed by the header of the assistant's next turn."""
+        return [*self.chat(messages)[0], self.bos_id, *self.encode("assistant\n")]
+
+    def save(self, directory: str | Path, *, max_length: int = 32768) -> None:
+        """Write ``tokenizer.json`` and ``tokenizer_config.json`` (byte-stable) into an existing directory."""
+        self.backend.encode_special_tokens = False  # the file serves transformers, where templates are parsed
+        text = self.backend.to_str(pretty=True)
+        self.backend.encode_special_tokens = True
+        Path(directory, "tokenizer.json").write_text(text, encoding="utf-8")
+        config = json.dumps(transformers_config(max_length), ensure_ascii=False, indent=2)
+        Path(directory, "tokenizer_config.json").write_text(config + "\n", encoding="utf-8")
