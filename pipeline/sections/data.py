@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pipeline.sections.base import Section, where
 
@@ -40,9 +40,3 @@ class ShardSection(Section):
     part_mb: int = Field(64, ge=1, le=4096, description="text in one output file, in MB before compression")
     row_group_rows: int = Field(1024, ge=1, le=1_000_000, description="rows in a Parquet row group, the unit of random access")
     licences: dict[str, str] = Field(default_factory=dict, description="licence of each source by name, for the data card")
-
-    @model_validator(mode="after")
-    def _something_is_left(self) -> ShardSection:
-        if self.weights and not any(self.weights.values()) and len(self.weights) > 1:
-            raise ValueError("every named source has weight 0, so nothing would be left; give at least one a weight above 0")
-        return self
