@@ -13,7 +13,9 @@ from pathlib import Path
 
 TRACEBACK = "Traceback (most recent call last):"
 OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|CUDA out of memory|DefaultCPUAllocator: (?:can't|not enough)|\bMemoryError\b|std::bad_alloc|HIP out of memory")
-FOLLOW_UP = re.compile(r"ChildFailedError|SignalException|DistBackendError|DistNetworkError|DistStoreError|[Cc]onnection closed by peer|Connection reset by peer|Broken pipe|ncclRemoteError|CalledProcessError")
+FOLLOW_UP = re.compile(
+    r"ChildFailedError|SignalException|Dist(?:Backend|Network|Store)Error|[Cc]onnection closed by peer|Connection reset by peer|"
+    r"Broken pipe|ncclRemoteError|CalledProcessError")
 EXCEPTION = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning|Failure)\b.*$|^[A-Za-z_][\w.]*: .+$")
 ELASTIC_CODE = re.compile(r"exitcode\s*:\s*(-?\d+)")
 ELASTIC_RANK = re.compile(r"rank\s*:\s*(\d+)")
@@ -60,7 +62,7 @@ def _classify(text: str, code: int, lines: list[str]) -> tuple[str, str, str]:
     if number == signal.SIGKILL:
         return "signal", "killed by signal 9 (SIGKILL), which on Linux is usually the kernel short of memory (see dmesg)", LESS_MEMORY
     if number in (signal.SIGTERM, signal.SIGINT):
-        return "stopped", f"stopped by {signal.Signals(number).name}; its checkpoints are kept", "run the same command again to go on from the newest checkpoint"
+        return "stopped", f"stopped by {_name(number)}; its checkpoints are kept", "run the same command again to go on from the newest checkpoint"
     if lines:
         return "exception", lines[-1].strip(), ""
     if number:

@@ -16,6 +16,7 @@ Standard library only; starts in about 30 ms and needs no environment. ``PIPELIN
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
@@ -126,10 +127,8 @@ def _parent_and_state(pid: str) -> tuple[int, str]:
 
 
 def _kill(pid: int, number: int) -> None:
-    try:
+    with contextlib.suppress(OSError):
         os.kill(pid, number)
-    except OSError:
-        pass
 
 
 def _signals_as_bytes() -> tuple[int, int]:
@@ -151,10 +150,8 @@ def _die_with_guard() -> None:
 
 
 def _prctl(option: int, value: int) -> None:
-    try:
+    with contextlib.suppress(AttributeError):  # not Linux
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
-    except AttributeError:
-        pass  # not Linux
 
 
 if __name__ == "__main__":

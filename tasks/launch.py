@@ -166,7 +166,7 @@ class _Watch:
             self.seen, self.moved = progress, now
         if now - self.moved > self.on.no_progress_seconds:
             raise WorkerFailed(
-                f"{self.module} made no progress for {now - self.moved:.0f} s (no new step in metrics.jsonl, no heartbeat) and was ended; its checkpoints are kept\n"
+                f"{self.module} made no progress for {now - self.moved:.0f} s (no step in metrics.jsonl, no heartbeat) and was ended; checkpoints are kept\n"
                 f"What to do: run again to resume; if a step really takes so long, raise resources.no_progress_seconds\nLog: {self.log_path}", "no_progress")
         if self.on.wall_seconds and now - self.started > self.on.wall_seconds:
             raise WorkerFailed(

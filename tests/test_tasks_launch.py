@@ -126,13 +126,13 @@ def test_gpu_workers_get_the_gpu_allocator_and_not_the_malloc_settings(monkeypat
     environment = worker_environment(Resources(nproc=2))
     assert environment["PYTORCH_ALLOC_CONF"] == "expandable_segments:True" and "DS_ACCELERATOR" not in environment and "MALLOC_TOP_PAD_" not in environment
     assert environment["CUDA_VISIBLE_DEVICES"] == "0,1"
-    with pytest.raises(ValueError, match="resources.nproc=3"):
+    with pytest.raises(ValueError, match=r"resources.nproc=3"):
         launcher_command(Resources(nproc=3), ["m"], {}, Path("x"))
 
 
 @pytest.mark.parametrize("single", [True, False])
 def test_a_rank_that_raises_is_quoted(tmp_path, single):
-    with pytest.raises(WorkerFailed, match="ValueError: the data has no end") as failure:
+    with pytest.raises(WorkerFailed, match=r"ValueError: the data has no end") as failure:
         start(tmp_path, Resources(nproc=2, device="cpu"), single=single, do="raise")
     assert failure.value.reason == "exception" and "launcher.log" in str(failure.value)
     if not single:
@@ -142,33 +142,33 @@ def test_a_rank_that_raises_is_quoted(tmp_path, single):
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_a_killed_rank_ends_the_others(tmp_path, launcher):
-    with pytest.raises(WorkerFailed, match="signal 9.*\n.*resources.micro_batch") as failure:
+    with pytest.raises(WorkerFailed, match=r"signal 9.*\n.*resources.micro_batch") as failure:
         start(tmp_path, Resources(nproc=2, launcher=launcher, device="cpu"), do="kill")
     assert failure.value.reason == "signal"
     assert len(pids(tmp_path)) == 2 and not [pid for pid in pids(tmp_path) if alive(pid)]
 
 
 def test_out_of_memory_names_the_knobs(tmp_path):
-    with pytest.raises(WorkerFailed, match="out of memory(.|\n)*resources.micro_batch") as failure:
+    with pytest.raises(WorkerFailed, match=r"out of memory(.|\n)*resources.micro_batch") as failure:
         start(tmp_path, single=True, do="memory")
     assert failure.value.reason == "out_of_memory"
 
 
 def test_exit_code_and_last_words(tmp_path):
-    with pytest.raises(WorkerFailed, match="exit code 7(.|\n)*nothing to do"):
+    with pytest.raises(WorkerFailed, match=r"exit code 7(.|\n)*nothing to do"):
         start(tmp_path, single=True, do="exit")
 
 
 def test_a_worker_without_a_result_is_a_failure_even_when_an_old_result_lies_there(tmp_path):
     start(tmp_path, single=True)
-    with pytest.raises(WorkerFailed, match="without writing") as failure:
+    with pytest.raises(WorkerFailed, match=r"without writing") as failure:
         start(tmp_path, single=True, do="idle")
     assert failure.value.reason == "no_result"
 
 
 def test_a_silent_worker_is_ended(tmp_path, monkeypatch):
     silent = Resources(device="cpu").model_copy(update={"no_progress_seconds": 1})
-    with pytest.raises(WorkerFailed, match="no progress(.|\n)*no_progress_seconds") as failure:
+    with pytest.raises(WorkerFailed, match=r"no progress(.|\n)*no_progress_seconds") as failure:
         start(tmp_path, silent, single=True, do="hang", stray=True)
     assert failure.value.reason == "no_progress"
     assert len(pids(tmp_path)) == 2 and not [pid for pid in pids(tmp_path) if alive(pid)]
@@ -192,7 +192,7 @@ def test_stop_all_ends_a_training_of_another_thread(tmp_path):
 
 
 def test_the_wall_limit_ends_a_training(tmp_path):
-    with pytest.raises(WorkerFailed, match="resources.wall_seconds = 1") as failure:
+    with pytest.raises(WorkerFailed, match=r"resources.wall_seconds = 1") as failure:
         start(tmp_path, Resources(device="cpu", wall_seconds=1), single=True, do="hang")
     assert failure.value.reason == "wall_limit"
 
@@ -236,7 +236,7 @@ def test_the_guard_exits_with_the_code_of_its_command(command, code):
 
 
 def test_several_nodes_need_their_address_and_get_it(tmp_path):
-    with pytest.raises(ValueError, match="rdzv_endpoint"):
+    with pytest.raises(ValueError, match=r"rdzv_endpoint"):
         launcher_command(Resources(nnodes=2, device="cpu"), ["m"], {}, tmp_path)
     command = launcher_command(Resources(nnodes=2, nproc=4, rdzv_endpoint="first:29400", device="cpu"), ["m"], {}, tmp_path / "_run")
     assert "--rdzv-endpoint=first:29400" in command and "--nproc-per-node=4" in command and "--standalone" not in command
