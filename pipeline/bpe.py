@@ -7,7 +7,6 @@ the same ids at 3-4 times the speed. Byte-level BPE: Radford et al. 2019 (GPT-2)
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -65,11 +64,11 @@ def to_tokenizers(ranks: dict[bytes, int], specials: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def to_tiktoken(tokenizer_json: Path) -> tiktoken.Encoding | None:
-    """The same tokenizer in tiktoken, or None when it is of a kind that tiktoken cannot repeat exactly."""
+def to_tiktoken(tokenizer_json: str) -> tiktoken.Encoding | None:
+    """The tokenizer of a ``tokenizer.json`` text in tiktoken, or None when it is of a kind that tiktoken cannot repeat exactly."""
     import tiktoken
 
-    spec = json.loads(tokenizer_json.read_text(encoding="utf-8"))
+    spec = json.loads(tokenizer_json)
     pattern = _split_pattern(spec)
     added = spec.get("added_tokens") or []
     if pattern is None or spec["model"].get("type") != "BPE" or spec["model"].get("ignore_merges"):

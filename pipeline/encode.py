@@ -11,9 +11,8 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,40 +21,44 @@ from pipeline.bpe import to_tiktoken
 from pipeline.sections.base import Progress, quiet
 from pipeline.sections.tokens import EncodeSection
 
+if TYPE_CHECKING:
+    import tiktoken
+    from tokenizers import Tokenizer
+
 _CHAT_MARKS = re.compile(f"({re.escape(IM_START)}|{re.escape(IM_END)})")
 _PROBES = ("Hello,  world!\n\n\tif x: it's 12345\r\n", "语言模型，是怎样炼成的？\n第二行 ", "naïve café 😀 ́ ", "<|im_start|>user\n<|endoftext|>")
 _ROWS_PER_JOB = 16_384
 
 
-class Encoder:
-    """Text to ids. ``name`` says which engine runs: "tiktoken" where it gives the ids of `tokenizers`, else "tokenizers"."""
+class Encoder(ChatTokenizer):
+    """The chat tokenizer with a faster engine inside: "tiktoken" where it gives the ids of `tokenizers`, else that itself."""
 
-    def __init__(self, tokenizer: str | Path) -> None:
-        self.chat = ChatTokenizer.load(tokenizer)
-        self.backend = self.chat.backend
-        unknown = getattr(self.backend.model, "unk_token", None)
-        self.unknown_id = self.backend.token_to_id(unknown) if unknown else -1
-        self.fast = to_tiktoken(Path(tokenizer, "tokenizer.json"))
-        added = self.backend.get_added_tokens_decoder().values()
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._fast: tiktoken.Encoding | None = None
+        super().__init__(tokenizer)
+        unknown = getattr(tokenizer.model, "unk_token", None)
+        self.unknown_id = tokenizer.token_to_id(unknown) if unknown else -1
+        added = tokenizer.get_added_tokens_decoder().values()
         self._literal = {token.content for token in added if not token.special}  # these are text to `tokenizers` too
-        if self.fast and any(self.encode(text).tolist() != self.chat.encode(text) for text in _PROBES):
-            self.fast = None
-        self.name = "tiktoken" if self.fast else "tokenizers"
+        expected = [self.encode(text) for text in _PROBES]
+        self._fast = to_tiktoken(tokenizer.to_str())
+        if self._fast and [self.encode(text) for text in _PROBES] != expected:
+            self._fast = None
+        self.engine = "tiktoken" if self._fast else "tokenizers"
 
-    def encode(self, text: str, *, parse_chat: bool = False) -> np.ndarray:
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text; nothing is added and nothing is parsed."""
+        return self.ids(text).tolist() if self._fast else super().encode(text)
+
+    def ids(self, text: str, *, parse_chat: bool = False) -> np.ndarray:
         """Ids (uint32). With ``parse_chat``, written ``<|im_start|>`` and ``<|im_end|>`` become their ids; else they are text."""
-        if self.fast:
+        if self._fast:
             allowed = {*self._literal, IM_START, IM_END} if parse_chat else self._literal
-            return self.fast.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
+            return self._fast.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
         if not parse_chat:
-            return np.array(self.chat.encode(text), dtype=np.uint32)
-        marks = {IM_START: [self.chat.bos_id], IM_END: [self.chat.eos_id]}
-        ids = [i for piece in _CHAT_MARKS.split(text) for i in marks.get(piece) or self.chat.encode(piece)]
-        return np.array(ids, dtype=np.uint32)
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text, special tokens written out."""
-        return self.chat.decode([int(i) for i in ids], skip_special=False)
+            return np.array(self.encode(text), dtype=np.uint32)
+        marks = {IM_START: [self.bos_id], IM_END: [self.eos_id]}
+        return np.array([i for piece in _CHAT_MARKS.split(text) for i in marks.get(piece) or self.encode(piece)], dtype=np.uint32)
 
 
 def encode_text(
@@ -77,6 +80,7 @@ def encode_text(
         _join([Path(job["prefix"]) for job, _ in mine], out / split)
         meta["splits"][split] = {key: sum(counts[key] for _, counts in mine) for key in ("sequences", "tokens", "bytes", "supervised")}
     write_meta(out, meta)
+    shutil.rmtree(out / "_run" / "encode")  # markers before parts: a marker promises its part
     shutil.rmtree(out / "_run" / "encode.parts")
     return flat_counts(meta)
 
@@ -128,12 +132,12 @@ def _jobs(cfg: EncodeSection, shards: Path, tokenizer: Path, out: Path, meta: di
                 rows += file.row_group(group).num_rows
                 if rows >= _ROWS_PER_JOB or group == file.num_row_groups - 1:
                     prefix = str(parts / f"{split}-{len(jobs):05d}")
-                    jobs.append({"split": split, "path": str(path), "groups": groups, "prefix": prefix, **common})
+                    jobs.append({"shard": f"{split}/{path.name}", "split": split, "path": str(path), "groups": groups, "prefix": prefix, **common})
                     groups, rows = [], 0
     return [job for job in jobs if job["groups"]]
 
 
-_encoder = functools.lru_cache(maxsize=1)(Encoder)  # one a worker process: building it costs more than a small job
+_encoder = functools.lru_cache(maxsize=1)(Encoder.load)  # one a worker process: building it costs more than a small job
 
 
 def _encode_job(job: dict[str, Any]) -> dict[str, int]:
@@ -148,7 +152,7 @@ def _encode_job(job: dict[str, Any]) -> dict[str, int]:
         for batch in file.iter_batches(batch_size=512, row_groups=job["groups"], columns=["text", "kind"]):
             pieces = []
             for text, kind in zip(batch.column(0).to_pylist(), batch.column(1).to_pylist()):
-                ids = encoder.encode(text, parse_chat=kind == "chat")
+                ids = encoder.ids(text, parse_chat=kind == "chat")
                 pieces += [ids.astype(job["dtype"]), end]
                 lengths.append(len(ids) + len(end))
                 size += len(text.encode())

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from model.tokenizer import CHAT_SPECIALS, ChatTokenizer
 from pipeline.bpe import PRETOKEN_PATTERN, to_tokenizers
 from pipeline.sections.base import Progress, quiet
-from pipeline.sections.tokens import TokenizerSection
+from pipeline.sections.tokens import TokenizerSection, tokenizer_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -85,21 +85,21 @@ def vocabulary_report(tokenizer: Path, shards: Path) -> dict[str, Any]:
     """
     from pipeline.encode import Encoder
 
-    encoder = Encoder(tokenizer)
+    encoder = Encoder.load(tokenizer)
     by_lang: dict[str, dict[str, int]] = {}
     split = next((name for name in ("val", "train") if any((shards / name).glob("part-*.parquet"))), "train")
     for batch in _batches(shards / split, ["text", "lang", "kind"]):
         for text, lang, kind in zip(*(batch.column(i).to_pylist() for i in range(3))):
             row = by_lang.setdefault(lang or "unknown", dict.fromkeys(("documents", "chars", "bytes", "tokens", "unknown", "round_trip_failures"), 0))
             if row["chars"] < _REPORT_CHARS:
-                ids = encoder.encode(text, parse_chat=kind == "chat")
+                ids = encoder.ids(text, parse_chat=kind == "chat")
                 row["documents"] += 1
                 row["chars"] += len(text)
                 row["bytes"] += len(text.encode())
                 row["tokens"] += len(ids)
                 row["unknown"] += int((ids == encoder.unknown_id).sum())
-                row["round_trip_failures"] += encoder.decode(ids) != text
-    return {"measured_on": split, "encoder": encoder.name, "languages": {lang: _with_ratios(by_lang[lang]) for lang in sorted(by_lang)}}
+                row["round_trip_failures"] += encoder.decode(ids.tolist(), skip_special=False) != text
+    return {"measured_on": split, "encoder": encoder.engine, "languages": {lang: _with_ratios(by_lang[lang]) for lang in sorted(by_lang)}}
 
 
 def flat_metrics(report: dict[str, Any]) -> dict[str, float]:
@@ -113,23 +113,10 @@ def flat_metrics(report: dict[str, Any]) -> dict[str, float]:
     return metrics
 
 
-def existing_digest(existing: str) -> str | None:
-    """sha256 of the ``tokenizer.json`` that ``tokenizer.existing`` names, for the cache key; None when none is named."""
-    return hashlib.sha256(_existing_file(existing).read_bytes()).hexdigest() if existing else None
-
-
-def _existing_file(existing: str) -> Path:
-    path = Path(existing).expanduser()
-    path = path / "tokenizer.json" if path.is_dir() else path
-    if not path.is_file():
-        raise ValueError(f"tokenizer.existing={existing}: there is no tokenizer.json")
-    return path
-
-
 def _existing(existing: str) -> Tokenizer:
     from tokenizers import AddedToken, Tokenizer
 
-    path = _existing_file(existing)
+    path = tokenizer_file(existing)
     try:
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # tokenizers raises bare Exception

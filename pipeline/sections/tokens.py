@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
 
 from pipeline.sections.base import Section, where
 
@@ -15,6 +19,24 @@ class TokenizerSection(Section):
     sample_chars: int = Field(50_000_000, ge=10_000, description="characters of training text to learn merges from; more text is sampled down by document hash")
     max_document_chars: int = Field(100_000, ge=1_000, description="only so much of one document is learned from, so that no single book decides the merges")
     existing: str = where("", description="tokenizer.json, or a folder with one, to use instead of training; the chat tokens it lacks are added at the end")
+
+    @field_validator("existing")
+    @classmethod
+    def _is_there(cls, value: str) -> str:
+        if value and not tokenizer_file(value).is_file():
+            raise ValueError(f"{tokenizer_file(value)}: no such file; name a tokenizer.json or a folder that holds one")
+        return value
+
+    def identity(self) -> dict[str, Any]:
+        """The fields, and an existing tokenizer by its content: where it lies does not matter, what it says does."""
+        content = tokenizer_file(self.existing).read_bytes() if self.existing else None
+        return {**super().identity(), "existing": content and hashlib.sha256(content).hexdigest()}
+
+
+def tokenizer_file(existing: str) -> Path:
+    """The ``tokenizer.json`` that ``tokenizer.existing`` names, directly or by its folder."""
+    path = Path(existing).expanduser()
+    return path / "tokenizer.json" if path.is_dir() else path
 
 
 class EncodeSection(Section):
