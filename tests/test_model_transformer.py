@@ -1,0 +1,81 @@
+"""The decoder against stock transformers, packed rows against separate ones, and the cache against the full pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model.config import ModelConfig
+from model.transformer import Transformer, initialize
+from model.weights import from_hf, load_model, save_model, to_hf
+
+SHAPE = dict(vocab_size=101, dim=32, layers=2, heads=4, kv_heads=2, ffn=48, max_seq_len=64)
+KINDS = {
+    "qwen3": ModelConfig(**SHAPE),
+    "llama": ModelConfig(**SHAPE, qk_norm=False, tied=False, rope_theta=5e5),
+    "wide_heads": ModelConfig(**SHAPE, head_dim=16, tied=False),
+    "yarn": ModelConfig(**SHAPE, rope_factor=4.0, rope_original_len=16),
+}
+
+
+def make(config: ModelConfig, seed: int = 0) -> Transformer:
+    model = Transformer(config)
+    initialize(model, seed)
+    with torch.no_grad():  # no zero outputs, no unit norms: every weight must count
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.1)
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_directory_opens_in_transformers_with_equal_logits(kind: str, tmp_path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = make(KINDS[kind])
+    save_model(model, tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert type(theirs).__name__ == to_hf(model.config)["architectures"][0]
+    ids = torch.randint(0, 101, (2, 40), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids), theirs(ids).logits, atol=2e-5, rtol=1e-4)
+    back = load_model(tmp_path)
+    assert back.config == from_hf(to_hf(model.config)) and all(torch.equal(a, b) for a, b in zip(back.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "manual"])
+def test_documents_packed_in_a_row_do_not_see_each_other(attention: str) -> None:
+    model = make(KINDS["qwen3"])
+    model.attention = attention
+    first, second = torch.arange(1, 12)[None], torch.arange(40, 60)[None]
+    doc = torch.tensor([[0] * 11 + [1] * 20])
+    with torch.no_grad():
+        packed = model(torch.cat((first, second), 1), doc)
+        torch.testing.assert_close(packed[:, :11], model(first), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(packed[:, 11:], model(second), atol=1e-5, rtol=1e-4)
+
+
+def test_cache_gives_the_logits_of_the_full_pass_also_for_padded_prompts() -> None:
+    model = make(KINDS["qwen3"])
+    ids = torch.randint(1, 101, (2, 20), generator=torch.Generator().manual_seed(2))
+    pad = torch.tensor([0, 6])
+    cache = model.cache(2, 20, pad)
+    with torch.no_grad():
+        parts = [model(ids[:, :9], cache=cache), *(model(ids[:, i:i + 1], cache=cache, last=True) for i in range(9, 20))]
+        cached = torch.cat(parts, 1)
+        torch.testing.assert_close(cached[:1], model(ids[:1]), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(cached[1:, 6:], model(ids[1:, 6:]), atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="20 slots"):
+        model(ids[:, :1], cache=cache)
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path) -> None:
+    save_model(make(KINDS["qwen3"]), tmp_path)
+    config = (tmp_path / "config.json").read_text().replace('"intermediate_size": 48', '"intermediate_size": 64')
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ValueError, match=r"down_proj.weight is .*not"):
+        load_model(tmp_path)
+
+
+def test_parameter_count_is_the_models() -> None:
+    for config in KINDS.values():
+        assert config.parameters() == sum(p.numel() for p in Transformer(config).parameters())
