@@ -21,7 +21,9 @@ _FOLDED = re.compile(r"\n(助手|用户)[:：]")
 
 def is_chat(record: dict[str, Any]) -> bool:
     """Whether the record has the fields of a chat form."""
-    return any(isinstance(parse_if_json(record.get(name)), list) for name in TURNS) or (_first(record, ASKS) is not None and _first(record, ANSWERS) is not None)
+    if any(isinstance(parse_if_json(record.get(name)), list) for name in TURNS):
+        return True
+    return _first(record, ASKS) is not None and _first(record, ANSWERS) is not None
 
 
 def as_chat(record: Any) -> dict[str, list[Message]]:
@@ -72,12 +74,8 @@ def _unfold(prompt: str) -> list[Message]:
 
 def _first(record: dict[str, Any], names: tuple[str, ...]) -> Any:
     for name in names:
-        value = parse_if_json(record[name]) if isinstance(record.get(name), str) and name in ("prompt", "completion") and _turn_json(record[name]) else record.get(name)
+        value = record.get(name)
         if value is not None:
-            return value
+            # A prompt that merely starts with a bracket is text; one that spells a list of turns came out of a table.
+            return parse_if_json(value) if isinstance(value, str) and value.startswith("[{") and '"role"' in value else value
     return None
-
-
-def _turn_json(text: str) -> bool:
-    """A prompt that merely starts with a bracket is text; one that spells a list of turns came out of a table."""
-    return text.lstrip().startswith("[{") and ('"role"' in text or '"from"' in text)

@@ -20,6 +20,7 @@ ROLES = {
     "function_call": "call", "tool_call": "call",
     "observation": "result", "tool": "result", "function": "result", "ipython": "result",
 }
+_TOOLS = 'Tools you can call, each by <tool_call>{"name": …, "arguments": …}</tool_call>:'
 
 
 class BadRecord(ValueError):
@@ -110,7 +111,7 @@ def _with_system(messages: list[Message], system: Any, tools: Any) -> list[Messa
         messages = messages[1:]
     if tools:
         text = tools if isinstance(tools, str) else "\n".join(json.dumps(tool, ensure_ascii=False) for tool in _listed(tools))
-        lead = (lead + "\n\n" if lead else "") + f"Tools you can call, each by <tool_call>{{\"name\": …, \"arguments\": …}}</tool_call>:\n<tools>\n{text}\n</tools>"
+        lead = (lead + "\n\n" if lead else "") + f"{_TOOLS}\n<tools>\n{text}\n</tools>"
     messages = [m for m in messages if m["role"] != "system" or m["content"].strip()]
     return [{"role": "system", "content": lead}, *messages] if lead.strip() else messages
 

@@ -5,7 +5,6 @@ In the normal form the prompt is a list of messages and each answer is one strin
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Any
 
@@ -65,9 +64,13 @@ def _from_strings(before: list[Any] | None, chosen: str, rejected: str) -> tuple
         return before, chosen, rejected
     if _HH.match(chosen) and _HH.match(rejected):
         return _from_turns(None, _hh_turns(chosen), _hh_turns(rejected))
-    shared = os.path.commonprefix([chosen, rejected])
+    shared = _common_start(chosen, rejected)
     cut = max(shared.rfind(" "), shared.rfind("\n")) + 1
     return [{"role": "user", "content": shared[:cut].strip()}], chosen[cut:], rejected[cut:]
+
+
+def _common_start(a: str, b: str) -> str:
+    return a[: next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))]
 
 
 def _hh_turns(text: str) -> list[Message]:

@@ -20,7 +20,7 @@ class IngestSection(Section):
     )
     sample: dict[str, Share] = Field(default_factory=dict, description="share of a source's documents that is read, by source name; 1 where not named")
     text_fields: tuple[str, ...] = Field(("text", "content", "raw_content"), min_length=1, description="fields tried in this order for a document's text")
-    id_fields: tuple[str, ...] = Field(("id", "_id", "uid", "warc_record_id"), description="fields tried in this order for the input's own id (column origin_id)")
+    id_fields: tuple[str, ...] = Field(("id", "_id", "uid", "warc_record_id"), description="fields tried in this order for the input's own id")
     max_bad_share: float = Field(0.1, ge=0, le=1, description="share of a source's records that may be unreadable before ingest fails")
     max_record_mb: int = Field(64, ge=1, le=1024, description="longest line or record read, in MB; a longer one is counted as too_long")
     max_text_chars: int = Field(1_000_000, ge=1_000, description="a longer text or Markdown file becomes several documents, cut between paragraphs")
