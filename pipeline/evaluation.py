@@ -1,0 +1,167 @@
+"""Evaluation sets: from the teaching facts and from users' JSONL files to the three files that the scoring worker reads.
+
+An item is recognised by its keys, a line at a time:
+
+- choice: ``question``, ``choices`` and ``correct`` (or ``answer``: an index, a letter, or the choice itself);
+- answer: ``question`` or ``prompt``, and ``keywords`` (groups, each needs one hit) or a reference ``answer``/``completion``;
+- preference: ``prompt``, ``chosen``, ``rejected`` (strings);
+- a teaching fact, which gives all three in each language.
+
+Lines that are none of these are counted and sampled with file and line in ``skipped.jsonl``; they never stop a run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.sections.evaluation import EvaluateSection
+
+Item = dict[str, Any]
+KINDS = ("choices", "answers", "preferences")
+TRAINING, HELDOUT = "training", "heldout"
+"""Names of the two answer sets: questions the sft stage trained on, and questions it never saw."""
+
+
+def write_exams(cfg: EvaluateSection, sources: Iterable[Any], out: Path) -> dict[str, int]:
+    """Write ``choices.jsonl``, ``answers.jsonl``, ``preferences.jsonl`` and ``skipped.jsonl`` into ``out``; returns their sizes.
+
+    ``sources`` are Source objects (``name``, ``files`` with ``relpath`` and ``location``). Raises ValueError when not one
+    line of them is an item.
+    """
+    items, skipped = read_exams(sources)
+    if skipped and not any(items.values()):
+        first = skipped[0]
+        raise ValueError(f"evaluate.sources: no line is an evaluation item; first: {first['path']}:{first['line']}: {first['why']}")
+    answers = items["answers"]
+    kept = {
+        "choices": sample(items["choices"], cfg.choices, cfg.seed),
+        "answers": sample([i for i in answers if i["set"] == TRAINING], cfg.training_questions, cfg.seed)
+        + sample([i for i in answers if i["set"] != TRAINING], cfg.heldout_questions, cfg.seed),
+        "preferences": sample(items["preferences"], cfg.preferences, cfg.seed),
+        "skipped": skipped[:100],
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for name, rows in kept.items():
+        lines = (json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
+        (out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return {**{name: len(kept[name]) for name in KINDS}, "skipped": len(skipped)}
+
+
+def read_exams(sources: Iterable[Any]) -> tuple[dict[str, list[Item]], list[Item]]:
+    """All items by kind, and the skipped lines as ``{"source", "path", "line", "why"}``."""
+    items: dict[str, list[Item]] = {kind: [] for kind in KINDS}
+    skipped: list[Item] = []
+    for source in sources:
+        for file in source.files:
+            place = {"source": source.name, "path": str(file.relpath)}
+            for number, line in _lines(Path(str(file.location))):
+                try:
+                    for kind, item in recognise(json.loads(line), f"{source.name}/{file.relpath}:{number}"):
+                        items[kind].append({**item, **place, "line": number})
+                except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+                    skipped.append({**place, "line": number, "why": f"{type(error).__name__}: {error}"[:200]})
+    return items, skipped
+
+
+def exam_texts(sources: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    """``(item id, text)`` of every question, option and reference, for the decontaminate stage.
+
+    Teaching facts come out whole: whoever trains on them must know that they are asked.
+    """
+    items, _ = read_exams(sources)
+    for kind in KINDS:
+        for item in items[kind]:
+            parts = [item.get("question") or item.get("prompt"), *item.get("choices", ()), item.get("answer"), item.get("chosen")]
+            yield item["id"], "\n".join(part for part in parts if part)
+
+
+def recognise(row: Any, name: str) -> Iterator[tuple[str, Item]]:
+    """The evaluation items in one parsed line. Raises ValueError saying what is missing."""
+    if not isinstance(row, dict):
+        raise ValueError("not a JSON object")
+    name = str(row.get("id") or name)
+    blocks = {lang: row[lang] for lang in ("zh", "en") if isinstance(row.get(lang), dict)}
+    if blocks:
+        for lang, block in blocks.items():
+            yield from _fact(block, f"{name}/{lang}", lang)
+        return
+    lang = str(row.get("lang") or _script(str(row.get("question") or row.get("prompt") or "")))
+    base = {"id": name, "lang": lang}
+    question = row.get("question") or row.get("prompt")
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError("no question or prompt")
+    if "choices" in row:
+        yield "choices", {**base, "question": question, **_choices(row)}
+    elif "rejected" in row:
+        yield "preferences", {**base, "prompt": question, "chosen": _text(row, "chosen"), "rejected": _text(row, "rejected")}
+    else:
+        answer = row.get("answer", row.get("completion", ""))
+        keywords = _keywords(row["keywords"]) if "keywords" in row else []
+        if not keywords and not (isinstance(answer, str) and answer.strip()):
+            raise ValueError("neither choices, chosen/rejected, keywords nor a reference answer")
+        yield "answers", {**base, "set": str(row.get("set") or HELDOUT), "question": question, "answer": answer, "keywords": keywords}
+
+
+def sample(items: list[Item], count: int, seed: int) -> list[Item]:
+    """``count`` of the items (all, when there are no more), chosen by a hash of their ids, in their own order."""
+
+    def place(item: Item) -> bytes:
+        return hashlib.blake2b(f"{seed}/{item['id']}".encode(), digest_size=8).digest()
+
+    chosen = {item["id"] for item in sorted(items, key=place)[:count]}
+    return [item for item in items if item["id"] in chosen][:count]
+
+
+def _fact(block: dict[str, Any], name: str, lang: str) -> Iterator[tuple[str, Item]]:
+    base = {"lang": lang, "answer": block["answer"], "keywords": _keywords(block["keywords"])}
+    for kind, questions in ((TRAINING, block["questions"]), (HELDOUT, block["heldout"])):
+        for i, question in enumerate(questions):
+            yield "answers", {**base, "id": f"{name}/{kind}/{i}", "set": kind, "question": question}
+    yield "choices", {"id": f"{name}/choice", "lang": lang, "question": block["questions"][0], **_choices(block)}
+    # the held-out wording: the pair itself is trained on with the first one
+    yield "preferences", {"id": f"{name}/preference", "lang": lang, "prompt": block["heldout"][0], "chosen": block["answer"],
+                          "rejected": block["rejected"], "reason": re.split("[:：]", block["reason"])[0]}
+
+
+def _choices(row: dict[str, Any]) -> dict[str, Any]:
+    """Options as strings and the right one's index, from an index, a letter or the option's own text."""
+    options = row["choices"]
+    options = options["text"] if isinstance(options, dict) else options
+    if not isinstance(options, list) or len(options) < 2 or not all(isinstance(o, str) and o.strip() for o in options):
+        raise ValueError("choices must be two or more texts")
+    right = row["correct"] if "correct" in row else row["answer"] if "answer" in row else row["answerKey"]
+    if isinstance(right, str):
+        letter = right.strip().upper()
+        right = options.index(right) if right in options else ord(letter) - ord("A") if len(letter) == 1 and letter.isalpha() else int(letter)
+    if isinstance(right, bool) or not isinstance(right, int) or not 0 <= right < len(options):
+        raise ValueError(f"correct must name one of the {len(options)} choices, not {right!r}")
+    return {"choices": options, "correct": right}
+
+
+def _keywords(groups: Any) -> list[list[str]]:
+    listed = [[group] if isinstance(group, str) else list(group) for group in groups]
+    if not listed or not all(group and all(isinstance(word, str) and word for word in group) for group in listed):
+        raise ValueError("keywords must be a list of groups of words")
+    return listed
+
+
+def _text(row: dict[str, Any], key: str) -> str:
+    if not isinstance(row.get(key), str) or not row[key].strip():
+        raise ValueError(f"no text in {key}")
+    return row[key]
+
+
+def _script(text: str) -> str:
+    return "zh" if any("一" <= character <= "鿿" for character in text) else "en"
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, line
