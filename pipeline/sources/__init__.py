@@ -1,0 +1,144 @@
+"""Where documents come from: two built-in sources and whatever the user names.
+
+:func:`resolve` turns names into :class:`Source` objects without reading the data: it lists files and knows the digest of
+each, which is what a cache key needs. Reading is the business of :mod:`pipeline.ingest` and :mod:`pipeline.records`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+KINDS = ("text", "chat", "preference")
+BUILT_IN = {"python-docs": ("text",), "teaching": KINDS}
+_RECORDS = {"jsonl", "json", "parquet", "csv"}
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a source. ``location`` is where to read it (path, s3:// or hf://); ``relpath`` is its name inside the source."""
+
+    relpath: str
+    location: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A named set of files. ``digest`` changes when a name or a content does, and with nothing else.
+
+    ``skipped`` lists the files of a directory that have no format we read.
+    """
+
+    name: str
+    digest: str
+    files: tuple[SourceFile, ...]
+    skipped: tuple[str, ...] = ()
+
+
+def resolve(names: Sequence[str], kind: str) -> list[Source]:
+    """The sources that ``names`` stand for, in that order; ``kind`` ("text", "chat" or "preference") is what is wanted of them.
+
+    A name is ``python-docs``, ``teaching``, a file, directory or glob, ``s3://bucket/key-or-prefix`` or ``hf://owner/dataset[/path]``.
+    Raises ValueError that lists all problems, one a line.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"no such kind of source: {kind}; kinds are {', '.join(KINDS)}")
+    problems: list[str] = []
+    found: list[Source] = []
+    for spec, name in zip(names, _names(names), strict=True):
+        try:
+            found.append(_resolve_one(spec, name, kind))
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    problems += [f"{spec}: named {n} times; give it once and set its weight" for spec, n in Counter(names).items() if n > 1]
+    if not names:
+        problems.append("no sources; name at least one file, glob or built-in source (python-docs, teaching)")
+    if problems:
+        raise ValueError("\n".join(problems))
+    return found
+
+
+def _resolve_one(spec: str, name: str, kind: str) -> Source:
+    skipped: list[str] = []
+    if spec in BUILT_IN:
+        if kind not in BUILT_IN[spec]:
+            raise ValueError(f"{spec}: has no {kind} data; it can be used as {', '.join(BUILT_IN[spec])}")
+        files = _built_in(spec)
+    elif spec.startswith("s3://"):
+        from pipeline.sources.s3 import list_s3
+
+        files, skipped = list_s3(spec)
+    elif spec.startswith("hf://"):
+        from pipeline.sources.hub import list_hub
+
+        files, skipped = list_hub(spec)
+    else:
+        from pipeline.sources.files import list_files
+
+        try:
+            files, skipped = list_files(spec)
+        except FileNotFoundError as error:
+            raise ValueError(f"{error}{_meant(spec)}") from None
+    if kind != "text":
+        _refuse_plain_text(spec, files, kind)
+    return Source(name, _digest(name, files), tuple(files), tuple(skipped))
+
+
+def _built_in(spec: str) -> list[SourceFile]:
+    if spec == "python-docs":
+        from pipeline.sources.python_docs import list_python_docs
+
+        return list_python_docs()
+    from pipeline.sources.teaching import list_teaching
+
+    return list_teaching()
+
+
+def _refuse_plain_text(spec: str, files: list[SourceFile], kind: str) -> None:
+    from pipeline.sources.kinds import format_of
+
+    wrong = [f.relpath for f in files if format_of(f.relpath) not in _RECORDS]
+    if wrong:
+        raise ValueError(f"{spec}: {wrong[0]} is plain text; {kind} data comes as .jsonl, .json, .parquet or .csv")
+
+
+def _digest(name: str, files: list[SourceFile]) -> str:
+    listing = json.dumps([name, [[f.relpath, f.sha256] for f in files]], ensure_ascii=False)
+    return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _meant(spec: str) -> str:
+    close = difflib.get_close_matches(spec, list(BUILT_IN), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else f" (built-in sources are {', '.join(BUILT_IN)})"
+
+
+def _names(specs: Sequence[str]) -> list[str]:
+    """A short name for each source: the last part of its path, or as many parts as tell it from the others."""
+    paths = [[spec] if spec in BUILT_IN else _fixed(spec) for spec in specs]
+    names = []
+    for i, parts in enumerate(paths):
+        depth = 1
+        while depth < len(parts) and any(parts[-depth:] == other[-depth:] for j, other in enumerate(paths) if j != i):
+            depth += 1
+        names.append("/".join(parts[-depth:]))
+    return names
+
+
+def _fixed(spec: str) -> list[str]:
+    """The parts of a path up to the first glob pattern; a bare pattern keeps itself."""
+    from pipeline.sources.kinds import has_magic
+
+    parts = [part for part in Path(spec.removeprefix("s3://").removeprefix("hf://")).parts if part not in ("/", ".")]
+    fixed = []
+    for part in parts:
+        if has_magic(part):
+            break
+        fixed.append(part)
+    return fixed or parts or [spec]
