@@ -1,0 +1,161 @@
+"""Documents on disk, as every data stage reads and writes them: Parquet parts, ``stats.json`` and ``samples.jsonl``.
+
+A stage cuts its input into jobs of whole row groups. The cut depends on the input alone, never on the number of workers,
+and each job writes one part; so the output's bytes do not depend on how it was run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SCHEMA = pa.schema([
+    ("id", pa.string()), ("text", pa.string()), ("lang", pa.string()), ("source", pa.string()),
+    ("path", pa.string()), ("line", pa.int64()), ("origin_id", pa.string()), ("kind", pa.string()),
+])  # fmt: skip
+ROW_GROUP = 1024
+SAMPLES = 20
+EXCERPT = 400
+
+
+def parts(docs: Path) -> list[Path]:
+    """The Parquet parts of a document artifact, in order. ValueError when there is none."""
+    found = sorted(docs.glob("part-*.parquet"))
+    if not found:
+        raise ValueError(f"{docs} holds no part-*.parquet: it is not a document artifact")
+    return found
+
+
+def plan(docs: Path) -> list[dict[str, Any]]:
+    """Cut an artifact into jobs ``{"shard", "part", "groups", "rows", "first"}`` of whole row groups.
+
+    About 16 jobs for a small artifact, up to 16,384 rows a job for a large one; ``first`` is the global number of its first row.
+    """
+    groups = [(part, g, n) for part in parts(docs) for g, n in enumerate(_group_rows(part))]
+    total = sum(n for *_, n in groups)
+    size = min(max(total // 16, 512), 16_384)
+    jobs: list[dict[str, Any]] = []
+    first = 0
+    for part, group, rows in groups:
+        if jobs and jobs[-1]["part"] == str(part) and jobs[-1]["rows"] + rows <= size:
+            jobs[-1]["groups"].append(group)
+            jobs[-1]["rows"] += rows
+        else:
+            jobs.append({"part": str(part), "groups": [group], "rows": rows, "first": first})
+        first += rows
+    for i, job in enumerate(jobs):
+        job["shard"] = f"{Path(job['part']).name} row groups {job['groups'][0]}-{job['groups'][-1]}"
+        job["index"] = i
+    return jobs
+
+
+def _group_rows(part: Path) -> list[int]:
+    meta = pq.ParquetFile(part).metadata
+    return [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
+
+
+def read_job(job: dict[str, Any], columns: list[str] | None = None) -> pa.Table:
+    """The rows of one job; all columns of :data:`SCHEMA` unless fewer are named."""
+    file = pq.ParquetFile(job["part"])
+    table = file.read_row_groups(job["groups"], columns=columns or SCHEMA.names, use_threads=False)
+    return table.cast(SCHEMA) if columns is None else table
+
+
+def write_part(out: Path, index: int, table: pa.Table) -> None:
+    """Write part ``index`` of an artifact under a temporary name and rename it into place."""
+    path = out / f"part-{index:05d}.parquet"
+    partial = path.with_suffix(f".{os.getpid()}.tmp")
+    pq.write_table(
+        table, partial, compression="zstd", compression_level=3, row_group_size=ROW_GROUP,
+        use_dictionary=["lang", "source", "path", "kind"], write_statistics=["id", "line"],
+    )  # fmt: skip
+    os.replace(partial, path)
+
+
+class Tally:
+    """Counts and samples of one job; JSON in, JSON out, and merged by :func:`finish`."""
+
+    def __init__(self) -> None:
+        self.numbers: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
+        self.changed: Counter[str] = Counter()
+        self.by: dict[str, dict[str, Counter[str]]] = {"by_source": {}, "by_lang": {}}
+        self.samples: dict[str, list[dict[str, Any]]] = {}
+
+    def count(self, side: str, table: pa.Table) -> None:
+        """Add a table's documents and characters under ``docs_<side>`` and ``chars_<side>`` (side "in" or "out")."""
+        import pyarrow.compute as pc
+
+        self.numbers[f"docs_{side}"] += table.num_rows
+        self.numbers[f"chars_{side}"] += pc.sum(pc.utf8_length(table["text"])).as_py() or 0
+        for key, column in (("by_source", "source"), ("by_lang", "lang")):
+            for entry in pc.value_counts(table[column]).to_pylist():
+                name = entry["values"] if entry["values"] is not None else "unknown"
+                self.by[key].setdefault(name, Counter())[f"docs_{side}"] += entry["counts"]
+
+    def note(self, action: str, rule: str, document: dict[str, Any], before: str, after: str, why: str) -> None:
+        """Count ``rule`` as dropped, changed or masked; keep a sample. The samples kept are those of the smallest ids."""
+        (self.dropped if action == "dropped" else self.changed)[rule] += 1
+        place = {k: document[k] for k in ("id", "source", "path", "line")}
+        sample = {"rule": rule, "action": action, **place, "before": before[:EXCERPT], "after": after[:EXCERPT], "why": why}
+        found = self.samples.setdefault(rule, [])
+        found.append(sample)
+        if len(found) >= 4 * SAMPLES:
+            found[:] = _chosen(found)
+
+    def json(self) -> dict[str, Any]:
+        """The job's result as JSON."""
+        return {
+            "numbers": self.numbers, "dropped": self.dropped, "changed": self.changed, **self.by,
+            "samples": {rule: _chosen(found) for rule, found in self.samples.items()},
+        }  # fmt: skip
+
+
+def finish(out: Path, results: Iterable[dict[str, Any]], **extra: Any) -> dict[str, Any]:
+    """Merge the jobs' tallies into ``stats.json`` and ``samples.jsonl`` and return the statistics."""
+    stats: dict[str, Any] = {"docs_in": 0, "docs_out": 0, "chars_in": 0, "chars_out": 0, "dropped": {}, "changed": {}, "by_source": {}, "by_lang": {}}
+    samples: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        _add(stats, result["numbers"])
+        for key in ("dropped", "changed"):
+            _add(stats[key], result[key])
+        for key in ("by_source", "by_lang"):
+            for name, counts in result[key].items():
+                _add(stats[key].setdefault(name, {"docs_in": 0, "docs_out": 0}), counts)
+        for rule, found in result["samples"].items():
+            samples.setdefault(rule, []).extend(found)
+    stats.update(extra)
+    with open(out / "samples.jsonl", "w", encoding="utf-8") as lines:
+        for rule in sorted(samples):
+            for sample in _chosen(samples[rule]):
+                lines.write(json.dumps(sample, ensure_ascii=False) + "\n")
+    (out / "stats.json").write_text(json.dumps(stats, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return stats
+
+
+def _chosen(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The samples to keep: those of the smallest ids, which are hashes, so a random choice that no sharding changes."""
+    return sorted(samples, key=lambda s: (s["id"], s["line"]))[:SAMPLES]
+
+
+def flat(stats: dict[str, Any]) -> dict[str, float]:
+    """The statistics as flat metrics: ``dropped/<rule>`` and so on; histograms and lists stay in the file."""
+    metrics = {}
+    for key, value in stats.items():
+        if isinstance(value, (int, float)):
+            metrics[key] = value
+        elif key in ("dropped", "changed"):
+            metrics.update({f"{key}/{rule}": n for rule, n in value.items()})
+    return metrics
+
+
+def _add(into: dict[str, Any], counts: dict[str, int]) -> None:
+    for key, n in counts.items():
+        into[key] = into.get(key, 0) + n

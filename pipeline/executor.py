@@ -1,0 +1,214 @@
+"""Run one function over many jobs: in this process, on local worker processes, or on a Ray cluster.
+
+A job is a plain JSON dict and a function is named by module and name, so nothing is pickled and no worker imports the
+caller's ``__main__`` (which would pull an orchestrator into every process). Each finished job leaves a marker
+``done/<i>.json`` that holds the job and its result; a run that finds the marker of the same job takes the result from it.
+So a killed worker costs its unfinished jobs and nothing else. Results come back in job order, whatever the engine.
+
+Local workers are ``python -m pipeline.worker`` processes that speak JSON lines over a pipe. They stay for a minute after
+their last job, because the next stage wants them again and starting one costs most of a second (numba, pyarrow).
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.sections.base import Progress, quiet
+
+Job = dict[str, Any]
+_IDLE: list[_Worker] = []
+_LOCK = threading.Lock()
+
+
+class ShardFailed(RuntimeError):
+    """A job failed; the message names the function, the shard and the reason. Finished jobs keep their markers."""
+
+
+def run_shards(
+    fn: Callable[[Job], Job], jobs: Sequence[Job], *, workers: int, done: Path, engine: str = "local", progress: Progress = quiet
+) -> list[Job]:
+    """``[fn(job) for job in jobs]``, in parallel and resumable.
+
+    Args:
+        fn: a module-level function from a JSON dict to a JSON dict; it renames its output into place before it returns.
+        jobs: JSON dicts; an optional key ``shard`` names the job in errors.
+        workers: processes at once; 1 or less runs in this process.
+        done: directory of the markers, visible to all workers.
+        engine: "local" or "ray" (the running or a new Ray cluster; needs the ``ray`` extra).
+        progress: called with (finished, all, "shards").
+    Raises:
+        ShardFailed: a job raised, or its worker died. Run again to do only what is missing.
+        ValueError: an unknown engine.
+    """
+    done.mkdir(parents=True, exist_ok=True)
+    results: list[Job | None] = [_finished(done, i, job) for i, job in enumerate(jobs)]
+    missing = [i for i, result in enumerate(results) if result is None]
+    progress(len(jobs) - len(missing), len(jobs), "shards")
+    if engine not in ("local", "ray"):
+        raise ValueError(f"resources.engine: {engine!r} is not an engine; use local or ray")
+    drive = _on_ray if engine == "ray" else _on_processes if workers > 1 and len(missing) > 1 else _in_process
+    for i, result in drive(fn, jobs, missing, done, workers):
+        results[i] = result
+        progress(sum(r is not None for r in results), len(jobs), "shards")
+    return results  # type: ignore[return-value]
+
+
+def do_job(name: str, job: Job, index: int, done: str) -> Job:
+    """Run the function ``module:name`` on one job and leave its marker. Runs in whichever process the engine chose.
+
+    Raises:
+        ShardFailed: with the function, the shard and the original traceback in the message.
+    """
+    try:
+        module, _, function = name.partition(":")
+        result = getattr(importlib.import_module(module), function)(job)
+    except Exception as error:
+        shard = job.get("shard", index)
+        raise ShardFailed(f"{name} failed on shard {shard}: {type(error).__name__}: {error}\n{traceback.format_exc()}") from error
+    marker = Path(done) / f"{index}.json"
+    partial = marker.with_suffix(f".{os.getpid()}.tmp")
+    partial.write_text(json.dumps({"job": job, "result": result}, ensure_ascii=False))
+    os.replace(partial, marker)
+    return result
+
+
+def _finished(done: Path, index: int, job: Job) -> Job | None:
+    """The result in the job's marker, if there is one and it was left by the same job."""
+    try:
+        marker = json.loads((done / f"{index}.json").read_text())
+        return marker["result"] if marker["job"] == json.loads(json.dumps(job)) else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _name(fn: Callable[[Job], Job]) -> str:
+    if getattr(sys.modules.get(fn.__module__), fn.__qualname__, None) is not fn:
+        raise ValueError(f"run_shards: {fn.__module__}.{fn.__qualname__} is not a module-level function")
+    return f"{fn.__module__}:{fn.__qualname__}"
+
+
+def _in_process(fn: Any, jobs: Sequence[Job], missing: list[int], done: Path, workers: int) -> Any:
+    for i in missing:
+        yield i, do_job(_name(fn), jobs[i], i, str(done))
+
+
+def _on_processes(fn: Any, jobs: Sequence[Job], missing: list[int], done: Path, workers: int) -> Any:
+    """Threads feed one worker process each; the first failure stops the feeding and is raised when all have come to rest."""
+    name, waiting, finished = _name(fn), queue.SimpleQueue(), queue.SimpleQueue()
+    for i in missing:
+        waiting.put(i)
+
+    def feed() -> None:
+        worker = _take()
+        try:
+            while True:
+                i = waiting.get_nowait()
+                finished.put((i, worker.do(name, jobs[i], i, str(done))))
+        except queue.Empty:
+            with _LOCK:
+                _IDLE.append(worker)
+        except Exception as error:
+            worker.close()
+            while not waiting.empty():
+                waiting.get_nowait()
+            finished.put((None, error))
+        finished.put((None, None))
+
+    threads = [threading.Thread(target=feed, daemon=True) for _ in range(min(workers, len(missing)))]
+    for thread in threads:
+        thread.start()
+    running, failure = len(threads), None
+    while running:
+        i, result = finished.get()
+        if i is not None:
+            yield i, result
+        elif result is None:
+            running -= 1
+        else:
+            failure = failure or result
+    if failure is not None:
+        raise failure
+
+
+def _on_ray(fn: Any, jobs: Sequence[Job], missing: list[int], done: Path, workers: int) -> Any:
+    """Each job is a Ray task; Ray itself starts a task again whose worker or node died."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ValueError("resources.engine=ray needs the ray package: pip install 'full-pipeline[ray]'") from error
+    if not ray.is_initialized():
+        ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, include_dashboard=False)
+    task = ray.remote(num_cpus=1, max_retries=2)(do_job)
+    pending = {task.remote(_name(fn), jobs[i], i, str(done)): i for i in missing}
+    while pending:
+        ready, _ = ray.wait(list(pending), num_returns=1)
+        try:
+            yield pending.pop(ready[0]), ray.get(ready[0])
+        except ray.exceptions.RayTaskError as error:
+            for ref in pending:
+                ray.cancel(ref)
+            raise ShardFailed(str(error.cause)) from error
+
+
+class _Worker:
+    """One local worker process and the pipe to it."""
+
+    def __init__(self) -> None:
+        env = dict(os.environ, PYTHONPATH=os.pathsep.join(p for p in sys.path if p), OMP_NUM_THREADS="1", POLARS_MAX_THREADS="1")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, cwd=os.getcwd()
+        )
+
+    def do(self, name: str, job: Job, index: int, done: str) -> Job:
+        """Send one job and wait for its result; ShardFailed when it raised or the process died under it."""
+        try:
+            self.process.stdin.write(json.dumps([name, job, index, done]).encode() + b"\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
+        except OSError:
+            answer = b""
+        if not answer:
+            code = self.process.wait()
+            how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+            raise ShardFailed(f"{name} on shard {job.get('shard', index)}: its worker process {how} (out of memory?); run again to resume")
+        ok, result = json.loads(answer)
+        if not ok:
+            raise ShardFailed(result)
+        return result
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.terminate()
+        self.process.wait()
+
+
+def _take() -> _Worker:
+    """An idle worker that still lives, or a new one."""
+    while True:
+        with _LOCK:
+            worker = _IDLE.pop() if _IDLE else None
+        if worker is None:
+            return _Worker()
+        if worker.process.poll() is None:
+            return worker
+        worker.close()
+
+
+@atexit.register
+def close_workers() -> None:
+    """End the idle local workers now (they would end by themselves a minute after their last job)."""
+    with _LOCK:
+        idle, _IDLE[:] = _IDLE[:], []
+    for worker in idle:
+        worker.close()

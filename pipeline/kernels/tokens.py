@@ -1,0 +1,95 @@
+"""Hybrid tokens of a batch (a word of a spaced script, or one character of an unspaced one), and hashes of their n-grams.
+
+Case, white space and punctuation do not count. A token's hash is a 64-bit multiplicative hash of its lower-cased code
+points; an n-gram's hash is a rolling polynomial over token hashes, finalised by the 64-bit mixer of MurmurHash3.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from pipeline.kernels import alphabet
+from pipeline.kernels.alphabet import DIGIT, HAN, KANA, LETTER, UNSPACED
+
+PRIME = 0x100000001B3
+BASE = 0x9E3779B97F4A7C15
+
+
+def tokenize(codes: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens of each text: (hashes uint64 [t], lengths int32 [t] in characters, offsets int64 [n + 1] into them)."""
+    hashes, lengths, starts = _tokenize(codes, offsets, *alphabet.tables())
+    return hashes, lengths, starts
+
+
+def ngrams(tokens: np.ndarray, offsets: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of all n-grams of each text: (uint64 [m], offsets int64 [texts + 1]). A text of fewer tokens has one: all its tokens."""
+    return _ngrams(tokens, offsets, n)
+
+
+@njit(cache=True, nogil=True)
+def _tokenize(codes, offsets, classes, lower):
+    n = offsets.size - 1
+    hashes = np.empty(codes.size, np.uint64)
+    lengths = np.empty(codes.size, np.int32)
+    starts = np.zeros(n + 1, np.int64)
+    count = 0
+    for i in range(n):
+        current = np.uint64(BASE)
+        length = 0
+        for j in range(offsets[i], offsets[i + 1]):
+            code = codes[j]
+            kind = classes[code]
+            letter = kind >= DIGIT and kind <= LETTER
+            alone = kind == HAN or kind == KANA or kind == UNSPACED
+            if length > 0 and (alone or not letter):
+                hashes[count] = current
+                lengths[count] = length
+                count += 1
+                current = np.uint64(BASE)
+                length = 0
+            if letter:
+                low = np.uint64(lower[code] if code < 0x10000 else code)
+                current = (current ^ low) * np.uint64(PRIME)
+                current ^= current >> np.uint64(31)
+                length += 1
+                if alone:
+                    hashes[count] = current
+                    lengths[count] = 1
+                    count += 1
+                    current = np.uint64(BASE)
+                    length = 0
+        if length > 0:
+            hashes[count] = current
+            lengths[count] = length
+            count += 1
+        starts[i + 1] = count
+    return hashes[:count].copy(), lengths[:count].copy(), starts
+
+
+@njit(cache=True, nogil=True)
+def _ngrams(tokens, offsets, n):
+    texts = offsets.size - 1
+    out = np.empty(tokens.size, np.uint64)
+    starts = np.zeros(texts + 1, np.int64)
+    power = np.uint64(1)
+    for _ in range(n):
+        power *= np.uint64(BASE)
+    count = 0
+    for i in range(texts):
+        first = offsets[i]
+        last = offsets[i + 1]
+        rolled = np.uint64(0)
+        for j in range(first, last):
+            rolled = rolled * np.uint64(BASE) + tokens[j]
+            if j - first >= n:
+                rolled -= tokens[j - n] * power
+            if j - first >= n - 1 or (j == last - 1 and last - first < n):
+                mixed = rolled ^ (rolled >> np.uint64(33))
+                mixed *= np.uint64(0xFF51AFD7ED558CCD)
+                mixed ^= mixed >> np.uint64(33)
+                mixed *= np.uint64(0xC4CEB9FE1A85EC53)
+                out[count] = mixed ^ (mixed >> np.uint64(33))
+                count += 1
+        starts[i + 1] = count
+    return out[:count].copy(), starts
