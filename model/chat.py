@@ -1,0 +1,128 @@
+"""Talk to a model directory: ``python -m model.chat DIR --prompt TEXT`` prints one answer and nothing else; without
+``--prompt`` it is a conversation, streamed as it is made. ``/new`` starts over, ``/quit`` or end of input leaves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from model.generate import Sampling, stream
+from model.tokenizer import ChatTokenizer, Message
+from model.transformer import Transformer
+
+
+class Chat:
+    """A model with its tokenizer, ready to answer."""
+
+    def __init__(self, directory: str | Path, *, device: str = "auto", sampling: Sampling | None = None, max_new_tokens: int = 0) -> None:
+        """Load ``directory``; what is not given is taken from its ``generation_config.json``. Raises ValueError or FileNotFoundError."""
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.tokenizer = ChatTokenizer.load(directory)
+        self.model = Transformer.from_dir(directory, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
+        defaults = generation_defaults(directory)
+        self.sampling = sampling or Sampling(temperature=defaults.get("temperature", 0.0), top_p=defaults.get("top_p", 1.0))
+        self.max_new_tokens = max_new_tokens or int(defaults.get("max_new_tokens", 256))
+        self.stop = {self.tokenizer.eos_id, self.tokenizer.end_of_text_id}
+
+    def answer(self, messages: list[Message]) -> str:
+        """The assistant's next message."""
+        return "".join(self.stream(messages)).strip()
+
+    def stream(self, messages: list[Message]) -> Iterator[str]:
+        """The same in pieces of whole characters. The oldest exchanges are forgotten when the model's window is full."""
+        from tokenizers.decoders import DecodeStream
+
+        pieces = DecodeStream(skip_special_tokens=True)
+        for token in stream(self.model, self._prompt(messages), stop=self.stop, max_new_tokens=self.max_new_tokens, sampling=self.sampling):
+            if piece := pieces.step(self.tokenizer.backend, token):
+                yield piece
+
+    def _prompt(self, messages: list[Message]) -> list[int]:
+        window = self.model.config.max_seq_len
+        while True:
+            ids = self.tokenizer.prompt(messages)
+            if len(ids) < window:
+                return ids
+            if len(messages) < 3:
+                raise ValueError(f"the message is {len(ids)} tokens long; this model reads at most {window - 1}")
+            messages = messages[2:]
+
+
+def generation_defaults(directory: str | Path) -> dict[str, float]:
+    """Sampling values of ``generation_config.json``; greedy when it does not ask for sampling or is not there."""
+    path = Path(directory, "generation_config.json")
+    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    names = ("max_new_tokens", "temperature", "top_p") if values.get("do_sample") else ("max_new_tokens",)
+    return {name: values[name] for name in names if values.get(name) is not None}
+
+
+def converse(chat: Chat) -> None:
+    """The interactive loop on stdin and stdout."""
+    messages: list[Message] = []
+    print("/new starts over, /quit leaves", file=sys.stderr)
+    while True:
+        try:
+            text = input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if text == "/quit":
+            return
+        if text == "/new":
+            messages = []
+            continue
+        if text:
+            messages = _turn(chat, [*messages, {"role": "user", "content": text}])
+
+
+def _turn(chat: Chat, messages: list[Message]) -> list[Message]:
+    """Print the answer as it comes; the conversation with it. Ctrl-C ends the answer, not the conversation."""
+    said = ""
+    try:
+        for piece in chat.stream(messages):
+            said += piece
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        pass
+    except ValueError as error:
+        print(error, end="")
+        messages = messages[:-1]
+    print()
+    return [*messages, {"role": "assistant", "content": said}] if said else messages
+
+
+def main() -> int:
+    """The command line; exit code 2 with one line of reason when the directory or an option will not do."""
+    parser = argparse.ArgumentParser(prog="pipeline chat", description=__doc__)
+    parser.add_argument("model", help="model directory")
+    parser.add_argument("--prompt", help="answer this and exit")
+    parser.add_argument("--temperature", type=float, help="0 is greedy")
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--top-k", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-new-tokens", type=int, default=0, help="0 takes the model's own limit")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    options = parser.parse_args()
+    try:
+        sampling = None
+        if options.temperature is not None:
+            sampling = Sampling(options.temperature, options.top_k, options.top_p, seed=options.seed)
+        chat = Chat(options.model, device=options.device, sampling=sampling, max_new_tokens=options.max_new_tokens)
+        if options.prompt is None:
+            converse(chat)
+        else:
+            print(chat.answer([{"role": "user", "content": options.prompt}]))
+    except (ValueError, OSError) as error:
+        print(f"chat: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
