@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, ConfigError
-from pipeline.sources import Source, resolve
-from storage.digest import sha256_json
+from pipeline.sources import Source, SourceFile, resolve
+from storage.digest import digest_of, manifest, sha256_file, sha256_json
+from storage.store import Store
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,7 @@ class SourceSet:
     """Sources of one kind as a stage's input: the digest covers names and contents, not where the files lie."""
 
     kind: str
-    sources: tuple[Source, ...]
+    sources: tuple[Source, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -25,34 +28,64 @@ class SourceSet:
         """Name, digest, files and bytes of each source, for lineage."""
         return [{"name": s.name, "digest": s.digest, "files": len(s.files), "bytes": sum(f.bytes for f in s.files)} for s in self.sources]
 
+    def __bool__(self) -> bool:
+        return bool(self.sources)
+
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything the flow reads from outside."""
+    """Everything the flow reads from outside. An empty ``chats`` or ``preferences`` leaves that training stage out."""
 
     text: SourceSet
     chats: SourceSet
     preferences: SourceSet
     exams: SourceSet
+    vocabulary: SourceSet
+    against: SourceSet
 
 
 def given(config: Config) -> Inputs:
-    """Resolve every source of a config. Raises ConfigError with all problems at once."""
+    """Resolve everything a config names outside itself. Raises ConfigError with all problems at once."""
     problems: list[str] = []
 
-    def find(field: str, kind: str, names: list[str]) -> SourceSet:
+    def gather(field: str, kind: str, find: Callable[[], list[Source]]) -> SourceSet:
         try:
-            return SourceSet(kind, tuple(resolve(list(names), kind)))
-        except ValueError as error:
+            return SourceSet(kind, tuple(find()))
+        except (ValueError, OSError) as error:
             problems.extend(f"{field}  {line}" for line in str(error).splitlines())
-            return SourceSet(kind, ())
+            return SourceSet(kind)
+
+    def named(section: str, kind: str, required: bool = False) -> SourceSet:
+        names = list(getattr(config, section).sources)
+        return gather(f"{section}.sources", kind, lambda: resolve(names, kind)) if names or required else SourceSet(kind)
 
     inputs = Inputs(
-        text=find("ingest.sources", "text", config.ingest.sources),
-        chats=find("sft.sources", "chat", config.sft.sources),
-        preferences=find("dpo.sources", "preference", config.dpo.sources),
-        exams=find("evaluate.sources", "exam", config.evaluate.sources),
+        text=named("ingest", "text", required=True), chats=named("sft", "chat"), preferences=named("dpo", "preference"),
+        exams=named("evaluate", "exam"),
+        vocabulary=gather("tokenizer.existing", "tokenizer", lambda: list(_tokenizer(config.tokenizer.existing))),
+        against=gather("dedup.against", "documents", lambda: [_documents(path) for path in config.dedup.against]),
     )
+    if inputs.preferences and not inputs.chats:
+        problems.append("dpo.sources  preferences are learnt by a chat model: give sft.sources too, or set dpo.sources=[]")
     if problems:
         raise ConfigError(problems)
     return inputs
+
+
+def _tokenizer(existing: str) -> Iterator[Source]:
+    if existing:
+        path = Path(existing) / "tokenizer.json" if Path(existing).is_dir() else Path(existing)
+        if not path.is_file():
+            raise ValueError(f"{existing}: no tokenizer.json there")
+        digest = sha256_file(path)
+        yield Source(path.name, digest, (SourceFile(path.name, str(path), path.stat().st_size, digest),))
+
+
+def _documents(path: str) -> Source:
+    """An earlier document artifact, by its directory; the store's own are known by their recorded digest."""
+    root = Path(path)
+    if not any(root.glob("part-*.parquet")):
+        raise ValueError(f"{path}: no part-*.parquet there; give the directory of a document artifact")
+    recorded = (root / "lineage.json").is_file()
+    digest = Store(root.parent.parent).lineage(root.parent.name, root.name)["digest"] if recorded else digest_of(manifest(root))
+    return Source(root.name, digest, ())

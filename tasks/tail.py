@@ -12,13 +12,15 @@ class Tail:
     """Reads what was added to ``path`` since the last call.
 
     A half-written last line waits for its rest. A file that is replaced or cut (a resumed worker drops the steps after
-    its checkpoint) is read from its start again, so a reader that must not see a step twice compares steps. A line that
+    its checkpoint) is read from its start again, so a reader that must not see a step twice
+    compares steps when ``restarts`` went up. A line that
     is not a JSON object is counted in ``bad`` and passed over: a killed writer may leave one.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.bad = 0
+        self.restarts = 0
         self.size = 0
         self._offset = 0
         self._inode = 0
@@ -37,6 +39,7 @@ class Tail:
     def _new_bytes(self, file: Any) -> bytes:
         status = os.fstat(file.fileno())
         if status.st_ino != self._inode or status.st_size < self._offset:
+            self.restarts += self._inode != 0
             self._inode, self._offset = status.st_ino, 0
         self.size = status.st_size
         file.seek(self._offset)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-KINDS = ("text", "chat", "preference")
+KINDS = ("text", "chat", "preference", "exam")
 BUILT_IN = {"python-docs": ("text",), "teaching": KINDS}
 _RECORDS = {"jsonl", "json", "parquet", "csv"}
 
@@ -43,7 +43,7 @@ class Source:
 
 
 def resolve(names: Sequence[str], kind: str) -> list[Source]:
-    """The sources that ``names`` stand for, in that order; ``kind`` ("text", "chat" or "preference") is what is wanted of them.
+    """The sources that ``names`` stand for, in that order; ``kind`` ("text", "chat", "preference" or "exam") is what is wanted of them.
 
     A name is ``python-docs``, ``teaching``, a file, directory or glob, ``s3://bucket/key-or-prefix`` or ``hf://owner/dataset[/path]``.
     Raises ValueError that lists all problems, one a line.

@@ -1,0 +1,23 @@
+"""The dpo stage: the chat model learns which of two answers is preferred."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.sections.resources import Resources
+from pipeline.sections.training import DpoSection
+from storage.store import Artifact
+from tasks.sources import SourceSet
+from tasks.stage import Report, stage
+from tasks.training import train
+
+
+@stage(version=1, workers="model.train", kind="model", base="chat")
+def dpo(cfg: DpoSection, chat: Artifact, preferences: SourceSet, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
+    """Direct preference optimisation against the SFT model, whose log-probabilities are computed once."""
+    from pipeline.chat_tokens import encode_pairs
+
+    data = out / "_run" / "data"
+    counts = encode_pairs(preferences.records(report), chat.path, data, max_tokens=cfg.seq_len, seed=cfg.seed, progress=report)
+    return {**counts, **train(cfg, data=data, tokenizer=chat.path, init=chat.path, on=on, out=out, report=report)}

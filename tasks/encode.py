@@ -1,0 +1,19 @@
+"""The encode stage: shards become memory-mapped token ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.sections.resources import Resources
+from pipeline.sections.tokens import EncodeSection
+from storage.store import Artifact
+from tasks.stage import Report, stage
+
+
+@stage(version=1, libs=("tiktoken", "tokenizers"))
+def encode(cfg: EncodeSection, shards: Artifact, vocabulary: Artifact, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
+    """Encode the training and validation text on all cores."""
+    from pipeline.encode import encode_text
+
+    return encode_text(cfg, shards.path, vocabulary.path, out, workers=on.workers, engine=on.engine, progress=report)

@@ -1,0 +1,19 @@
+"""The ingest stage: files of any known form become documents with provenance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.sections.data import IngestSection
+from pipeline.sections.resources import Resources
+from tasks.sources import SourceSet
+from tasks.stage import Report, stage
+
+
+@stage(version=1)
+def ingest(cfg: IngestSection, sources: SourceSet, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
+    """Read every source into Parquet documents; what cannot be read is counted and sampled."""
+    from pipeline.ingest import ingest as make
+
+    return make(cfg, list(sources.sources), out, workers=on.workers, engine=on.engine, progress=report)

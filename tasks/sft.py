@@ -1,0 +1,23 @@
+"""The sft stage: the base model learns to answer in conversations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.sections.resources import Resources
+from pipeline.sections.training import SftSection
+from storage.store import Artifact
+from tasks.sources import SourceSet
+from tasks.stage import Report, stage
+from tasks.training import train
+
+
+@stage(version=1, workers="model.train", kind="model", base="base")
+def sft(cfg: SftSection, base: Artifact, chats: SourceSet, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
+    """Supervised fine-tuning on the assistant's tokens of every conversation."""
+    from pipeline.chat_tokens import encode_chats
+
+    data = out / "_run" / "data"
+    counts = encode_chats(chats.records(report), base.path, data, max_tokens=cfg.seq_len, seed=cfg.seed, progress=report)
+    return {**counts, **train(cfg, data=data, tokenizer=base.path, init=base.path, on=on, out=out, report=report)}

@@ -1,0 +1,21 @@
+"""What the three training stages share: a spec for the worker, its processes, and what is left of them afterwards."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from model.config import dump
+from pipeline.sections.resources import Resources
+from pipeline.sections.training import TrainSection
+from tasks.launch import launch
+from tasks.stage import Report
+
+
+def train(cfg: TrainSection, *, data: Path, tokenizer: Path, init: Path | None, on: Resources, out: Path, report: Report) -> dict[str, Any]:
+    """Train in worker processes until ``out`` is a model directory; an earlier attempt's checkpoints in it are resumed from."""
+    spec = cfg.spec(on, data=data, tokenizer=tokenizer, init=init, out=out)
+    result = launch("model.train", dump(spec), out, on, report.training)
+    shutil.rmtree(out / "_run" / "checkpoints", ignore_errors=True)  # the published model is whole; checkpoints are for attempts
+    return result
