@@ -25,7 +25,7 @@ class IngestSection(Section):
     max_record_mb: int = Field(64, ge=1, le=1024, description="longest line or record read, in MB; a longer one is counted as too_long")
     max_text_chars: int = Field(1_000_000, ge=1_000, description="a longer text or Markdown file becomes several documents, cut between paragraphs")
     part_mb: int = Field(8, ge=1, le=1024, description="input read into one output file, in MB; the unit of parallel work from here to shard")
-    python_docs_chars: int = Field(8_000_000, ge=0, description="characters taken from python-docs; 0 takes all there are")
+    python_docs_chars: int = Field(4_000_000, ge=0, description="characters taken from python-docs; 0 takes all there are")
 
 
 class ShardSection(Section):
