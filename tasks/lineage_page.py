@@ -189,7 +189,8 @@ def _details(record: Record, run_link: Callable[[str], str | None]) -> str:
 <code>{_short(record)}</code> {html.escape(headline(record))}</summary>
 <p>{run} · built in {seconds:.1f} s · key <code>{key}</code> · digest <code>{digest}</code></p>
 <table><tr><th>input</th><th>from</th><th>digest</th></tr>{inputs}</table>
-<div class="two"><div><h3>section</h3><pre>{_json(record.get('section'))}</pre></div><div><h3>metrics</h3><pre>{_json(record.get('metrics'))}</pre></div></div></details>"""
+<div class="two"><div><h3>section</h3><pre>{_json(record.get('section'))}</pre></div>
+<div><h3>metrics</h3><pre>{_json(record.get('metrics'))}</pre></div></div></details>"""
 
 
 def _origin(given: Record) -> str:

@@ -201,8 +201,10 @@ class Mirror:
                 datasets.append(DatasetInput(dataset, [InputTag("mlflow.data.context", given["name"])]))
         if datasets:
             self.client.log_inputs(run_id, datasets=datasets)
+        logged = {m.model_id for m in self.client.get_run(run_id).inputs.model_inputs} if models else set()
         for model in models:
-            self._optional("model input", lambda model=model: self.client.log_inputs(run_id, models=[model]))
+            if model.model_id not in logged:
+                self._optional("model input", lambda model=model: self.client.log_inputs(run_id, models=[model]))
 
     def _results(self, run_id: str, event: dict[str, Any], path: Path) -> None:
         metrics = numbers(event.get("metrics") or {}) | {"seconds": event.get("seconds") or 0.0}
@@ -233,7 +235,9 @@ class Mirror:
         metrics = numbers(record.get("metrics") or {})
         step = int(metrics.get("steps", 0))
         self._log(run_id, metrics=[Metric(k, v, milliseconds(path.stat().st_mtime), step, model_id=model_id, run_id=run_id) for k, v in metrics.items()])
-        self.client.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
+        outputs = self.client.get_run(run_id).outputs
+        if model_id not in [m.model_id for m in (outputs.model_outputs if outputs else [])]:
+            self.client.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
         chain = self._lineage(stage)
         text = note(record, chain, self._link, self._model_link)
         self._model_files(model_id, path, chain, text)

@@ -26,7 +26,7 @@ class Building:
     def __init__(self, run_id: str, folder: Path, live: bool) -> None:
         self.run_id, self.started = run_id, time.time()
         self.tail = Tail(folder / "metrics.jsonl")
-        self.last_step, self.restarts = -1, 0
+        self.last_step, self.known_step, self.restarts = -1, -1, 0
         self.monitor = SystemMetricsMonitor(run_id, sampling_interval=SYSTEM_SECONDS) if live else None
         if self.monitor:
             self.monitor.start()
@@ -35,13 +35,12 @@ class Building:
         """Log what metrics.jsonl gained, as ``training/<name>`` over steps; steps that a resumed worker repeats are left out."""
         records = self.tail.read(last)
         if self.tail.restarts != self.restarts:
-            self.restarts = self.tail.restarts
-            records = [r for r in records if _step(r) > self.last_step]
+            self.restarts, self.known_step = self.tail.restarts, self.last_step
         batch: list[Metric] = []
         for record in records:
             step = _step(record)
             self.last_step = max(self.last_step, step)
-            if self._shown(record, step):
+            if step > self.known_step and self._shown(record, step):
                 when = milliseconds(_clock(record.get("time"), self.started))
                 batch += [Metric(f"training/{as_key(k)}", v, when, step) for k, v in numbers(record).items() if k not in NOT_CURVES]
         for i in range(0, len(batch), 1000):

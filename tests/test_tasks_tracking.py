@@ -1,0 +1,231 @@
+"""The tracker process and what it leaves in MLflow, against a real SQLite store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tasks.tracking import follow, start_tracker, summary, sync
+
+ROOT = Path(__file__).resolve().parent.parent
+LONG = {"rules": ["short", "markup"], "optim": {"lr": 0.001, "name": "muon"}, "note": "x" * 7000}
+DAG = {  # stage: (inputs, kind, base, metrics)
+    "ingest": (["@docs"], "dataset", None, {"docs_out": 10, "dropped": {"empty": 2}, "name": "text is no metric"}),
+    "pretrain": (["ingest"], "model", None, {"steps": 30, "val_loss": 2.5}),
+    "sft": (["pretrain", "@chats"], "model", "pretrain", {"steps": 30, "val_loss": 1.5}),
+}
+
+
+def sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class FlowRun:
+    """Writes what a flow writes: run.json, events, and the artifacts of the stages that run."""
+
+    def __init__(self, home: Path, name: str) -> None:
+        self.home, self.dir = home, home / "runs" / name
+        self.dir.mkdir(parents=True)
+        facts = {"preset": "tiny", "overrides": ["pretrain.steps=30"], "config": {"pretrain": LONG}, "git": {"commit": "c" * 40, "dirty": False},
+                 "argv": ["pipeline", "run", "tiny"], "prefect": {"flow_run_id": "flow-1", "url": "http://prefect/runs/flow-run/flow-1"}}
+        (self.dir / "run.json").write_text(json.dumps(facts))
+
+    def emit(self, event: str, **fields) -> None:
+        with open(self.dir / "events.jsonl", "a") as file:
+            file.write(json.dumps({"event": event, "time": time.time(), **fields}) + "\n")
+
+    def place(self, stage: str) -> Path:
+        return self.home / "store" / stage / sha(stage)[:32]
+
+    def inputs(self, stage: str) -> list[dict]:
+        given = []
+        for name in DAG[stage][0]:
+            if name.startswith("@"):
+                given.append({"name": "sources", "stage": "source", "key": "", "digest": sha(name), "sources": [
+                    {"name": name[1:], "digest": sha(name), "files": 3, "bytes": 1000}]})
+            else:
+                given.append({"name": name, "stage": name, "key": sha(name)[:32], "digest": sha(name), "path": str(self.place(name))})
+        return given
+
+    def start(self, stage: str) -> Path:
+        partial = self.place(stage).with_suffix(".partial")
+        (partial / "_run" / "logs").mkdir(parents=True)
+        self.emit("stage_started", stage=stage, key=sha(stage)[:32], section=LONG, resources={"nproc": 2}, inputs=self.inputs(stage), partial=str(partial))
+        if DAG[stage][1] == "model":
+            lines = [{"step": s, "total_steps": 30, "time": time.time(), "loss": 3.0 / s} for s in range(1, 31)]
+            (partial / "_run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            (partial / "config.json").write_text('{"model_type": "qwen3"}')
+        (partial / "stats.json").write_text('{"docs_out": 10}')
+        (partial / "_run" / "logs" / "launcher.log").write_text("step 1\n")
+        return partial
+
+    def finish(self, stage: str, state: str = "ran", error: str | None = None) -> None:
+        path, (_, kind, base, metrics) = self.place(stage), DAG[stage]
+        base = base and sha(base)[:32]
+        if state == "ran":
+            partial = path.with_suffix(".partial")
+            (partial / "lineage.json").write_text(json.dumps({
+                "identity": {"section": LONG}, "inputs": self.inputs(stage), "metrics": metrics, "seconds": 2.0, "kind": kind,
+                "base": base, "digest": sha(stage)}))
+            partial.rename(path)
+        failed = state == "failed"
+        self.emit("stage_finished", stage=stage, state=state, key=sha(stage)[:32], digest=None if failed else sha(stage), kind=kind, base=base, error=error,
+                  path=str(path.with_suffix(".partial") if failed else path), seconds=0.0 if state == "cached" else 2.0, metrics={} if failed else metrics)
+
+    def all(self, state: str) -> None:
+        for stage in DAG:
+            if state == "ran":
+                self.start(stage)
+            self.finish(stage, state)
+        self.emit("run_finished", state="completed", seconds=5.0, error=None)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A root with one run whose three stages were all built, tracked by a real tracker process."""
+    home = tmp_path_factory.mktemp("home")
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    run = FlowRun(home, "first")
+    tracker = start_tracker(run.dir)
+    run.all("ran")
+    assert tracker.close(120)["complete"], (run.dir / "tracker.log").read_text()
+    return home
+
+
+@pytest.fixture(scope="module")
+def client(home):
+    import mlflow
+
+    return mlflow.MlflowClient(summary(home / "runs" / "first")["tracking_uri"])
+
+
+def runs_of(client, home: Path, name: str) -> list:
+    told = summary(home / "runs" / name)
+    return client.search_runs([told["experiment_id"]], f"tags.`pipeline.run_id` = '{name}'")
+
+
+def test_a_run_has_a_parent_and_a_nested_child_per_stage(home, client):
+    told = summary(home / "runs" / "first")
+    parent = client.get_run(told["parent_run_id"])
+    assert parent.info.status == "FINISHED" and parent.data.params["pretrain.optim.lr"] == "0.001" and len(parent.data.params["pretrain.note"]) == 6000
+    assert parent.data.tags["prefect.flow_run_id"] == "flow-1" and parent.data.tags["mlflow.source.git.commit"] == "c" * 40
+    children = {run.info.run_name: run for run in runs_of(client, home, "first") if run.data.tags["pipeline.part"] == "stage"}
+    assert set(children) == set(DAG) and all(run.data.tags["mlflow.parentRunId"] == told["parent_run_id"] for run in children.values())
+    assert {name: entry["run_id"] for name, entry in told["stages"].items()} == {name: run.info.run_id for name, run in children.items()}
+    ingest = children["ingest"]
+    assert ingest.info.status == "FINISHED" and ingest.data.tags["artifact.digest"] == sha("ingest") and ingest.data.params["resources.nproc"] == "2"
+    assert ingest.data.metrics == {"docs_out": 10, "dropped.empty": 2, "seconds": 2}
+
+
+def test_training_curves_models_and_datasets_are_linked(home, client):
+    told = summary(home / "runs" / "first")["stages"]
+    sft = client.get_run(told["sft"]["run_id"])
+    assert [m.step for m in client.get_metric_history(told["sft"]["run_id"], "training/loss")] == list(range(1, 31))
+    assert {d.dataset.name: d.dataset.digest for d in sft.inputs.dataset_inputs}["chats"] == sha("@chats")[:36]
+    assert told["pretrain"]["model_id"] in [m.model_id for m in sft.inputs.model_inputs]
+    assert [m.model_id for m in sft.outputs.model_outputs] == [told["sft"]["model_id"]]
+    model = client.get_logged_model(told["sft"]["model_id"])
+    assert model.tags["base_model_id"] == told["pretrain"]["model_id"] and str(model.status) == "READY"
+    assert {m.key: m.value for m in model.metrics} == {"val_loss": 1.5, "steps": 30}
+    consumers = client.search_runs([model.experiment_id], f"datasets.digest = '{sha('ingest')[:36]}'")
+    assert [run.info.run_name for run in consumers] == ["pretrain"]
+
+
+def test_models_are_registered_with_aliases_and_their_base(home, client):
+    aliases = client.get_registered_model("tiny").aliases
+    assert set(aliases) == {"base", "sft", "champion"} and aliases["champion"] == aliases["sft"] != aliases["base"]
+    version = client.get_model_version("tiny", aliases["sft"])
+    assert version.tags["base_version"] == str(aliases["base"]) and version.tags["artifact.digest"] == sha("sft")
+
+
+def test_lineage_pages_notes_and_logs_are_artifacts(home, client):
+    told = summary(home / "runs" / "first")
+    assert {"lineage.html", "config.json", "run.json"} <= {f.path for f in client.list_artifacts(told["parent_run_id"])}
+    assert {"stats.json", "metrics.jsonl", "logs"} <= {f.path for f in client.list_artifacts(told["stages"]["sft"]["run_id"])}
+    assert {"lineage.html", "config.json", "model.md"} <= {f.path for f in client.list_logged_model_artifacts(told["stages"]["sft"]["model_id"])}
+    note = client.get_run(told["stages"]["sft"]["run_id"]).data.tags["mlflow.note.content"]
+    assert told["stages"]["pretrain"]["run_id"] in note and told["stages"]["pretrain"]["model_id"] in note
+
+
+def test_a_cached_run_adds_one_run_that_points_to_the_makers(home, client):
+    run = FlowRun(home, "second")
+    run.all("cached")
+    assert follow(run.dir, None)
+    (parent,) = runs_of(client, home, "second")
+    first, second = summary(home / "runs" / "first"), summary(run.dir)
+    for stage in DAG:
+        assert parent.data.tags[f"stage.{stage}.cache"] == "hit" and parent.data.tags[f"stage.{stage}.run_id"] == first["stages"][stage]["run_id"]
+    assert second["stages"]["sft"]["model_id"] == first["stages"]["sft"]["model_id"]
+    assert len(client.search_model_versions("name = 'tiny'")) == 2
+
+
+def test_a_killed_flow_leaves_killed_runs(home, client):
+    home = home.with_name("killed")
+    run = FlowRun(home, "killed")
+    code = "import sys, os, time; from pathlib import Path; from tasks.tracking import start_tracker, summary; d = Path(sys.argv[1]); start_tracker(d)\n" \
+           "while not summary(d).get('stages'): time.sleep(0.05)\nos.kill(os.getpid(), 9)"
+    run.start("ingest")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": client.tracking_uri}
+    assert subprocess.run([sys.executable, "-c", code, str(run.dir)], env=environment).returncode == -9
+    while not summary(run.dir).get("complete"):
+        time.sleep(0.05)
+    assert sorted(r.info.status for r in runs_of(client, home, "killed")) == ["KILLED", "KILLED"]
+
+
+def test_a_failed_stage_says_why(home, client, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
+    run = FlowRun(home.with_name("failing"), "failing")
+    run.start("pretrain")
+    run.finish("pretrain", "failed", "WorkerFailed: out of memory")
+    run.emit("run_finished", state="failed", seconds=1.0, error="WorkerFailed: out of memory")
+    assert follow(run.dir, None)
+    by_part = {r.data.tags["pipeline.part"]: r for r in runs_of(client, run.home, "failing")}
+    assert by_part["stage"].info.status == by_part["run"].info.status == "FAILED"
+    assert "out of memory" in by_part["stage"].data.tags["stage.error"]
+    assert "logs" in {f.path for f in client.list_artifacts(by_part["stage"].info.run_id)}
+
+
+def test_an_outage_is_filled_in_later_and_only_once(home, client, monkeypatch):
+    down = home.with_name("down")
+    run = FlowRun(down, "down")
+    run.all("ran")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert sync(down) == {"down": False} and summary(run.dir)["complete"] is False
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
+    assert sync(down) == {"down": True}
+    first = summary(run.dir)
+    assert len(runs_of(client, down, "down")) == 1 + len(DAG)
+    for forget in (first | {"complete": False}, {"complete": False}):  # with and without the ids in hand
+        (run.dir / "mlflow.json").write_text(json.dumps(forget))
+        assert sync(down) == {"down": True} and sync(down) == {}
+        assert len(runs_of(client, down, "down")) == 1 + len(DAG)
+        assert summary(run.dir)["stages"]["sft"]["model_id"] == first["stages"]["sft"]["model_id"]
+        assert len(client.get_metric_history(first["stages"]["sft"]["run_id"], "training/loss")) == 30
+
+
+def test_a_resumed_curve_shows_every_step_once(home, client, tmp_path):
+    from tasks.tracking_parts import Building
+
+    run_id = client.create_run(summary(home / "runs" / "first")["experiment_id"]).info.run_id
+    building = Building(run_id, tmp_path, live=False)
+    write = lambda steps: (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {s}, "loss": 1.0}}\n' for s in steps))  # noqa: E731
+    write(range(1, 21))
+    building.log_curve(client)
+    write(range(1, 11))  # the worker went back to its checkpoint at step 10 …
+    building.log_curve(client)
+    write(range(1, 31))  # … and on
+    building.log_curve(client)
+    assert sorted(m.step for m in client.get_metric_history(run_id, "training/loss")) == list(range(1, 31))
+
+
+def test_the_flow_side_does_not_load_mlflow():
+    code = "import sys, tasks.tracking; sys.exit(any(m.partition('.')[0] in ('mlflow', 'torch', 'pandas', 'pyarrow') for m in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
