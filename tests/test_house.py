@@ -1,0 +1,92 @@
+"""The house rules that a reader relies on: who may import whom, no cycles, and what stays unloaded."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("flows", "tasks", "pipeline", "model", "storage")
+MAY = {
+    "flows": {"flows", "tasks", "pipeline", "storage", "model.chat", "model.estimate"},
+    "tasks": {"tasks", "pipeline", "storage", "model.config", "model.tokenizer"},
+    "pipeline": {"pipeline", "model.config", "model.tokenizer"},
+    "model": {"model"},
+    "storage": {"storage"},
+}
+WORKERS_NEVER = {"prefect", "mlflow", "pydantic", "pyarrow", "pandas"}
+
+
+def imports(path):
+    """Every imported dotted name with whether it runs at import time."""
+    tree = ast.parse(path.read_text())
+    lazy = {id(n) for f in ast.walk(tree) if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef)) for n in ast.walk(f)}
+    lazy |= {id(n) for b in ast.walk(tree) if isinstance(b, ast.If) and "TYPE_CHECKING" in ast.dump(b.test) for n in ast.walk(b)}
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        for name in names:
+            yield name, id(node) not in lazy
+
+
+def modules():
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            yield package, path
+
+
+def test_imports_only_point_down():
+    wrong = []
+    for package, path in modules():
+        for name, _ in imports(path):
+            if name.split(".")[0] in PACKAGES and not any(name == ok or name.startswith(ok + ".") for ok in MAY[package]):
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_workers_never_import_the_orchestrator():
+    wrong = [f"{path.relative_to(ROOT)} imports {name}" for package, path in modules() if package == "model"
+             for name, _ in imports(path) if name.split(".")[0] in WORKERS_NEVER]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_stage_knows_prefect_caching_and_only_tracking_knows_mlflow():
+    users = {"mlflow": set(), "prefect": set()}
+    for _, path in modules():
+        for name, _ in imports(path):
+            if name.split(".")[0] in users:
+                users[name.split(".")[0]].add(path.relative_to(ROOT).as_posix())
+    assert all("tracking" in path for path in users["mlflow"]), users["mlflow"]
+    assert users["prefect"] <= {"tasks/stage.py", "flows/full_pipeline.py"}, users["prefect"]
+
+
+def test_no_import_cycles():
+    graph = {}
+    for _, path in modules():
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        graph[name] = {n for n, eager in imports(path) if eager and n.split(".")[0] in PACKAGES}
+    state = {}
+
+    def visit(name, trail):
+        if state.get(name) == "done" or name not in graph:
+            return
+        assert state.get(name) != "open", f"import cycle: {' -> '.join([*trail, name])}"
+        state[name] = "open"
+        for other in sorted(graph[name] - {name}):
+            visit(other, [*trail, name])
+        state[name] = "done"
+
+    for name in sorted(graph):
+        visit(name, [])
+
+
+def test_importing_the_dag_leaves_the_heavy_packages_unloaded():
+    code = "import sys, flows.dag, flows.cli; print([m for m in ('torch', 'mlflow', 'pandas', 'numba', 'prefect', 'transformers') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert out.stdout.strip() == "[]"
+    code = "import sys, flows.full_pipeline; print([m for m in ('torch', 'mlflow', 'pandas') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert out.stdout.strip() == "[]"
