@@ -1,0 +1,200 @@
+"""Bytes: opening local, S3 and hub files, inflating them piece by piece, and cutting them into lines of bounded length."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+from pipeline.sources.kinds import compression_of
+
+CHUNK = 1 << 20
+# So small because one call gives back all that a piece inflates to: a bomb stays within 130 MB.
+_FEED = {"gzip": 1 << 17, "zstd": 1 << 13, "bz2": 1 << 13, "xz": 1 << 13}
+_EXCERPT = 400
+
+
+class Fault(NamedTuple):
+    """Something that should have been a record: a reason to count by, what is wrong in words, and the beginning of it."""
+
+    reason: str
+    detail: str
+    raw: bytes = b""
+
+
+class Text(NamedTuple):
+    """A record that is a document already: its text, the input's own id, and whether bytes in it had to be replaced."""
+
+    text: str
+    id: str | None = None
+    repaired: bool = False
+
+
+class Broken(Exception):
+    """The stream cannot be read beyond this place; everything before it has been given."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+def local_path(location: str) -> str:
+    """A path that libraries can open: hub files are downloaded, others are where they are."""
+    if location.startswith("hf://"):
+        from pipeline.sources.hub import fetch_hub
+
+        return fetch_hub(location)
+    return location
+
+
+def open_binary(location: str, start: int = 0) -> BinaryIO:
+    """A stream of the file's bytes from ``start`` on. Raises OSError."""
+    if location.startswith("s3://"):
+        from pipeline.sources.s3 import open_s3
+
+        return open_s3(location, start)
+    stream = open(local_path(location), "rb")  # noqa: SIM115 - the caller closes it
+    stream.seek(start)
+    return stream
+
+
+def chunks(piece: dict[str, Any]) -> Iterator[bytes]:
+    """The inflated bytes of a piece, in chunks. Raises Broken where the compression breaks off, after all that was readable."""
+    kind = None if "start" in piece else compression_of(piece["location"])
+    with open_binary(piece["location"], piece.get("start", 0)) as stream:
+        if kind:
+            yield from inflate(stream, kind)
+        else:
+            left = piece["end"] - piece["start"] if "start" in piece else None
+            while data := stream.read(CHUNK if left is None else min(CHUNK, left)):
+                left = None if left is None else left - len(data)
+                yield data
+    if piece.get("broken"):
+        raise Broken(*piece["broken"])
+
+
+def inflate(stream: BinaryIO, kind: str) -> Iterator[bytes]:
+    """Inflate a stream of one or more gzip, zstd, bz2 or xz members. Raises Broken(truncated_… | corrupt_…)."""
+    member, fed = _inflator(kind), False
+    while data := stream.read(_FEED[kind]):
+        while data:
+            if not fed:
+                data = data.lstrip(b"\0")  # tar and tape padding between members
+                if not data:
+                    break
+            fed = True
+            try:
+                out = member.decompress(data)
+            except Exception as error:  # zlib, zstandard, bz2 and lzma each raise their own
+                raise Broken(f"corrupt_{kind}", str(error)) from None
+            if out:
+                yield out
+            data = b""
+            if member.eof:
+                data, member, fed = member.unused_data, _inflator(kind), False
+    if fed:
+        raise Broken(f"truncated_{kind}", "the compressed data ends in the middle")
+
+
+def _inflator(kind: str) -> Any:
+    if kind == "gzip":
+        return zlib.decompressobj(wbits=31)
+    if kind == "zstd":
+        import zstandard
+
+        return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+    if kind == "bz2":
+        import bz2
+
+        return bz2.BZ2Decompressor()
+    import lzma
+
+    return lzma.LZMADecompressor()
+
+
+def utf8(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The chunks as UTF-8: a byte-order mark is removed, UTF-16 that announces itself by one is recoded."""
+    iterator = iter(pieces)
+    head = b""
+    for piece in iterator:
+        head += piece
+        if len(head) >= 4:
+            break
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        decoder = codecs.getincrementaldecoder("utf-16")("replace")
+        yield decoder.decode(head).encode()
+        for piece in iterator:
+            yield decoder.decode(piece).encode("utf-8", "replace")
+        return
+    if head:
+        yield head.removeprefix(codecs.BOM_UTF8)
+    yield from iterator
+
+
+def lines(pieces: Iterable[bytes], limit: int, first: int = 1) -> Iterator[tuple[int, bytes | Fault]]:
+    """Numbered lines without their ``\\n``; a line over ``limit`` bytes, or the one in which the stream breaks, is a Fault.
+
+    Memory is bounded by ``limit`` and one chunk.
+    """
+    number, kept, size = first, [], 0
+    try:
+        for piece in pieces:
+            *ended, rest = piece.split(b"\n")
+            for line in ended:
+                if size:
+                    kept.append(line)
+                    size += len(line)
+                    line = b"".join(kept)
+                    yield number, line if size <= limit else _too_long(line, size, limit)
+                    kept, size = [], 0
+                else:
+                    yield number, line if len(line) <= limit else _too_long(line, len(line), limit)
+                number += 1
+            if rest:
+                size += len(rest)
+                if size <= limit or not kept:
+                    kept.append(rest)
+    except Broken as error:
+        yield number, Fault(error.reason, error.detail, b"".join(kept)[:_EXCERPT])
+        return
+    if size:
+        line = b"".join(kept)
+        yield number, line if size <= limit else _too_long(line, size, limit)
+
+
+def _too_long(line: bytes, size: int, limit: int) -> Fault:
+    return Fault("too_long", f"{size:,} bytes without an end of line; ingest.max_record_mb allows {limit:,}", line[:_EXCERPT])
+
+
+def excerpt(raw: bytes) -> bytes:
+    """The beginning of a broken record, for the sample."""
+    return raw[:_EXCERPT]
+
+
+class Readable(io.RawIOBase):
+    """Chunks as the file-like object that parsers want. ``fault`` tells afterwards where the stream broke."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces, self._rest, self._at, self.fault = iter(pieces), b"", 0, None
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            try:
+                self._rest = next(self._pieces)
+            except StopIteration:
+                return 0
+            except Broken as error:
+                self.fault = Fault(error.reason, error.detail)
+                return 0
+        n = min(len(buffer), len(self._rest))
+        buffer[:n], self._rest = self._rest[:n], self._rest[n:]
+        self._at += n
+        return n
