@@ -161,7 +161,7 @@ def summarise(exams: dict[str, list[Item]], found: dict[str, dict[str, Any]], re
     names = list(found)
     after = names[names.index(reference) + 1 :] if reference in found else []
     for name, own in found.items():
-        row: dict[str, Any] = {"bits_per_byte": own["bits_per_byte"], "answers": {}}
+        row: dict[str, Any] = {"place": names.index(name), "bits_per_byte": own["bits_per_byte"], "answers": {}}
         picked = [choice == item["correct"] for choice, item in zip(own["picked"], exams["choices"])]
         chances = [1 / len(item["choices"]) for item in exams["choices"]]
         groups = by_language([item["lang"] for item in exams["choices"]])
