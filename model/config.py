@@ -188,7 +188,7 @@ class TrainSpec:
     nll_weight: float = 0.0
     """dpo: weight of the chosen answer's own cross-entropy (RPO, arXiv:2404.19733)."""
     eval_every: int = 0
-    """Steps between validations; 0 validates at the start and the end."""
+    """Steps between validations; 0 validates at the end only (sft and dpo: also before the first step)."""
     eval_tokens: int = 0
     """Most slots a validation reads; 0 reads all of the split."""
 

@@ -20,7 +20,7 @@ class TrainSection(Section):
     steps: int = Field(0, ge=0, description="updates; 0 derives them from epochs")
     epochs: float = Field(1.0, gt=0, description="passes over the training split, when steps is 0")
     seed: int = Field(0, ge=0, description="fixes initial weights and data order")
-    eval_every: int = where(0, ge=0, description="steps between validations on the way; 0 validates at the start and the end only")
+    eval_every: int = where(0, ge=0, description="steps between validations on the way; 0 validates at the end only (sft, dpo: also before the first)")
     eval_tokens: int = Field(0, ge=0, description="most slots of the validation split a validation reads; 0 reads all")
 
     def spec(self, on: Resources, *, data: Path, tokenizer: Path, out: Path, init: Path | None = None) -> TrainSpec:

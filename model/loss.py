@@ -1,0 +1,127 @@
+"""Losses over hidden states that never hold all logits: chunks of rows, with the gradient made in the forward pass.
+
+The cross-entropy needs logits twice (value and gradient); making both at once while a chunk is in cache saves one
+head product in four and all of the [tokens, vocab] memory (the idea of Liger's fused linear cross-entropy and of
+Apple's cut cross-entropy, arXiv:2411.09009). Rows that are no target are left out before the head is multiplied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK = {"cpu": 256, "cuda": 8192}
+"""Rows whose logits are held at once: on a CPU what stays in cache."""
+
+
+def _gradient(h: Tensor, w: Tensor, targets: Tensor, weight: Tensor, z: float) -> tuple[Tensor, Tensor, Tensor]:
+    """One chunk: weighted loss sum, plain loss sum (scalars, fp32) and the gradient of the logits [n, vocab] in ``h``'s dtype.
+
+    Written for the fewest passes over the logits in eager mode.
+    """
+    if z:
+        return chunk_gradient(h, w, targets, weight, z)
+    soft = torch.softmax(h @ w.t(), -1, dtype=torch.float32)
+    nll = -soft.gather(1, targets[:, None])[:, 0].clamp_min(1e-30).log()
+    grad = soft.mul_(weight[:, None]).to(h.dtype)
+    grad.scatter_add_(1, targets[:, None], -weight[:, None].to(h.dtype))
+    return (nll * weight).sum(), (nll * (weight != 0)).sum(), grad
+
+
+def chunk_gradient(h: Tensor, w: Tensor, targets: Tensor, weight: Tensor, z: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The same as pure functions of the logits, for ``torch.compile``, which makes two passes of it; and with z-loss."""
+    logits = (h @ w.t()).float()
+    lse = torch.logsumexp(logits, -1)
+    nll = lse - logits.gather(1, targets[:, None])[:, 0]
+    soft = torch.exp(logits - lse[:, None])
+    at = torch.arange(logits.shape[1], device=h.device)[None, :] == targets[:, None]
+    grad = (soft * (1 + 2 * z * lse)[:, None] - at.to(soft.dtype)) * weight[:, None]
+    return ((nll + z * lse * lse) * weight).sum(), (nll * (weight != 0)).sum(), grad.to(h.dtype)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h: Tensor, head: Tensor, targets: Tensor, weight: Tensor, z: float, chunk: int, gradient: Callable):
+        w = head.to(h.dtype)
+        gh, gw = torch.empty_like(h), torch.zeros_like(head, dtype=torch.float32)
+        loss = torch.zeros((), device=h.device)
+        nll = torch.zeros((), device=h.device)
+        for i in range(0, h.shape[0], chunk):
+            rows = slice(i, i + chunk)
+            part, plain, grad = gradient(h[rows], w, targets[rows], weight[rows], z)
+            loss += part
+            nll += plain
+            torch.mm(grad, w, out=gh[rows])
+            gw += grad.t() @ h[rows]
+        ctx.save_for_backward(gh, gw)
+        ctx.dtype = head.dtype
+        ctx.mark_non_differentiable(nll)
+        return loss, nll
+
+    @staticmethod
+    def backward(ctx, g: Tensor, _: Tensor):
+        gh, gw = ctx.saved_tensors
+        return gh * g.to(gh.dtype), (gw * g).to(ctx.dtype), None, None, None, None, None
+
+
+class _LogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h: Tensor, head: Tensor, targets: Tensor, chunk: int):
+        ctx.save_for_backward(h, head, targets)
+        ctx.chunk = chunk
+        return log_probs_now(h, head, targets, chunk)
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        h, head, targets = ctx.saved_tensors
+        w, chunk = head.to(h.dtype), ctx.chunk
+        gh, gw = torch.empty_like(h), torch.zeros_like(head, dtype=torch.float32)
+        for i in range(0, h.shape[0], chunk):
+            rows = slice(i, i + chunk)
+            _, _, grad = _gradient(h[rows], w, targets[rows], -g[rows], 0.0)
+            torch.mm(grad, w, out=gh[rows])
+            gw += grad.t() @ h[rows]
+        return gh, gw.to(head.dtype), None, None
+
+
+def cross_entropy(h: Tensor, head: Tensor, targets: Tensor, weight: Tensor, z_loss: float = 0.0, gradient: Callable = _gradient) -> tuple[Tensor, Tensor]:
+    """``sum(weight * (nll + z_loss * log(Z)^2))`` and, without gradient, the plain sum of nll over rows of weight > 0 (nats, fp32).
+
+    h [n, dim]; head [vocab, dim], any dtype, cast to h's; targets [n] int64; weight [n] fp32 (put 1/count in it for a mean).
+    ``gradient`` may be a compiled :func:`chunk_gradient`.
+    """
+    chunk = CHUNK.get(h.device.type, 4096)
+    if not torch.is_grad_enabled():
+        nll = -log_probs_now(h, head, targets, chunk)
+        return (nll * weight).sum(), (nll * (weight != 0)).sum()
+    return _CrossEntropy.apply(h, head, targets, weight, z_loss, chunk, gradient)
+
+
+def log_probs(h: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """Log-probability of each target [n] fp32 (nats); differentiable, logits are made again in the backward pass."""
+    chunk = CHUNK.get(h.device.type, 4096)
+    return _LogProbs.apply(h, head, targets, chunk) if torch.is_grad_enabled() else log_probs_now(h, head, targets, chunk)
+
+
+def log_probs_now(h: Tensor, head: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    """:func:`log_probs` without gradient, in chunks of ``chunk`` rows."""
+    w = head.to(h.dtype)
+    parts = []
+    for i in range(0, h.shape[0], chunk):
+        logits = (h[i:i + chunk] @ w.t()).float()
+        parts.append(logits.gather(1, targets[i:i + chunk, None])[:, 0] - torch.logsumexp(logits, -1))
+    return torch.cat(parts) if parts else torch.zeros(0, device=h.device)
+
+
+def preference(chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, beta: float,
+               label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """DPO (Rafailov et al. 2023; cDPO when ``label_smoothing`` > 0): losses [pairs] and margins [pairs].
+
+    Arguments are log-probabilities of whole answers (nats, fp32) [pairs]; the margin is ``beta`` times the difference of log-ratios.
+    """
+    margin = beta * ((chosen - reference_chosen) - (rejected - reference_rejected))
+    loss = -F.logsigmoid(margin) * (1 - label_smoothing) - F.logsigmoid(-margin) * label_smoothing
+    return loss, margin

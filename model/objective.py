@@ -1,0 +1,121 @@
+"""The three objectives as modules: a micro-batch in, the loss to differentiate and a few sums to report out.
+
+``weight`` already holds one over the number of targets (or pairs) in the whole global batch, so micro-batches and
+ranks are simply added and the update is the same however the batch is cut. Engines wrap the objective and not the bare
+model, so that every use of a weight happens inside one forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from model import loss
+from model.config import TrainSpec
+from model.data import Rows
+from model.transformer import Transformer
+
+
+@dataclass
+class Batch:
+    """A micro-batch on the device. ``index`` [n] are the slots that are targets (null: all); ``targets``, ``weight`` [n].
+
+    dpo: ``segment`` [n] is each target's sequence in this batch, 2i chosen and 2i+1 rejected, ``reference`` [2 * pairs]
+    their log-probabilities under the initial model.
+    """
+
+    ids: Tensor
+    doc: Tensor
+    index: Tensor | None
+    targets: Tensor
+    weight: Tensor
+    segment: Tensor | None = None
+    reference: Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """This batch on ``device``, copied without waiting when that is a GPU."""
+        if device.type == "cpu":
+            return self
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: v if v is None else v.pin_memory().to(device, non_blocking=True) for k, v in values.items()})
+
+
+def batch(rows: Rows, norm: float, chunk: int, reference: NDArray | None = None) -> Batch:
+    """Rows as a micro-batch whose targets weigh ``1 / norm`` each; where not all slots are targets, their list is padded to whole chunks.
+
+    ``reference`` [sequences] holds log-probabilities by sequence number and makes it a batch of pairs.
+    """
+    flat = rows.weight.ravel() > 0
+    index = None if flat.all() else np.flatnonzero(flat)
+    targets, weight = rows.targets.ravel(), rows.weight.ravel() / norm
+    if index is not None:
+        used = len(index)
+        index = np.pad(index, (0, -used % chunk if used else chunk))
+        targets, weight = targets[index], weight[index]
+        weight[used:] = 0.0
+    tensors = {"ids": torch.from_numpy(rows.ids), "doc": torch.from_numpy(rows.doc), "index": index if index is None else torch.from_numpy(index),
+               "targets": torch.from_numpy(np.ascontiguousarray(targets)), "weight": torch.from_numpy(weight.astype(np.float32))}
+    if reference is None:
+        return Batch(**tensors)
+    sequence = rows.sequence.ravel()
+    sequence = sequence if index is None else sequence[index]
+    known = np.unique(sequence[weight > 0] // 2)
+    both = np.stack([2 * known, 2 * known + 1], 1).ravel()
+    segment = np.where(weight > 0, np.searchsorted(both, sequence), 0) if len(both) else np.zeros(len(sequence), np.int64)
+    return Batch(**tensors, segment=torch.from_numpy(segment.astype(np.int64)), reference=torch.from_numpy(reference[both].astype(np.float32)))
+
+
+class Objective(nn.Module):
+    """Base: ``forward(batch) -> (loss, sums)``; ``names`` says what the sums [len(names)] are, the last being what to divide by."""
+
+    names: tuple[str, ...] = ()
+
+    def __init__(self, model: Transformer, spec: TrainSpec) -> None:
+        super().__init__()
+        self.lm, self.spec = model, spec
+        self.gradient: Callable = loss._gradient
+
+    def selected(self, batch: Batch) -> Tensor:
+        """Hidden states [n, dim] at the batch's targets."""
+        h = self.lm.hidden(batch.ids, batch.doc).reshape(-1, self.lm.config.dim)
+        return h if batch.index is None else h[batch.index]
+
+
+class NextToken(Objective):
+    """Cross-entropy at the targets: pretraining (all tokens) and SFT (the assistant's)."""
+
+    names = ("loss", "targets")
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        z = self.spec.optim.z_loss
+        total, nll = loss.cross_entropy(self.selected(batch), self.lm.head, batch.targets, batch.weight, z, self.gradient)
+        return total, torch.stack((nll.detach(), (batch.weight > 0).sum().float()))
+
+
+class Preference(Objective):
+    """Direct preference optimization over packed pairs, plus ``nll_weight`` times the chosen answers' cross-entropy."""
+
+    names = ("loss", "accuracy", "margin", "chosen_reward", "rejected_reward", "pairs")
+
+    def answers(self, batch: Batch) -> Tensor:
+        """Log-probability of each sequence's answer [2 * pairs], nats."""
+        logp = loss.log_probs(self.selected(batch), self.lm.head, batch.targets)
+        logp = logp * (batch.weight > 0)
+        return torch.zeros(len(batch.reference), device=logp.device).index_add(0, batch.segment, logp)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        spec, answers = self.spec, self.answers(batch)
+        chosen, rejected = answers[0::2], answers[1::2]
+        reference = batch.reference.view(-1, 2)
+        losses, margin = loss.preference(chosen, rejected, reference[:, 0], reference[:, 1], spec.beta, spec.label_smoothing)
+        if spec.nll_weight:
+            length = torch.zeros_like(answers).index_add(0, batch.segment, (batch.weight > 0).float())[0::2].clamp_min(1)
+            losses = losses - spec.nll_weight * chosen / length
+        sums = torch.stack((losses.sum(), (margin > 0).float().sum(), margin.sum(), spec.beta * (chosen - reference[:, 0]).sum(),
+                            spec.beta * (rejected - reference[:, 1]).sum(), torch.tensor(float(len(margin)), device=margin.device)))
+        return losses.sum() * batch.weight.max(), sums.detach()
