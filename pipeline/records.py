@@ -1,0 +1,88 @@
+"""Chats and preference pairs from sources, in normal form, for the stages that train on them and those that compare with them.
+
+Every form of :mod:`pipeline.formats` is recognised; what cannot be used is counted by reason with an example each, and too much of it is an error.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.formats import BadRecord, as_chat, as_preference, own_id
+from pipeline.readers import Fault, Text, read
+from pipeline.sources import Source
+from pipeline.sources.kinds import format_of
+from pipeline.sources.teaching import FACTS, teaching_chats, teaching_preferences
+
+EXAMPLES = 20
+_LIMITS = {"max_record": 64 << 20, "max_text": 1_000_000}
+
+
+@dataclass
+class Losses:
+    """What could not be used: counts by reason, and up to 20 examples per reason with source, file and line."""
+
+    seen: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+    def lose(self, reason: str, why: str, place: dict[str, Any]) -> None:
+        """Count one record as lost."""
+        self.dropped[reason] += 1
+        if self.dropped[reason] <= EXAMPLES:
+            self.samples.append({"rule": reason, "action": "dropped", **place, "why": why[:400]})
+
+
+def read_chats(sources: Sequence[Source], *, max_bad_share: float = 0.1, losses: Losses | None = None) -> Iterator[dict[str, Any]]:
+    """``{"messages": [{"role", "content"}…], "source", "path", "line", "id"}`` of every usable record, in source, file and line order.
+
+    ``losses`` is filled while reading. Raises ValueError after the last record of a source of which more than ``max_bad_share`` is unusable.
+    """
+    return _read(sources, "chat", max_bad_share, losses or Losses())
+
+
+def read_preferences(sources: Sequence[Source], *, max_bad_share: float = 0.1, losses: Losses | None = None) -> Iterator[dict[str, Any]]:
+    """``{"prompt": [messages], "chosen": str, "rejected": str, "source", "path", "line", "id"}``; else as :func:`read_chats`."""
+    return _read(sources, "preference", max_bad_share, losses or Losses())
+
+
+def _read(sources: Sequence[Source], kind: str, max_bad_share: float, losses: Losses) -> Iterator[dict[str, Any]]:
+    for source in sources:
+        seen, bad = losses.seen, losses.dropped.total()
+        if source.files and all(f.location.startswith(str(FACTS)) for f in source.files):
+            built_in = teaching_chats() if kind == "chat" else teaching_preferences()
+            losses.seen += len(built_in)
+            yield from built_in
+            continue
+        for file in source.files:
+            piece = {"format": format_of(file.location), "location": file.location, "relpath": file.relpath, **_LIMITS}
+            for line, record in read(piece):
+                losses.seen += 1
+                normal = _normal(record, kind, {"source": source.name, "path": file.relpath, "line": line}, losses)
+                if normal:
+                    yield normal
+        seen, bad = losses.seen - seen, losses.dropped.total() - bad
+        if bad > max_bad_share * seen or bad == seen:
+            raise ValueError(_complaint(source, kind, seen, bad, max_bad_share, losses))
+
+
+def _normal(record: Any, kind: str, place: dict[str, Any], losses: Losses) -> dict[str, Any] | None:
+    try:
+        if isinstance(record, Fault):
+            raise BadRecord(record.reason, record.detail)
+        if isinstance(record, Text):
+            raise BadRecord("unknown_form", "plain text")
+        normal = as_chat(record) if kind == "chat" else as_preference(record)
+    except BadRecord as error:
+        losses.lose(error.reason, error.detail, place)
+        return None
+    return {**normal, **place, "id": own_id(record, ("id", "_id", "uid"))}
+
+
+def _complaint(source: Source, kind: str, seen: int, bad: int, share: float, losses: Losses) -> str:
+    mine = [s for s in losses.samples if s["source"] == source.name]
+    example = f"; first: {mine[0]['path']} line {mine[0]['line']}: {mine[0]['rule']}: {mine[0]['why']}" if mine else ""
+    counts = ", ".join(f"{reason} {n}" for reason, n in losses.dropped.most_common())
+    return f"source {source.name}: {bad} of {seen} records cannot be used as {kind} data ({counts}){example}. max_bad_share = {share} is what is tolerated"
