@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from model.config import OptimConfig
 
@@ -109,7 +110,7 @@ class MuonAdamW(torch.optim.Optimizer):
             if "exp_avg" not in self.state[p]:
                 self.state[p] |= {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         states = [self.state[p] for p in params]
-        torch.optim.adamw.adamw(
+        adamw(
             params, [p.grad for p in params], [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], [], [s["step"] for s in states],
             fused=True, amsgrad=False, beta1=self.config.beta1, beta2=self.config.beta2, lr=group["lr"], weight_decay=group["weight_decay"],
             eps=self.config.eps, maximize=False)
