@@ -69,7 +69,7 @@ def to_tiktoken(tokenizer_json: str) -> tiktoken.Encoding | None:
     import tiktoken
 
     spec = json.loads(tokenizer_json)
-    pattern = _split_pattern(spec)
+    pattern = split_pattern(spec)
     added = spec.get("added_tokens") or []
     if pattern is None or spec["model"].get("type") != "BPE" or spec["model"].get("ignore_merges"):
         return None
@@ -100,7 +100,7 @@ def _ranks(model: dict[str, Any], special: dict[str, int]) -> dict[bytes, int] |
     return {bytes(byte_of[character] for character in token): i for token, i in vocab.items()}
 
 
-def _split_pattern(spec: dict[str, Any]) -> str | None:
+def split_pattern(spec: dict[str, Any]) -> str | None:
     """The regular expression a tokenizer splits by, when that and the byte mapping is all it does to a text."""
     if spec.get("normalizer") or spec.get("truncation") or spec.get("padding"):
         return None

@@ -198,8 +198,7 @@ def markdown(title: str, facts: dict[str, str], names: Sequence[str], rows: list
     """The same as Markdown."""
     lines = [f"# {title}", ""]
     lines += [f"- {name}: {value}" for name, value in facts.items()] + ([""] if facts else [])
-    lines += ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
-    lines += ["| " + ("&nbsp;&nbsp;" if row.sub else "") + row.label + " | " + " | ".join(_md_cell(row, i) for i in range(len(names))) + " |" for row in rows]
+    lines += markdown_table(rows, names)
     if samples:
         lines += ["", "## What they say", ""]
     for sample in samples:
@@ -208,6 +207,12 @@ def markdown(title: str, facts: dict[str, str], names: Sequence[str], rows: list
         lines += [f"- expected: {_one_line(str(sample['answer']))}", ""]
     lines += ["", "## How to read this", ""] + [f"- **{term}**: {text}" for term, text in EXPLANATIONS.items()]
     return "\n".join(lines) + "\n"
+
+
+def markdown_table(rows: list[Row], names: Sequence[str]) -> list[str]:
+    """The comparison as lines of a Markdown table."""
+    head = ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    return head + ["| " + ("&nbsp;&nbsp;" if row.sub else "") + row.label + " | " + " | ".join(_md_cell(row, i) for i in range(len(names))) + " |" for row in rows]
 
 
 def _md_cell(row: Row, i: int) -> str:

@@ -1,0 +1,79 @@
+"""Does stock ``transformers`` compute the same from a model directory? ``python -m model.verify --spec FILE``, one process.
+
+The spec is JSON: ``model`` (directory), ``prompts`` (list of user messages), ``out``. Compared in fp32: the ids of the chat
+template, all logits, and the greedy answer. The finding goes to ``out/_run/result.json``; where it differs, the exit
+code is 1 and the last line says where. Without ``transformers`` nothing is compared and the result says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.generate import generate
+from model.tokenizer import ChatTokenizer
+from model.transformer import Transformer
+
+TOLERANCE = 2e-3
+"""Largest difference of two logits, relative to their spread: fp32 sums in another order, through tens of layers."""
+
+
+@torch.inference_mode()
+def compare(directory: str | Path, prompts: list[str], new_tokens: int = 24) -> dict[str, Any]:
+    """``{"logit_difference", "greedy_equal", "template_equal"}`` over all prompts."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    own, chat = Transformer.from_dir(directory).eval(), ChatTokenizer.load(directory)
+    theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    found: dict[str, Any] = {"logit_difference": 0.0, "greedy_equal": True, "template_equal": True}
+    for prompt in prompts:
+        messages = [{"role": "user", "content": prompt}]
+        ids = chat.prompt(messages)
+        batch = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+        found["template_equal"] &= batch["input_ids"][0].tolist() == ids
+        a, b = own(torch.tensor([ids])), theirs(torch.tensor([ids])).logits
+        found["logit_difference"] = max(found["logit_difference"], float((a - b).abs().max() / b.std().clamp(min=1e-6)))
+        stop = {chat.eos_id, chat.end_of_text_id}
+        said = generate(own, [ids], stop=stop, max_new_tokens=new_tokens)[0]
+        full = theirs.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), do_sample=False, max_new_tokens=new_tokens,
+                               eos_token_id=sorted(stop), pad_token_id=chat.pad_id)[0, len(ids):].tolist()
+        found["greedy_equal"] &= said == [token for token in full if token not in stop]
+    return found
+
+
+def run(spec: dict[str, Any]) -> str:
+    """Compare, write the result; what differs, or nothing."""
+    if importlib.util.find_spec("transformers") is None:
+        result: dict[str, Any] = {"compared": 0, "why": "transformers is not installed"}
+        problem = ""
+    else:
+        found = compare(spec["model"], spec["prompts"])
+        result = {"compared": len(spec["prompts"]), **found}
+        wrong = [name for name in ("template_equal", "greedy_equal") if not found[name]]
+        wrong += ["logits"] if found["logit_difference"] > TOLERANCE else []
+        problem = f"{spec['model']}: transformers differs in {', '.join(wrong)} (largest logit difference {found['logit_difference']:.2g} of their spread)" if wrong else ""
+    path = Path(spec["out"]) / "_run" / "result.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return problem
+
+
+def main() -> int:
+    """The worker's command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--spec", required=True, help="JSON file")
+    problem = run(json.loads(Path(parser.parse_args().spec).read_text(encoding="utf-8")))
+    if problem:
+        print(problem, file=sys.stderr)
+    return 1 if problem else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
