@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import svg
+from pipeline.report_style import STYLE
 
-_STYLE = Path(__file__).with_name("report.css")
 _SET_NAMES = {"training": "Training questions answered right", "heldout": "Held-out questions answered right"}
 _LANGUAGES = {"zh": "Chinese", "en": "English"}
 EXPLANATIONS = {
@@ -135,7 +135,7 @@ def page(title: str, facts: dict[str, str], names: Sequence[str], rows: list[Row
     sections.append(_section("How to read this", f"<dl>{terms}</dl>"))
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
-        f"<style>\n{_STYLE.read_text(encoding='utf-8')}</style></head>\n<body><main><h1>{escape(title)}</h1><p class=\"lead\">{lead}</p>\n"
+        f"<style>\n{STYLE}</style></head>\n<body><main><h1>{escape(title)}</h1><p class=\"lead\">{lead}</p>\n"
         + "\n".join(filter(None, sections)) + "\n</main></body></html>\n"
     )
 

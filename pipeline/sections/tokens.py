@@ -14,7 +14,7 @@ from pipeline.sections.base import Section, where
 class TokenizerSection(Section):
     """What the tokenizer is trained on, or which existing one is taken."""
 
-    vocab_size: int = Field(6400, ge=300, le=1_000_000, description="ids in all: special and reserved tokens, 256 bytes, merges")
+    vocab_size: int = Field(6400, ge=300, le=1_000_000, description="ids in all: special and reserved tokens, 256 bytes, merges; fewer when the text has no more pairs to merge")
     reserved: int = Field(13, ge=0, le=256, description="unused special ids kept for later (tools, thinking, images) after the three of the chat format")
     sample_chars: int = Field(50_000_000, ge=10_000, description="characters of training text to learn merges from; more text is sampled down by document hash")
     max_document_chars: int = Field(100_000, ge=1_000, description="only so much of one document is learned from, so that no single book decides the merges")

@@ -1,3 +1,6 @@
+"""The look of the report pages: light and dark by the reader's own setting, nothing fetched. A module, so that it ships and is fingerprinted as code."""
+
+STYLE = """\
 :root { color-scheme: light dark;
   --page: #f6f7f9; --card: #ffffff; --ink: #1b2330; --soft: #5c6779; --rule: #e2e6ec; --accent: #2f6fde;
   --good: #0b7a53; --good-back: #e2f4ec; --bad: #b3352c; --bad-back: #fbe9e7; --warn: #8a5a00; --warn-back: #fdf1d8;
@@ -36,3 +39,4 @@ svg .line-0 { stroke: var(--series-0) } svg .line-1 { stroke: var(--series-1) } 
 .sample { border-top: 1px solid var(--rule); padding: 12px 0 } .sample:first-of-type { border-top: 0; padding-top: 0 }
 .sample p { margin: 0 0 4px } .sample .who { color: var(--soft); display: inline-block; min-width: 46px; font-size: 13px } .sample .expected { color: var(--soft); font-size: 13.5px }
 dl { margin: 0; font-size: 13.5px; color: var(--soft) } dt { color: var(--ink); font-weight: 600; margin-top: 8px } dd { margin: 0 }
+"""
