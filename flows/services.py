@@ -8,6 +8,7 @@ that service: it is checked and used, never started or stopped.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -19,7 +20,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -175,10 +175,8 @@ def _is_tracker(process: Any) -> bool:
 def _signal(process: Any, number: int) -> None:
     import psutil
 
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)
-    except psutil.NoSuchProcess:
-        pass
 
 
 def _alive(entry: dict[str, Any]) -> bool:
@@ -279,7 +277,7 @@ def _forget(home: Path, name: str) -> None:
     write_json(home / "services.json", left)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _locked(home: Path) -> Iterator[None]:
     """Only one process at a time starts or stops services of this root."""
     home.mkdir(parents=True, exist_ok=True)

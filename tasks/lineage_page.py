@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 Record = dict[str, Any]
-WIDTH, HEIGHT, GAP_X, GAP_Y, EDGE = 176, 74, 58, 20, 14
+WIDTH, HEIGHT, GAP_X, GAP_Y, EDGE = 172, 74, 40, 20, 14
+ROW, FOLD_Y, MARGIN, LANE = 8, 64, 34, 6
+"""More layers than ROW make two rows, FOLD_Y apart; edges between them run in lanes LANE apart, beside the rows in the MARGIN."""
 HEADLINE = ("val_bits_per_byte", "val_loss", "accuracy", "docs_out", "sequences", "vocab_size", "tokens", "steps")
 """Metrics worth a line on a node, the first that is there."""
 
@@ -58,15 +60,16 @@ def headline(record: Record) -> str:
     for name in HEADLINE:
         value = metrics.get(name)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return f"{value:,.4g} {name.replace('_', ' ')}" if isinstance(value, float) else f"{value:,} {name.replace('_', ' ')}"
-    return ""
+            return f"{value:{',.4g' if isinstance(value, float) else ','}} {name.replace('_', ' ')}"
+    return next((f"{v:,} {k.replace('_', ' ')}" for k, v in metrics.items() if isinstance(v, (int, float)) and not isinstance(v, bool)), "")
 
 
 def page(records: list[Record], title: str, run_link: Callable[[str], str | None]) -> str:
     """The HTML page: picture, and below it every stage with its section and inputs. Needs no network and no script."""
     nodes, edges = graph(records)
-    places, size = layout(list(nodes), edges)
-    drawn = [_edge(places, path) for path in _long_edges(places, edges)]
+    places, size, end = layout(list(nodes), edges)
+    lanes = iter(range(len(edges)))
+    drawn = [_edge(places, path, end, lanes) for path in _long_edges(places, edges)]
     drawn += [_node(nodes[name], *places[name], run_link) for name in nodes]
     details = "\n".join(_details(record, run_link) for record in records)
     return PAGE.format(title=html.escape(title), css=CSS, width=size[0], height=size[1], drawing="\n".join(drawn), details=details)
@@ -90,10 +93,11 @@ def graph(records: list[Record]) -> tuple[dict[str, Record], list[tuple[str, str
     return nodes | {record["stage"]: record for record in records}, list(dict.fromkeys(edges))
 
 
-def layout(nodes: list[str], edges: list[tuple[str, str]]) -> tuple[dict[str, tuple[int, int]], tuple[int, int]]:
-    """Top left corners by node, and (width, height) of the picture in pixels.
+def layout(nodes: list[str], edges: list[tuple[str, str]]) -> tuple[dict[str, tuple[int, int]], tuple[int, int], int]:
+    """Top left corners by node, (width, height) of the picture in pixels, and where the first row ends.
 
-    Ids that start with "edge:" are the places at which a long edge passes a layer: ``edge:A>B:layer``.
+    Ids that start with "edge:" are the places at which a long edge passes a layer: ``edge:A>B:layer``. More than
+    ``ROW`` layers are folded into two rows where the fewest edges cross the fold.
     """
     layer = _layers(nodes, edges)
     columns: list[list[str]] = [[] for _ in range(max(layer.values(), default=0) + 1)]
@@ -106,14 +110,27 @@ def layout(nodes: list[str], edges: list[tuple[str, str]]) -> tuple[dict[str, tu
             columns[i].append(stop)
         links += zip([a, *stops], [*stops, b], strict=True)
     _order(columns, links)
-    heights = [sum(_tall(n) + GAP_Y for n in column) - GAP_Y for column in columns]
-    places = {}
-    for i, column in enumerate(columns):
-        y = (max(heights) - heights[i]) // 2
-        for name in column:
-            places[name] = (i * (WIDTH + GAP_X), y)
-            y += _tall(name) + GAP_Y
-    return places, (len(columns) * (WIDTH + GAP_X) - GAP_X, max(heights))
+    fold = _fold([layer[a] for a, _ in edges], [layer[b] for _, b in edges], len(columns))
+    places: dict[str, tuple[int, int]] = {}
+    top = end = 0
+    for row in filter(None, (columns[:fold], columns[fold:])):
+        heights = [sum(_tall(n) + GAP_Y for n in column) - GAP_Y for column in row]
+        for i, column in enumerate(row):
+            y = top + (max(heights) - heights[i]) // 2
+            for name in column:
+                places[name] = (MARGIN + i * (WIDTH + GAP_X), y)
+                y += _tall(name) + GAP_Y
+        end = end or max(heights)
+        top += max(heights) + FOLD_Y
+    return places, (2 * MARGIN + max(fold, len(columns) - fold) * (WIDTH + GAP_X) - GAP_X, top - FOLD_Y), end
+
+
+def _fold(starts: list[int], ends: list[int], layers: int) -> int:
+    """How many layers the first row gets: all, or near the middle where the fewest edges pass."""
+    if layers <= ROW:
+        return layers
+    middle = layers // 2
+    return min(range(middle - 1, middle + 3), key=lambda cut: (sum(a < cut <= b for a, b in zip(starts, ends, strict=True)), abs(cut - middle - 0.5)))
 
 
 def _layers(nodes: list[str], edges: list[tuple[str, str]]) -> dict[str, int]:
@@ -148,20 +165,31 @@ def _long_edges(places: dict[str, tuple[int, int]], edges: list[tuple[str, str]]
     return [[a, *sorted((n for n in places if n.startswith(f"edge:{a}>{b}:")), key=lambda n: int(n.rpartition(":")[2])), b] for a, b in edges]
 
 
-def _edge(places: dict[str, tuple[int, int]], path: list[str]) -> str:
+def _edge(places: dict[str, tuple[int, int]], path: list[str], end: int, lanes: Iterator[int]) -> str:
+    """An edge as curves from place to place; from the first row to the second it goes around, each in a lane of its own."""
     x, y = places[path[0]]
     x, y = x + WIDTH, y + HEIGHT // 2
     d = [f"M{x} {y}"]
     for stop in path[1:]:
         nx, ny = places[stop]
         ny += _tall(stop) // 2
-        bend = (nx - x) / 2
-        d.append(f"C{x + bend:.0f} {y} {nx - bend:.0f} {ny} {nx} {ny}")
+        if nx < x:
+            lane = next(lanes) * LANE
+            d.append(_around(y, nx, ny, x + 12 + lane, end + 22 + lane, MARGIN - 10 - lane))
+        else:
+            bend = (nx - x) / 2
+            d.append(f"C{x + bend:.0f} {y} {nx - bend:.0f} {ny} {nx} {ny}")
         x, y = nx, ny
         if stop.startswith("edge:"):
             x += WIDTH
             d.append(f"H{x}")
     return f'<path class="edge" d="{" ".join(d)}"/>'
+
+
+def _around(y: int, nx: int, ny: int, right: int, between: int, left: int, r: int = 8) -> str:
+    """Path with round corners: at height ``y`` to ``right``, down, at ``between`` to ``left``, down, at ``ny`` in to ``nx``."""
+    return (f"H{right - r} Q{right} {y} {right} {y + r} V{between - r} Q{right} {between} {right - r} {between} "
+            f"H{left + r} Q{left} {between} {left} {between + r} V{ny - r} Q{left} {ny} {left + r} {ny} H{nx}")
 
 
 def _node(record: Record, x: int, y: int, run_link: Callable[[str], str | None]) -> str:
@@ -185,9 +213,9 @@ def _details(record: Record, run_link: Callable[[str], str | None]) -> str:
                      for g in record.get("inputs") or [])
     seconds, state = record.get("built_seconds") or record.get("seconds") or 0, html.escape(record.get("state", ""))
     key, digest = (html.escape(record.get(name) or "–") for name in ("key", "digest"))
-    return f"""<details id="{stage}"><summary><b>{stage}</b> <span class="{state}">{state}</span>
+    return f"""<details><summary><b>{stage}</b> <span class="{state}">{state}</span>
 <code>{_short(record)}</code> {html.escape(headline(record))}</summary>
-<p>{run} · built in {seconds:.1f} s · key <code>{key}</code> · digest <code>{digest}</code></p>
+<p id="{stage}">{run} · built in {seconds:.1f} s · key <code>{key}</code> · digest <code>{digest}</code></p>
 <table><tr><th>input</th><th>from</th><th>digest</th></tr>{inputs}</table>
 <div class="two"><div><h3>section</h3><pre>{_json(record.get('section'))}</pre></div>
 <div><h3>metrics</h3><pre>{_json(record.get('metrics'))}</pre></div></div></details>"""
@@ -236,12 +264,12 @@ h1 { font-size: 18px; font-weight: 600; margin: 0 0 16px; } h3 { font-size: 12px
 .node rect { fill: var(--card); stroke: var(--line); stroke-width: 1.2; } .node:hover rect { stroke-width: 2.4; } .node text { fill: var(--fore); }
 .node.ran rect { stroke: var(--ran); } .node.cached rect { stroke: var(--cached); } .node.failed rect { stroke: var(--failed); }
 .node.source rect { stroke: var(--source); stroke-dasharray: 4 3; } .edge { fill: none; stroke: var(--edge); stroke-width: 1.5; }
-text.name { font-weight: 600; font-size: 14px; } text.digest { font: 11px ui-monospace, monospace; fill: var(--soft); } text.what { font-size: 11.5px; }
+text.name { font-weight: 600; font-size: 13px; } text.digest { font: 11px ui-monospace, monospace; fill: var(--soft); } text.what { font-size: 11.5px; }
 text.badge { font-size: 11px; text-anchor: end; fill: var(--soft); } .ran .badge, span.ran { fill: var(--ran); color: var(--ran); }
 .cached .badge, span.cached { fill: var(--cached); color: var(--cached); } .failed .badge, span.failed { fill: var(--failed); color: var(--failed); }
 .source .badge { fill: var(--source); }
 details { border: 1px solid var(--line); border-radius: 8px; background: var(--card); margin: 6px 0; padding: 6px 12px; }
-details:target { border-color: var(--ran); box-shadow: 0 0 0 1px var(--ran); } summary { cursor: pointer; } table { border-collapse: collapse; }
+details:has(:target) { border-color: var(--ran); box-shadow: 0 0 0 1px var(--ran); } summary { cursor: pointer; } table { border-collapse: collapse; }
 td, th { text-align: left; padding: 2px 16px 2px 0; font-weight: normal; } th { color: var(--soft); font-size: 12px; }
 pre { font: 12px/1.45 ui-monospace, monospace; margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 code { font: 12px ui-monospace, monospace; color: var(--soft); }
