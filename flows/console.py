@@ -11,7 +11,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 QUIET_SECONDS = 10.0
 
@@ -99,11 +98,7 @@ class Watch:
         self.console.print(f"  {name:<14} [{colour}]{state:<7}[/] {took:>16}   {headline(event['metrics'])}")
 
 
-def summary_table(title: str, rows: list[tuple[str, str]]) -> Table:
-    """A small two-column table for the end of a run."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
+def summary_lines(rows: list[tuple[str, str]]) -> list[str]:
+    """Name and value pairs as aligned lines; values (addresses, commands) are never broken."""
+    width = max(len(name) for name, _ in rows)
+    return [f"  {name:<{width}}   {value}" for name, value in rows]

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flows.console import Watch, duration, summary_table
+from flows.console import Watch, duration, summary_lines
 from flows.services import ensure_mlflow, ensure_prefect
 from tasks.run import WATCHERS, home
 
@@ -76,7 +76,8 @@ def _summary(out: Console, result: dict[str, Any], args: Any, tracking_ui: str |
         rows += [("talk to it", f"pipeline chat {args.preset}")]
     rows += [("made from", f"pipeline lineage {args.preset}")]
     out.print()
-    out.print(summary_table("", rows))
+    for line in summary_lines(rows):
+        out.print(line, markup=False, soft_wrap=True)
 
 
 def _run_page(base: str, tracking: dict[str, Any]) -> str:

@@ -1,0 +1,34 @@
+"""The evaluate stage: base, SFT and DPO model side by side, and one report about them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.sections.evaluation import EvaluateSection
+from pipeline.sections.resources import Resources
+from storage.store import Artifact
+from tasks.launch import launch
+from tasks.sources import SourceSet
+from tasks.stage import Report, stage
+
+NAMES = {"pretrain": "base", "sft": "sft", "dpo": "dpo"}
+
+
+@stage(version=1, workers="model.score", kind="report")
+def evaluate(cfg: EvaluateSection, base: Artifact, chat: Artifact, aligned: Artifact, tokens: Artifact, exams: SourceSet, *,
+             on: Resources, out: Path, report: Report) -> dict[str, Any]:
+    """Ask every model the same questions and write report.html and report.md."""
+    from pipeline.evaluation import write_exams
+    from pipeline.report import write_report
+
+    models = {NAMES[model.stage]: model for model in (base, chat, aligned)}  # a stage that was left out is not asked twice
+    counts = write_exams(cfg, exams.sources, out / "_run" / "exams")
+    settings = cfg.model_dump(include={"max_new_tokens", "batch", "bits_tokens", "seq_len", "seed"})
+    scores = launch("model.score", {
+        "models": [{"name": name, "path": str(model.path)} for name, model in models.items()], "reference": "sft" if "dpo" in models else None,
+        "exams": str(out / "_run" / "exams"), "tokens": str(tokens.path), "out": str(out), "settings": settings, "device": on.device, "dtype": "auto",
+    }, out, on, report.training, single=True)
+    write_report(out, title="Evaluation", samples=cfg.samples, facts={"questions": f"{counts['answers']:,}", "choices": f"{counts['choices']:,}"},
+                 curves={name: model.path / "_run" / "metrics.jsonl" for name, model in models.items()})
+    return {f"exam_{name}": count for name, count in counts.items()} | scores

@@ -1,0 +1,37 @@
+"""The export stage: the final model as others use it, with a card that says where it comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.sections.evaluation import ExportSection
+from pipeline.sections.resources import Resources
+from storage.store import Artifact, Store
+from tasks.stage import Report, stage
+
+
+@stage(version=1, libs=("transformers", "safetensors"), kind="model", base="model")
+def export(cfg: ExportSection, model: Artifact, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
+    """Publish weights, tokenizer, chat template and model card; prove that stock transformers gives equal logits."""
+    from pipeline.export import export as make
+
+    return make(cfg, model.path, out, facts=facts(model), progress=report)
+
+
+def facts(model: Artifact) -> dict[str, Any]:
+    """What the model card says: every stage the model descends from with its section, and the sources by digest."""
+    store = Store(model.path.parent.parent)
+    records = {(r["stage"], r["key"]): r for r in store.records()}
+    found: dict[str, Any] = {"stages": {}, "sources": {}}
+    todo = [(model.stage, model.key)]
+    while todo:
+        record = records.get(todo.pop())
+        if record is None or record["stage"] in found["stages"]:
+            continue
+        found["stages"][record["stage"]] = {"digest": record["digest"], "section": record["identity"]["section"]}
+        for given in record["inputs"]:
+            todo.append((given["stage"], given["key"]))
+            found["sources"] |= {s["name"]: {"digest": s["digest"], "files": s["files"], "bytes": s["bytes"], "stage": record["stage"]}
+                                 for s in given.get("sources", [])}
+    return found

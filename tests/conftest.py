@@ -1,0 +1,48 @@
+"""What many tests share: one pipeline home with its own Prefect server, and one finished run of the whole DAG in it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MICRO = str(ROOT / "tests" / "micro.toml")
+
+
+class Home:
+    """A pipeline home of its own, and the command line in it."""
+
+    def __init__(self, path):
+        self.path = path
+        self.env = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))} | {"PIPELINE_HOME": str(path), "COLUMNS": "160"}
+
+    def command(self, *args):
+        return [sys.executable, "-m", "flows.cli", *map(str, args)]
+
+    def __call__(self, *args, code=0, timeout=600):
+        """Run ``pipeline args…``; returns the finished process and checks its exit code."""
+        done = subprocess.run(self.command(*args), cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=timeout)
+        assert done.returncode == code, f"pipeline {' '.join(map(str, args))} -> {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        return done
+
+    def run(self, *args, timeout=600):
+        """``pipeline run micro … --json``, parsed; the stages also by name under ``by``."""
+        result = json.loads(self("run", MICRO, *args, "--json", timeout=timeout).stdout)
+        result["by"] = {s["name"]: s for s in result["stages"]}
+        return result
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    place = Home(tmp_path_factory.mktemp("home"))
+    yield place
+    place("down")
+
+
+@pytest.fixture(scope="session")
+def first(home):
+    """The first run of the whole DAG at micro size."""
+    return home.run()

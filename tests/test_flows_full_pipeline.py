@@ -1,0 +1,152 @@
+"""The main job, end to end through the command line with real processes: Prefect server, torchrun ranks, MLflow store."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import MICRO, ROOT
+
+from pipeline.config import STAGES
+
+
+def states(result):
+    return {s["name"]: s["state"] for s in result["stages"]}
+
+
+def test_the_whole_dag_runs_and_says_what_it_did(first):
+    assert set(states(first)) == set(STAGES) and set(states(first).values()) == {"ran"}
+    for stage in first["stages"]:
+        assert len(stage["digest"]) == 64 and len(stage["key"]) == 32 and Path(stage["path"]).is_dir() and stage["seconds"] > 0
+    for name in ("pretrain", "sft", "dpo"):
+        assert {"tokens_per_second", "mfu", "steps", "val_loss", "val_bits_per_byte"} <= set(first["by"][name]["metrics"])
+    assert first["mlflow"]["parent_run_id"] and first["flow_run_id"]
+
+
+def test_a_second_run_is_all_cached_and_prefect_says_so(home, first):
+    again = home.run()
+    assert set(states(again).values()) == {"cached"}
+    assert [s["digest"] for s in again["stages"]] == [s["digest"] for s in sorted(first["stages"], key=lambda s: [x["name"] for x in again["stages"]].index(s["name"]))]
+    assert prefect_states(home, again["flow_run_id"]) == dict.fromkeys(STAGES, "Cached")
+
+
+def prefect_states(home, flow_run_id):
+    import httpx
+
+    services = json.loads((home.path / "services.json").read_text())
+    api = next(s["url"] for name, s in services.items() if "prefect" in name and s.get("url"))
+    api = api if api.endswith("/api") else f"{api}/api"
+    body = {"task_runs": {"flow_run_id": {"any_": [flow_run_id]}}}
+    for _ in range(40):
+        runs = httpx.post(f"{api}/task_runs/filter", json=body, timeout=30).json()
+        found = {r["name"].rsplit("-", 1)[0]: r["state"]["name"] for r in runs}
+        if len(found) == len(STAGES) and not set(found.values()) & {"Running", "Pending"}:
+            break
+        time.sleep(0.5)
+    return found
+
+
+def test_one_changed_field_reruns_what_depends_on_its_bytes_only(home, first):
+    plan = {p["stage"]: p for p in json.loads(home("plan", MICRO, "sft.optim.lr=2e-3", "--json").stdout)}
+    assert [plan[s]["state"] for s in ("ingest", "encode", "pretrain", "sft", "dpo")] == ["hit", "hit", "hit", "miss", "depends"]
+    assert plan["sft"]["reasons"] == ["sft.optim.lr: 0.001 → 0.002"]
+    changed = home.run("sft.optim.lr=2e-3", "--until", "dpo")
+    assert states(changed) == {s: "cached" for s in STAGES[:9]} | {"sft": "ran", "dpo": "ran"}
+
+
+def test_a_change_that_gives_the_same_bytes_stops_there(home, first):
+    changed = home.run("clean.max_spam_density=1000", "--until", "shard")
+    same = [s["name"] for s in changed["stages"] if s["digest"] == first["by"][s["name"]]["digest"]]
+    assert states(changed)["clean"] == "ran"
+    if "clean" in same:
+        assert states(changed)["language"] == "cached"
+
+
+def test_refresh_builds_again_and_the_same_bytes_keep_the_rest_cached(home, first):
+    again = home.run("--refresh", "tokenizer", "--until", "encode")
+    assert states(again)["tokenizer"] == "ran" and states(again)["encode"] == "cached"
+    assert again["by"]["tokenizer"]["digest"] == first["by"]["tokenizer"]["digest"]
+
+
+def test_a_damaged_artifact_is_set_aside_and_made_anew(home, first):
+    victim = Path(first["by"]["shard"]["path"])
+    next(victim.rglob("*.parquet")).write_bytes(b"broken")
+    again = home("run", MICRO, "--until", "encode")
+    assert "damaged" in again.stdout and "set aside" in again.stdout
+    restored = home.run("--until", "encode")
+    assert restored["by"]["shard"]["digest"] == first["by"]["shard"]["digest"]
+
+
+def test_a_bad_config_is_refused_before_anything_runs(home):
+    refused = home("run", "tiny", "pretrain.stpes=3", "ingest.sources=/no/such/file.jsonl", "--until", "nowhere", code=2)
+    assert "did you mean steps" in refused.stderr and "nowhere" in refused.stderr and "Traceback" not in refused.stderr
+    missing = home("run", "tiny", "ingest.sources=/no/such/file.jsonl", "sft.sources=/none.jsonl", code=2)
+    assert "ingest.sources" in missing.stderr and "sft.sources" in missing.stderr
+
+
+def test_a_failing_stage_is_readable_and_leaves_a_failed_run(home, tmp_path):
+    (tmp_path / "bad.jsonl").write_text("{not json\n" * 50)
+    failed = home("run", MICRO, f"ingest.sources={tmp_path}/bad.jsonl", code=1)
+    assert "ingest.max_bad_share" in failed.stdout and "Traceback" not in failed.stdout + failed.stderr
+
+
+def test_show_lineage_verify_and_chat(home, first):
+    shown = home("show", "pretrain").stdout
+    assert first["by"]["pretrain"]["digest"] in shown and "model.safetensors" in shown
+    tree = home("lineage", f"dpo/{first['by']['dpo']['key'][:12]}").stdout
+    for word in ("sft/", "pretrain/", "tokenizer/", "shard/", "ingest/", "source python-docs", "source teaching"):
+        assert word in tree
+    down = home("lineage", "teaching", "--down").stdout
+    assert f"dpo/{first['by']['dpo']['key'][:12]}" in down and f"export/{first['by']['export']['key'][:12]}" in down
+    assert "sound" in home("verify", "tokenizer").stdout
+    answer = home("chat", MICRO, "--prompt", "What is MinHash?").stdout
+    assert answer.count("\n") == 1
+    assert home("chat", MICRO, "--prompt", "What is MinHash?").stdout == answer
+    unknown = home("chat", "nonsense", code=2)
+    assert "nonsense" in unknown.stderr
+
+
+def tree_of(pid):
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_kill_9_of_the_flow_leaves_no_process_and_resumes_to_the_same_weights(home, first, launcher):
+    how = [f"resources.launcher={launcher}", "resources.nproc=2", "pretrain.seed=5", "--until", "pretrain"]
+    flow = subprocess.Popen(home.command("run", MICRO, *how), cwd=ROOT, env=home.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    store = home.path / "store" / "pretrain"
+    deadline = time.time() + 180
+    while not any(store.glob("*.partial/_run/checkpoints/*")):
+        assert flow.poll() is None and time.time() < deadline, "training never made a checkpoint"
+        time.sleep(0.1)
+    family = [p for p in tree_of(flow.pid) if "model.train" in " ".join(p.cmdline())]
+    assert family
+    os.kill(flow.pid, signal.SIGKILL)
+    flow.wait()
+    gone, alive = psutil.wait_procs(family, timeout=30)
+    assert not alive
+    resumed = home.run(*how)
+    curve = [json.loads(line) for line in (Path(resumed["by"]["pretrain"]["path"]) / "_run" / "metrics.jsonl").read_text().splitlines()]
+    assert any("resume" in str(row) for row in curve) or resumed["by"]["pretrain"]["metrics"].get("resumed_from", 0) > 0
+    whole = home.run(*how, "--refresh", "pretrain")
+    assert whole["by"]["pretrain"]["digest"] == resumed["by"]["pretrain"]["digest"]
+
+
+def test_every_readme_command_is_one_the_command_line_knows():
+    from flows.cli import _parser
+
+    lines = [line.split("#")[0].strip() for line in (ROOT / "README.md").read_text().splitlines()]
+    commands = [line for line in lines if line.startswith("pipeline ")]
+    assert len(commands) >= 8
+    import shlex
+
+    for line in commands:
+        _parser().parse_args(shlex.split(line)[1:])
