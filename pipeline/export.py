@@ -1,31 +1,36 @@
 """The export stage: the model directory that is published, in the precision asked for, with a card that says what it was made from.
 
 Torch-free: a safetensors file is a JSON header and bytes, and rounding fp32 to bf16 is integer arithmetic. Bytes depend on
-the weights, the config and the card's facts alone. That stock ``transformers`` computes the same from it is checked by the
-worker ``model.verify``.
+the weights, the config and the card's facts alone. That stock ``transformers`` computes the same from it is checked in a
+process of its own (``model.verify``), so that neither torch nor transformers is loaded here.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline.sections.base import Progress, quiet
 from pipeline.sections.evaluation import ExportSection
 
 _NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+VERIFY_PROMPTS = ["什么是语言模型？", "What does a tokenizer do?", "1 + 1 = ?"]
 _COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-def export_model(cfg: ExportSection, model: Path, out: Path, *, card: dict[str, Any] | None = None) -> dict[str, int]:
-    """Write the published directory from a model directory; returns ``parameters`` and ``bytes`` (of all files).
+def export(cfg: ExportSection, model: Path, out: Path, *, facts: dict[str, Any] | None = None, progress: Progress = quiet) -> dict[str, float]:
+    """Write the published directory from a model directory; returns ``parameters``, ``bytes`` and what the check found.
 
-    ``card``: what is known of the model's making, see :func:`model_card`. Raises ValueError for weights in a type that is
-    not fp32, fp16 or bf16, or a GGUF that llama.cpp could not read as we do.
+    ``facts``: what is known of the model's making, see :func:`model_card`. Raises ValueError for weights in a type that is
+    not fp32, fp16 or bf16, or a GGUF that llama.cpp could not read as we do, and RuntimeError when transformers differs.
     """
     out.mkdir(parents=True, exist_ok=True)
     tensors = dict(read_tensors(model))
@@ -41,8 +46,27 @@ def export_model(cfg: ExportSection, model: Path, out: Path, *, card: dict[str, 
 
         write_gguf(tensors, config, model, out / f"model-{cfg.gguf}.gguf", cfg.gguf)
     parameters = sum(value.size for value in tensors.values())
-    (out / "README.md").write_text(model_card(cfg, config, parameters, card or {}), encoding="utf-8")
-    return {"parameters": parameters, "bytes": sum(path.stat().st_size for path in out.iterdir() if path.is_file())}
+    (out / "README.md").write_text(model_card(cfg, config, parameters, facts or {}), encoding="utf-8")
+    size = sum(path.stat().st_size for path in out.iterdir() if path.is_file())
+    progress(1, 2 if cfg.verify else 1, "steps")
+    return {"parameters": parameters, "bytes": size, **(verify(out) if cfg.verify else {})}
+
+
+def verify(model: Path) -> dict[str, float]:
+    """Compare a directory's answers with stock transformers'; ``verified_prompts`` is 0 where it is not installed.
+
+    Raises RuntimeError saying what differs.
+    """
+    spec = model / "_run" / "verify.json"
+    spec.parent.mkdir(exist_ok=True)
+    _write_json(spec, {"model": str(model), "prompts": VERIFY_PROMPTS, "out": str(model)})
+    root = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    done = subprocess.run([sys.executable, "-m", "model.verify", "--spec", str(spec)], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the exported model failed its check: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    found = _json(model / "_run" / "result.json")
+    return {"verified_prompts": found["compared"], "logit_difference": found.get("logit_difference", 0.0)}
 
 
 def read_tensors(model: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -97,23 +121,22 @@ def generation_config(cfg: ExportSection, given: dict[str, Any]) -> dict[str, An
     return {**ids, **sampling, "max_new_tokens": cfg.max_new_tokens}
 
 
-def model_card(cfg: ExportSection, config: dict[str, Any], parameters: int, card: dict[str, Any]) -> str:
+def model_card(cfg: ExportSection, config: dict[str, Any], parameters: int, facts: dict[str, Any]) -> str:
     """README.md of the published model, with Hugging Face's front matter.
 
-    ``card`` may hold ``preset``, ``sources`` (list of {name, files, bytes, digest, licence}), ``stages`` (list of {name,
-    digest, metrics}), ``scores`` (``scores.json`` of the evaluate stage) and ``notes``; what it lacks is left out.
+    ``facts`` may hold ``sources`` {name: {files, bytes, digest, stage}}, ``stages`` {name: {digest, section}} from last to
+    first, and ``scores`` (``scores.json`` of the evaluate stage); what it lacks is left out.
     """
-    title = cfg.title or f"{card.get('preset') or 'full-pipeline'} model"
     front = ["---", "language: [zh, en]", "library_name: transformers", "pipeline_tag: text-generation", *([f"license: {cfg.licence}"] if cfg.licence else []), "---", ""]
-    lines = [*front, f"# {title}", "", f"{_shape(config, parameters)} Made by full-pipeline from raw text to preference-aligned chat model.", ""]
+    lines = [*front, f"# {cfg.title or 'A model of full-pipeline'}", "", f"{_shape(config, parameters)} Made by full-pipeline from raw text.", ""]
     lines += ["## Use", "", "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
               'tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")',
               'chat = [{"role": "user", "content": "什么是语言模型？"}]',
               'ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)',
               "print(tokenizer.decode(model.generate(**ids)[0], skip_special_tokens=True))", "```", ""]
-    lines += _sources_table(card.get("sources") or []) + _stages_table(card.get("stages") or []) + _scores_table(card.get("scores") or {})
+    lines += _sources_table(facts.get("sources") or {}) + _stages_table(facts.get("stages") or {}) + _scores_table(facts.get("scores") or {})
     lines += ["## Limits", "", "A small model states wrong things fluently. It knows what its sources say and little else; it has had no safety training beyond them.", ""]
-    return "\n".join([*lines, *([card["notes"], ""] if card.get("notes") else [])])
+    return "\n".join(lines)
 
 
 def _shape(config: dict[str, Any], parameters: int) -> str:
@@ -121,21 +144,27 @@ def _shape(config: dict[str, Any], parameters: int) -> str:
             f"{config['num_attention_heads']} heads, vocabulary {config['vocab_size']}).")
 
 
-def _sources_table(sources: list[dict[str, Any]]) -> list[str]:
+def _sources_table(sources: dict[str, dict[str, Any]]) -> list[str]:
     if not sources:
         return []
-    rows = [f"| {s['name']} | {s.get('files', '')} | {s.get('bytes', 0):,} | {s.get('licence') or 'not stated'} | `{str(s.get('digest', ''))[:12]}` |" for s in sources]
-    return ["## Made from", "", "| source | files | bytes | licence | digest |", "|---|---:|---:|---|---|", *rows, ""]
+    rows = [f"| {name} | {s.get('stage', '')} | {s.get('files', '')} | {s.get('bytes', 0):,} | `{str(s.get('digest', ''))[:12]}` |" for name, s in sorted(sources.items())]
+    return ["## Made from", "", "| source | read by | files | bytes | digest |", "|---|---|---:|---:|---|", *rows, ""]
 
 
-def _stages_table(stages: list[dict[str, Any]]) -> list[str]:
+def _stages_table(stages: dict[str, dict[str, Any]]) -> list[str]:
+    """Stages from first to last, and every setting of those that train."""
     if not stages:
         return []
-    rows = []
-    for stage in stages:
-        numbers = ", ".join(f"{name} {value:.4g}" for name, value in (stage.get("metrics") or {}).items() if isinstance(value, (int, float)))
-        rows.append(f"| {stage['name']} | `{str(stage.get('digest', ''))[:12]}` | {numbers} |")
-    return ["## Stages", "", "| stage | artifact | numbers |", "|---|---|---|", *rows, ""]
+    rows = [f"| {name} | `{str(stages[name].get('digest', ''))[:12]}` |" for name in reversed(stages)]
+    settings = [line for name in reversed(stages) if name in ("pretrain", "sft", "dpo") for line in _settings(name, stages[name].get("section") or {})]
+    return ["## Stages", "", "| stage | artifact |", "|---|---|", *rows, "", *(["```toml", *settings, "```", ""] if settings else [])]
+
+
+def _settings(path: str, value: Any) -> list[str]:
+    """``section.key = value`` lines, the grammar that ``pipeline run`` takes."""
+    if isinstance(value, dict):
+        return [line for name, inner in value.items() for line in _settings(f"{path}.{name}", inner)]
+    return [f"{path} = {json.dumps(value, ensure_ascii=False)}"]
 
 
 def _scores_table(scores: dict[str, Any]) -> list[str]:
