@@ -66,6 +66,8 @@ def _from_strings(before: list[Any] | None, chosen: str, rejected: str) -> tuple
         return _from_turns(None, _hh_turns(chosen), _hh_turns(rejected))
     shared = _common_start(chosen, rejected)
     cut = max(shared.rfind(" "), shared.rfind("\n")) + 1
+    if not shared[:cut].strip():
+        raise BadRecord("no_prompt", "there is no prompt, and the answers do not begin alike")
     return [{"role": "user", "content": shared[:cut].strip()}], chosen[cut:], rejected[cut:]
 
 
