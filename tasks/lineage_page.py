@@ -208,7 +208,7 @@ def _details(record: Record, run_link: Callable[[str], str | None]) -> str:
     link = run_link(record["run_id"]) if record.get("run_id") else None
     run = f"MLflow run <code>{html.escape(str(record.get('run_id') or '–'))}</code>"
     if link:
-        run = f'<a href="{html.escape(link)}" target="_blank" rel="noopener">MLflow run</a>'
+        run = f'<a href="{html.escape(link)}" target="_blank" rel="noopener">MLflow run</a> <code>{html.escape(record["run_id"])}</code>'
     inputs = "".join(f"<tr><td>{html.escape(g['name'])}</td><td>{_origin(g)}</td><td><code>{html.escape((g.get('digest') or '')[:16])}</code></td></tr>"
                      for g in record.get("inputs") or [])
     seconds, state = record.get("built_seconds") or record.get("seconds") or 0, html.escape(record.get("state", ""))

@@ -97,7 +97,7 @@ class Mirror:
         record = self.records[stage] = {**self.records.get(stage, {}), **lineage_record(path), **{k: v for k, v in event.items() if k not in ("event", "time")}}
         if event["state"] == "cached":
             entry |= self._known(path)
-            self._tag(self.parent, {f"stage.{stage}.cache": "hit", f"stage.{stage}.run_id": entry["run_id"] or "", f"stage.{stage}.digest": event["digest"]})
+            self._tag(self.parent, {f"stage.{stage}.cache": "hit", f"stage.{stage}.run_id": entry["run_id"] or ""})
             record |= entry
         else:
             run_id = self._child(stage, event["key"], event["time"] - (event.get("seconds") or 0))
@@ -108,7 +108,6 @@ class Mirror:
                 record["model_id"] = self._model(run_id, record)
             self._tag(run_id, {"mlflow.note.content": note(record, self._lineage(stage), self._link, self._model_link)})
             self.client.set_terminated(run_id, "FINISHED" if event["state"] == "ran" else "FAILED", end_time=milliseconds(event["time"]))
-            self._tag(self.parent, {f"stage.{stage}.cache": "miss", f"stage.{stage}.run_id": run_id, f"stage.{stage}.digest": event["digest"] or ""})
             if event["state"] == "ran" and (path / "_run").is_dir():
                 write_json(path / "_run" / "mlflow.json", {**entry, "tracking_uri": self.uri})
         self._save()
@@ -136,7 +135,7 @@ class Mirror:
             return found.experiment_id
         artifacts = (self.home / "mlflow" / "artifacts").as_uri() if self.uri.startswith("sqlite:") else None
         try:
-            return self.client.create_experiment(name, artifact_location=artifacts)
+            return self.client.create_experiment(name, artifact_location=artifacts, tags={"mlflow.experimentKind": "custom_model_development"})
         except MlflowException:
             if found := self.client.get_experiment_by_name(name):  # another tracker was quicker
                 return found.experiment_id
@@ -234,10 +233,13 @@ class Mirror:
         model_id = record["model_id"] = entry["model_id"]
         metrics = numbers(record.get("metrics") or {})
         step = int(metrics.get("steps", 0))
-        self._log(run_id, metrics=[Metric(k, v, milliseconds(path.stat().st_mtime), step, model_id=model_id, run_id=run_id) for k, v in metrics.items()])
-        outputs = self.client.get_run(run_id).outputs
-        if model_id not in [m.model_id for m in (outputs.model_outputs if outputs else [])]:
-            self.client.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
+        data = next((d for given in record.get("inputs") or [] if not self.records.get(given["stage"], {}).get("model_id") for d in as_datasets(given)), None)
+        about = {"model_id": model_id, "run_id": run_id} | ({"dataset_name": data.name, "dataset_digest": data.digest} if data else {})
+        self._log(run_id, metrics=[Metric(k, v, milliseconds(path.stat().st_mtime), step, **about) for k, v in metrics.items()])
+        for run in (run_id, self.parent):
+            outputs = self.client.get_run(run).outputs
+            if model_id not in [m.model_id for m in (outputs.model_outputs if outputs else [])]:
+                self.client.log_outputs(run, [LoggedModelOutput(model_id, step)])
         chain = self._lineage(stage)
         text = note(record, chain, self._link, self._model_link)
         self._model_files(model_id, path, chain, text)
@@ -266,11 +268,14 @@ class Mirror:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        for version in self.client.search_model_versions(f"run_id = '{run_id}'"):
-            return str(version.version)
         tags = {"stage": record["stage"], "artifact.digest": record["digest"], "base_model_id": base.get("model_id") or "",
                 "base_version": str(self.state["stages"].get(base.get("stage"), {}).get("version") or "")}
-        return str(self.client.create_model_version(self.preset, f"models:/{model_id}", run_id, as_tags(tags), description=text, model_id=model_id).version)
+        found = self.client.search_model_versions(f"run_id = '{run_id}'") or [
+            self.client.create_model_version(self.preset, f"models:/{model_id}", run_id, as_tags(tags), description=text, model_id=model_id)]
+        version = str(found[0].version)
+        # A server adds this tag, by which the UI shows a model as registered, itself; the SQLite store does not.
+        self.client.set_logged_model_tags(model_id, {"mlflow.modelVersions": json.dumps([{"name": self.preset, "version": version}])})
+        return version
 
     def _aliases(self) -> None:
         """Point base, sft, dpo … at this run's models, made or cached, and champion at the last of the chain."""

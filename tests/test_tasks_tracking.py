@@ -133,7 +133,7 @@ def test_training_curves_models_and_datasets_are_linked(home, client):
     assert [m.model_id for m in sft.outputs.model_outputs] == [told["sft"]["model_id"]]
     model = client.get_logged_model(told["sft"]["model_id"])
     assert model.tags["base_model_id"] == told["pretrain"]["model_id"] and str(model.status) == "READY"
-    assert {m.key: m.value for m in model.metrics} == {"val_loss": 1.5, "steps": 30}
+    assert {(m.key, m.value, m.dataset_name) for m in model.metrics} == {("val_loss", 1.5, "chats"), ("steps", 30, "chats")}
     consumers = client.search_runs([model.experiment_id], f"datasets.digest = '{sha('ingest')[:36]}'")
     assert [run.info.run_name for run in consumers] == ["pretrain"]
 
@@ -142,6 +142,8 @@ def test_models_are_registered_with_aliases_and_their_base(home, client):
     aliases = client.get_registered_model("tiny").aliases
     assert set(aliases) == {"base", "sft", "champion"} and aliases["champion"] == aliases["sft"] != aliases["base"]
     version = client.get_model_version("tiny", aliases["sft"])
+    model = client.get_logged_model(summary(home / "runs" / "first")["stages"]["sft"]["model_id"])
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "tiny", "version": str(aliases["sft"])}]
     assert version.tags["base_version"] == str(aliases["base"]) and version.tags["artifact.digest"] == sha("sft")
 
 
