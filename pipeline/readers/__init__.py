@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.readers.json_records import read_json, read_jsonl
 from pipeline.readers.pages import read_html, read_text, read_warc
-from pipeline.readers.streams import Fault, Text
+from pipeline.readers.streams import Broken, Fault, Text
 from pipeline.readers.tables import read_csv, read_parquet
 
 __all__ = ["Fault", "Text", "read"]
@@ -35,6 +35,9 @@ def read(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
         for item in _READERS[piece["format"]](piece):
             empty = False
             yield item
+    except Broken as error:  # by a reader that needs the whole file
+        empty = False
+        yield piece.get("first_line", 1), Fault(error.reason, error.detail)
     except OSError as error:
         empty = False
         yield piece.get("first_line", 1), Fault("unreadable_file", str(error))

@@ -19,44 +19,49 @@ def read_csv(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
     """Rows as dicts by the header line; the separator is a comma, tab or semicolon, whichever the header has most of."""
     csv.field_size_limit(piece["max_record"])
     faults: list[tuple[int, Fault]] = []
-    numbered = _decoded(lines(utf8(chunks(piece)), piece["max_record"]), faults)
+    given: list[int] = []
+    numbered = _decoded(lines(utf8(chunks(piece)), piece["max_record"]), given, faults)
     head = next(numbered, None)
     if head is None:
         yield from faults
         return
     separator = max(",\t;", key=head.count)
     header = next(csv.reader([head], delimiter=separator))
+    given.clear()
     rows = csv.reader(numbered, delimiter=separator)
-    lost = 0
     while True:
-        lost += len(faults)
-        yield from faults
-        faults.clear()
-        number = rows.line_num + 2 + lost
         try:
             row = next(rows)
         except StopIteration:
             break
         except csv.Error as error:
-            yield number, Fault("broken_csv", str(error))
-            continue
-        if len(row) == len(header):
+            row = Fault("broken_csv", str(error))
+        yield from faults
+        number = given[0] if given else 1
+        faults.clear()
+        given.clear()
+        if isinstance(row, Fault):
+            yield number, row
+        elif len(row) == len(header):
             yield number, dict(zip(header, row, strict=True))
         elif row:
             yield number, Fault("wrong_columns", f"{len(row)} values under {len(header)} headings", excerpt(separator.join(row).encode()))
     yield from faults
 
 
-def _decoded(numbered: Iterator[tuple[int, bytes | Fault]], faults: list[tuple[int, Fault]]) -> Iterator[str]:
-    """Lines as text with their ends; those that are none go to ``faults``."""
+def _decoded(numbered: Iterator[tuple[int, bytes | Fault]], given: list[int], faults: list[tuple[int, Fault]]) -> Iterator[str]:
+    """Lines as text with their ends, their numbers in ``given``; those that are no text go to ``faults``."""
     for number, line in numbered:
         if isinstance(line, Fault):
             faults.append((number, line))
             continue
         try:
-            yield line.decode() + "\n"
+            text = line.decode() + "\n"
         except UnicodeDecodeError as error:
             faults.append((number, Fault("invalid_utf8", f"byte {error.start}: {error.reason}", excerpt(line))))
+            continue
+        given.append(number)
+        yield text
 
 
 def read_parquet(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:

@@ -38,7 +38,8 @@ def list_s3(spec: str) -> tuple[list[SourceFile], list[str]]:
     named = [o for o in objects if format_of(o["Key"])]
     if not named:
         raise ValueError(f"{spec}: no object of a known type among {len(objects)}; known are {suffixes()}")
-    base = prefix[: prefix.rfind("/") + 1]
+    folder = not has_magic(key) and all(o["Key"] != key for o in objects)
+    base = key.rstrip("/") + "/" if folder and key else prefix[: prefix.rfind("/") + 1]
     files = [SourceFile(o["Key"][len(base) :], f"s3://{bucket}/{o['Key']}", o["Size"], _digest(o)) for o in named]
     skipped = [o["Key"][len(base) :] for o in objects if not format_of(o["Key"])]
     return sorted(files, key=lambda f: f.relpath), sorted(skipped)
