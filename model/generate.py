@@ -81,7 +81,7 @@ def _steps(
     rows = list(range(len(prompts)))
     for step in range(steps):
         tokens = choose(model(tokens, cache=cache, last=True)[:, -1], step)
-        going = [(i, row, token) for i, (row, token) in enumerate(zip(rows, tokens.tolist())) if token not in stop]
+        going = [(i, row, token) for i, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)) if token not in stop]
         if not going:
             return
         yield [(row, token) for _, row, token in going]
@@ -121,7 +121,7 @@ class _Chooser:
         self.seen = torch.zeros((len(tokens), vocab), dtype=torch.bool, device=tokens.device) if sampling.repetition_penalty != 1 else None
         if self.seen is not None:
             real = torch.arange(tokens.shape[1], device=tokens.device) >= pad[:, None]
-            for row, line, own in zip(self.seen, tokens, real):
+            for row, line, own in zip(self.seen, tokens, real, strict=True):
                 row[line[own]] = True
 
     def keep(self, kept: Tensor) -> None:
@@ -144,7 +144,7 @@ class _Chooser:
         before = weights.cumsum(-1) - weights
         weights = torch.where(before < self.sampling.top_p, weights, 0.0)
         if self.sampling.top_k:
-            weights[:, self.sampling.top_k:] = 0.0
+            weights[:, self.sampling.top_k :] = 0.0
         cumulative = weights.cumsum(-1)
         place = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)
         allowed = (weights > 0).sum(-1, keepdim=True) - 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -53,9 +54,11 @@ def share(flags: Sequence[bool], chance: float | None = None) -> dict[str, float
     return row if chance is None else {**row, "chance": chance, "at_chance": low <= chance <= high}
 
 
-def by_language(langs: Sequence[str]) -> dict[str, list[int]]:
-    """Indices of "all" items and of each language's, languages sorted."""
-    groups = {"all": list(range(len(langs)))}
-    for lang in sorted(set(langs)):
-        groups[lang] = [i for i, own in enumerate(langs) if own == lang]
-    return groups
+def groups(items: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
+    """Indices of "all" items, of each language's, and of each set's where there are several; none of no items."""
+    found = {"all": list(range(len(items)))} if items else {}
+    sets = {item["set"] for item in items}
+    for key, names in (("lang", {item["lang"] for item in items}), ("set", sets if len(sets) > 1 else set())):
+        for name in sorted(names):
+            found[name] = [i for i, item in enumerate(items) if item[key] == name]
+    return found

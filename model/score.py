@@ -14,6 +14,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from model.generate import generate
-from model.judge import bootstrap_mean, by_language, is_right, share
+from model.judge import bootstrap_mean, groups, is_right, share
 from model.tokenizer import ChatTokenizer
 from model.transformer import Transformer
 
@@ -51,7 +52,7 @@ class Scorer:
         for start in range(0, len(order), self.batch):
             rows = order[start : start + self.batch]
             said = generate(self.model, [prompts[i] for i in rows], stop=stop, max_new_tokens=max_new_tokens)
-            for i, ids in zip(rows, said):
+            for i, ids in zip(rows, said, strict=True):
                 answers[i] = self.tokenizer.decode(ids).strip()
             self.tick(len(rows))
         return answers
@@ -65,7 +66,7 @@ class Scorer:
             cut = max(0, len(ids) - self.window)  # what does not fit is the oldest context
             sequences.append((ids[cut:], max(1, len(prompt) - cut)))
         sums = [float(values.sum()) for values in self.log_probabilities(sequences)]
-        return [(total, len(answer.strip().encode())) for total, (_, answer) in zip(sums, pairs)]
+        return [(total, len(answer.strip().encode())) for total, (_, answer) in zip(sums, pairs, strict=True)]
 
     @torch.inference_mode()
     def log_probabilities(self, sequences: Sequence[Scored]) -> list[np.ndarray]:
@@ -117,7 +118,7 @@ def held_out(tokens: Path, limit: int, window: int) -> list[list[int]]:
     ids = np.memmap(tokens / "val.bin", dtype=meta["dtype"], mode="r")
     pieces: list[list[int]] = []
     taken = 0
-    for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist()):
+    for begin, end in pairwise(offsets.tolist()):
         for at in range(begin, end - 1, window):
             if limit and taken >= limit:
                 return pieces
@@ -162,19 +163,18 @@ def summarise(exams: dict[str, list[Item]], found: dict[str, dict[str, Any]], re
     after = names[names.index(reference) + 1 :] if reference in found else []
     for name, own in found.items():
         row: dict[str, Any] = {"place": names.index(name), "bits_per_byte": own["bits_per_byte"], "answers": {}}
-        picked = [choice == item["correct"] for choice, item in zip(own["picked"], exams["choices"])]
+        picked = [choice == item["correct"] for choice, item in zip(own["picked"], exams["choices"], strict=True)]
         chances = [1 / len(item["choices"]) for item in exams["choices"]]
-        groups = by_language([item["lang"] for item in exams["choices"]])
-        row["choices"] = {lang: share([picked[i] for i in of], float(np.mean([chances[i] for i in of]))) for lang, of in groups.items() if of}
+        row["choices"] = {name: share([picked[i] for i in of], float(np.mean([chances[i] for i in of]))) for name, of in groups(exams["choices"]).items()}
         right = judge(exams["answers"], own["answers"])
         for kind in sorted({item["set"] for item in exams["answers"]}):
             of_kind = [i for i, item in enumerate(exams["answers"]) if item["set"] == kind]
-            langs = by_language([exams["answers"][i]["lang"] for i in of_kind])
-            row["answers"][kind] = {lang: share([right[of_kind[i]] for i in of]) for lang, of in langs.items()}
+            parts = groups([exams["answers"][i] for i in of_kind])
+            row["answers"][kind] = {name: share([right[of_kind[i]] for i in of]) for name, of in parts.items()}
         row["preferences"] = _preferences(exams["preferences"], [(c[0] / max(1, c[1]), r[0] / max(1, r[1])) for c, r in own["preferences"]], seed)
         if name in after:
             base = found[str(reference)]["preferences"]
-            gained = [(c[0] - bc[0], r[0] - br[0]) for (c, r), (bc, br) in zip(own["preferences"], base)]
+            gained = [(c[0] - bc[0], r[0] - br[0]) for (c, r), (bc, br) in zip(own["preferences"], base, strict=True)]
             row["against_reference"] = _preferences(exams["preferences"], gained, seed)
         scores[name] = row
     return scores
@@ -182,23 +182,22 @@ def summarise(exams: dict[str, list[Item]], found: dict[str, dict[str, Any]], re
 
 def judge(items: Sequence[Item], answers: Sequence[str]) -> list[bool]:
     """Which answers state the right fact."""
-    return [is_right(answer, item["keywords"], item["answer"]) for item, answer in zip(items, answers)]
+    return [is_right(answer, item["keywords"], item["answer"]) for item, answer in zip(items, answers, strict=True)]
 
 
 def _preferences(items: list[Item], values: list[tuple[float, float]], seed: int) -> dict[str, Any]:
     """How often the chosen answer's value exceeds the rejected one's, and by how much in the mean."""
     rows: dict[str, Any] = {}
-    for lang, of in by_language([item["lang"] for item in items]).items():
-        if of:
-            margins = [values[i][0] - values[i][1] for i in of]
-            low, high = bootstrap_mean(margins, seed)
-            accuracy = share([margin > 0 for margin in margins], 0.5)
-            rows[lang] = {**accuracy, "margin": float(np.mean(margins)), "margin_low": low, "margin_high": high}
+    for name, of in groups(items).items():
+        margins = [values[i][0] - values[i][1] for i in of]
+        low, high = bootstrap_mean(margins, seed)
+        accuracy = share([margin > 0 for margin in margins], 0.5)
+        rows[name] = {**accuracy, "margin": float(np.mean(margins)), "margin_low": low, "margin_high": high}
     return rows
 
 
 def flat_metrics(scores: dict[str, Any]) -> dict[str, float]:
-    """Scores under flat names, ``<model>.<score>[.<language>]``, for a tracking server."""
+    """Scores under flat names, ``<model>.<score>[.<language or set>]``, for a tracking server."""
     flat: dict[str, float] = {}
     for name, row in scores.items():
         if row["bits_per_byte"]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,18 @@ def compare(directory: str | Path, prompts: list[str], new_tokens: int = 24) -> 
         batch = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
         found["template_equal"] &= batch["input_ids"][0].tolist() == ids
         a, b = own(torch.tensor([ids])), theirs(torch.tensor([ids])).logits
-        found["logit_difference"] = max(found["logit_difference"], float((a - b).abs().max() / b.std().clamp(min=1e-6)))
+        difference = float((a - b).abs().max() / b.std().clamp(min=1e-6))
+        found["logit_difference"] = max(found["logit_difference"], difference if math.isfinite(difference) else sys.float_info.max)
         stop = {chat.eos_id, chat.end_of_text_id}
         said = generate(own, [ids], stop=stop, max_new_tokens=new_tokens)[0]
-        full = theirs.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), do_sample=False, max_new_tokens=new_tokens,
-                               eos_token_id=sorted(stop), pad_token_id=chat.pad_id)[0, len(ids):].tolist()
+        full = theirs.generate(
+            torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=new_tokens,
+            eos_token_id=sorted(stop),
+            pad_token_id=chat.pad_id,
+        )[0, len(ids) :].tolist()
         found["greedy_equal"] &= said == [token for token in full if token not in stop]
     return found
 
@@ -58,7 +66,8 @@ def run(spec: dict[str, Any]) -> str:
         result = {"compared": len(spec["prompts"]), **found}
         wrong = [name for name in ("template_equal", "greedy_equal") if not found[name]]
         wrong += ["logits"] if found["logit_difference"] > TOLERANCE else []
-        problem = f"{spec['model']}: transformers differs in {', '.join(wrong)} (largest logit difference {found['logit_difference']:.2g} of their spread)" if wrong else ""
+        largest = f"largest logit difference {found['logit_difference']:.2g} of their spread"
+        problem = f"{spec['model']}: transformers differs in {', '.join(wrong)} ({largest})" if wrong else ""
     path = Path(spec["out"]) / "_run" / "result.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")

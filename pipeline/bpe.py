@@ -7,6 +7,7 @@ the same ids at 3-4 times the speed. Byte-level BPE: Radford et al. 2019 (GPT-2)
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def split_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
     parts = [token[i : i + 1] for i in range(len(token))]
     limit = ranks[token]
     while len(parts) > 2:
-        pairs = [(ranks.get(left + right, limit), i) for i, (left, right) in enumerate(zip(parts, parts[1:]))]
+        pairs = [(ranks.get(left + right, limit), i) for i, (left, right) in enumerate(pairwise(parts))]
         rank, i = min(pairs)
         if rank >= limit:
             raise ValueError(f"token {token!r} is not the merge of two earlier tokens")

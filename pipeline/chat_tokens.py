@@ -30,7 +30,13 @@ class Unusable(Exception):
 
 
 def encode_chats(
-    records: Iterable[dict[str, Any]], tokenizer: Path, out: Path, *, max_tokens: int, val_share: float = 0.02, seed: int = 0,
+    records: Iterable[dict[str, Any]],
+    tokenizer: Path,
+    out: Path,
+    *,
+    max_tokens: int,
+    val_share: float = 0.02,
+    seed: int = 0,
     progress: Progress = quiet,
 ) -> dict[str, Any]:
     """Conversations ``{"messages", "source", "path", "line"}`` to a dataset of kind "chat"; returns flat metrics.
@@ -42,7 +48,13 @@ def encode_chats(
 
 
 def encode_pairs(
-    records: Iterable[dict[str, Any]], tokenizer: Path, out: Path, *, max_tokens: int, val_share: float = 0.05, seed: int = 0,
+    records: Iterable[dict[str, Any]],
+    tokenizer: Path,
+    out: Path,
+    *,
+    max_tokens: int,
+    val_share: float = 0.05,
+    seed: int = 0,
     progress: Progress = quiet,
 ) -> dict[str, Any]:
     """Preferences ``{"prompt", "chosen", "rejected", "source", "path", "line"}`` to a dataset of kind "pairs".
@@ -99,7 +111,7 @@ class _Spool:
     def __init__(self, directory: Path, dtype: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.paths = directory / "spool.bin", directory / "spool.mask"
-        self.files = [open(path, "wb") for path in self.paths]
+        self.files = [open(path, "wb") for path in self.paths]  # noqa: SIM115 - open as long as the spool
         self.dtype = dtype
         self.lengths: list[list[int]] = []
         self.sizes: list[int] = []
@@ -142,14 +154,21 @@ class _Spool:
         return {"sequences": len(lengths), "tokens": sum(lengths), "bytes": size, "supervised": supervised}
 
     def remove(self) -> None:
-        for file, path in zip(self.files, self.paths):
+        for file, path in zip(self.files, self.paths, strict=True):
             file.close()
             path.unlink()
 
 
 def _write(
-    records: Iterable[dict[str, Any]], make: Callable[..., tuple[list[Sequence], int, int]], kind: str, tokenizer: Path, out: Path,
-    max_tokens: int, val_share: float, seed: int, progress: Progress,
+    records: Iterable[dict[str, Any]],
+    make: Callable[..., tuple[list[Sequence], int, int]],
+    kind: str,
+    tokenizer: Path,
+    out: Path,
+    max_tokens: int,
+    val_share: float,
+    seed: int,
+    progress: Progress,
 ) -> dict[str, Any]:
     meta = dataset_meta(kind, tokenizer)
     spool = _Spool(out / "_run", meta["dtype"])
@@ -169,8 +188,9 @@ def _write(
     return {**flat_counts(meta), **counts, "dropped": sum(dropped.counts.values()), **{f"dropped_{k}": n for k, n in sorted(dropped.counts.items())}}
 
 
-def _usable(records: Iterable[dict[str, Any]], make: Callable[..., Any], chat: Encoder, limit: int, counts: dict[str, int],
-            dropped: _Dropped, progress: Progress) -> Iterator[tuple[dict[str, Any], list[Sequence], int, int]]:
+def _usable(
+    records: Iterable[dict[str, Any]], make: Callable[..., Any], chat: Encoder, limit: int, counts: dict[str, int], dropped: _Dropped, progress: Progress
+) -> Iterator[tuple[dict[str, Any], list[Sequence], int, int]]:
     for record in records:
         counts["records"] += 1
         try:

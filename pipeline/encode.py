@@ -76,7 +76,7 @@ def encode_text(
         raise ValueError(f"{shards}: no training documents (train/part-*.parquet has no rows)")
     done = run_shards(_encode_job, jobs, workers=workers, done=out / "_run" / "encode", engine=engine, progress=progress)
     for split in ("train", "val"):
-        mine = [(job, counts) for job, counts in zip(jobs, done) if job["split"] == split]
+        mine = [(job, counts) for job, counts in zip(jobs, done, strict=True) if job["split"] == split]
         _join([Path(job["prefix"]) for job, _ in mine], out / split)
         meta["splits"][split] = {key: sum(counts[key] for _, counts in mine) for key in ("sequences", "tokens", "bytes", "supervised")}
     write_meta(out, meta)
@@ -151,7 +151,7 @@ def _encode_job(job: dict[str, Any]) -> dict[str, int]:
     with pq.ParquetFile(job["path"]) as file, open(job["prefix"] + ".bin", "wb") as sink:
         for batch in file.iter_batches(batch_size=512, row_groups=job["groups"], columns=["text", "kind"]):
             pieces = []
-            for text, kind in zip(batch.column(0).to_pylist(), batch.column(1).to_pylist()):
+            for text, kind in zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True):
                 ids = encoder.ids(text, parse_chat=kind == "chat")
                 pieces += [ids.astype(job["dtype"]), end]
                 lengths.append(len(ids) + len(end))

@@ -24,7 +24,7 @@ from pipeline.sections.evaluation import EvaluateSection
 Item = dict[str, Any]
 KINDS = ("choices", "answers", "preferences")
 TRAINING, HELDOUT = "training", "heldout"
-"""Names of the two answer sets: questions the sft stage trained on, and questions it never saw."""
+"""Names of the teaching set's two sets: questions the sft stage trained on, and questions it never saw. Others go by their source's name."""
 
 
 def write_exams(cfg: EvaluateSection, sources: Iterable[Any], out: Path) -> dict[str, int]:
@@ -61,27 +61,25 @@ def read_exams(sources: Iterable[Any]) -> tuple[dict[str, list[Item]], list[Item
             place = {"source": source.name, "path": str(file.relpath)}
             for number, line in _lines(Path(str(file.location))):
                 try:
-                    for kind, item in recognise(json.loads(line), f"{source.name}/{file.relpath}:{number}"):
+                    for kind, item in recognise(json.loads(line), f"{source.name}/{file.relpath}:{number}", source.name):
                         items[kind].append({**item, **place, "line": number})
                 except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
                     skipped.append({**place, "line": number, "why": f"{type(error).__name__}: {error}"[:200]})
     return items, skipped
 
 
-def exam_texts(sources: Iterable[Any]) -> Iterator[tuple[str, str]]:
-    """``(item id, text)`` of every question, option and reference, for the decontaminate stage.
+def exam_items(sources: Iterable[Any]) -> list[dict[str, str]]:
+    """``{"id", "set", "text"}`` of every question that must not be trained on, for the decontaminate stage.
 
-    Teaching facts come out whole: whoever trains on them must know that they are asked.
+    Left out is what the teaching set asks on purpose in the words it was taught in: its training questions and choices.
     """
     items, _ = read_exams(sources)
-    for kind in KINDS:
-        for item in items[kind]:
-            parts = [item.get("question") or item.get("prompt"), *item.get("choices", ()), item.get("answer"), item.get("chosen")]
-            yield item["id"], "\n".join(part for part in parts if part)
+    asked = [item for kind in KINDS for item in items[kind] if item["set"] != TRAINING]
+    return [{"id": item["id"], "set": item["set"], "text": item.get("question") or item["prompt"]} for item in asked]
 
 
-def recognise(row: Any, name: str) -> Iterator[tuple[str, Item]]:
-    """The evaluation items in one parsed line. Raises ValueError saying what is missing."""
+def recognise(row: Any, name: str, collection: str) -> Iterator[tuple[str, Item]]:
+    """The evaluation items in one parsed line of a source called ``collection``. Raises ValueError saying what is missing."""
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
     name = str(row.get("id") or name)
@@ -91,7 +89,7 @@ def recognise(row: Any, name: str) -> Iterator[tuple[str, Item]]:
             yield from _fact(block, f"{name}/{lang}", lang)
         return
     lang = str(row.get("lang") or _script(str(row.get("question") or row.get("prompt") or "")))
-    base = {"id": name, "lang": lang}
+    base = {"id": name, "lang": lang, "set": str(row.get("set") or collection)}
     question = row.get("question") or row.get("prompt")
     if not isinstance(question, str) or not question.strip():
         raise ValueError("no question or prompt")
@@ -104,7 +102,7 @@ def recognise(row: Any, name: str) -> Iterator[tuple[str, Item]]:
         keywords = _keywords(row["keywords"]) if "keywords" in row else []
         if not keywords and not (isinstance(answer, str) and answer.strip()):
             raise ValueError("neither choices, chosen/rejected, keywords nor a reference answer")
-        yield "answers", {**base, "set": str(row.get("set") or HELDOUT), "question": question, "answer": answer, "keywords": keywords}
+        yield "answers", {**base, "question": question, "answer": answer, "keywords": keywords}
 
 
 def sample(items: list[Item], count: int, seed: int) -> list[Item]:
@@ -122,10 +120,20 @@ def _fact(block: dict[str, Any], name: str, lang: str) -> Iterator[tuple[str, It
     for kind, questions in ((TRAINING, block["questions"]), (HELDOUT, block["heldout"])):
         for i, question in enumerate(questions):
             yield "answers", {**base, "id": f"{name}/{kind}/{i}", "set": kind, "question": question}
-    yield "choices", {"id": f"{name}/choice", "lang": lang, "question": block["questions"][0], **_choices(block)}
+    yield "choices", {"id": f"{name}/choice", "lang": lang, "set": TRAINING, "question": block["questions"][0], **_choices(block)}
     # the held-out wording: the pair itself is trained on with the first one
-    yield "preferences", {"id": f"{name}/preference", "lang": lang, "prompt": block["heldout"][0], "chosen": block["answer"],
-                          "rejected": block["rejected"], "reason": re.split("[:：]", block["reason"])[0]}
+    yield (
+        "preferences",
+        {
+            "id": f"{name}/preference",
+            "lang": lang,
+            "set": HELDOUT,
+            "prompt": block["heldout"][0],
+            "chosen": block["answer"],
+            "rejected": block["rejected"],
+            "reason": re.split("[:：]", block["reason"])[0],
+        },
+    )
 
 
 def _choices(row: dict[str, Any]) -> dict[str, Any]:

@@ -127,27 +127,54 @@ def model_card(cfg: ExportSection, config: dict[str, Any], parameters: int, fact
     ``facts`` may hold ``sources`` {name: {files, bytes, digest, stage}}, ``stages`` {name: {digest, section}} from last to
     first, and ``scores`` (``scores.json`` of the evaluate stage); what it lacks is left out.
     """
-    front = ["---", "language: [zh, en]", "library_name: transformers", "pipeline_tag: text-generation", *([f"license: {cfg.licence}"] if cfg.licence else []), "---", ""]
+    front = [
+        "---",
+        "language: [zh, en]",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        *([f"license: {cfg.licence}"] if cfg.licence else []),
+        "---",
+        "",
+    ]
     lines = [*front, f"# {cfg.title or 'A model of full-pipeline'}", "", f"{_shape(config, parameters)} Made by full-pipeline from raw text.", ""]
-    lines += ["## Use", "", "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
-              'tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")',
-              'chat = [{"role": "user", "content": "什么是语言模型？"}]',
-              'ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)',
-              "print(tokenizer.decode(model.generate(**ids)[0], skip_special_tokens=True))", "```", ""]
+    lines += [
+        "## Use",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")',
+        'chat = [{"role": "user", "content": "什么是语言模型？"}]',
+        'ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)',
+        "print(tokenizer.decode(model.generate(**ids)[0], skip_special_tokens=True))",
+        "```",
+        "",
+    ]
     lines += _sources_table(facts.get("sources") or {}) + _stages_table(facts.get("stages") or {}) + _scores_table(facts.get("scores") or {})
-    lines += ["## Limits", "", "A small model states wrong things fluently. It knows what its sources say and little else; it has had no safety training beyond them.", ""]
+    lines += [
+        "## Limits",
+        "",
+        "A small model states wrong things fluently. It knows what its sources say and little else; it has had no safety training beyond them.",
+        "",
+    ]
     return "\n".join(lines)
 
 
 def _shape(config: dict[str, Any], parameters: int) -> str:
-    return (f"A {parameters / 1e6:.1f}M-parameter decoder ({config.get('architectures', ['?'])[0]}: {config['num_hidden_layers']} layers, width {config['hidden_size']}, "
-            f"{config['num_attention_heads']} heads, vocabulary {config['vocab_size']}).")
+    return (
+        f"A {parameters / 1e6:.1f}M-parameter decoder ({config['architectures'][0]}: "
+        f"{config['num_hidden_layers']} layers, width {config['hidden_size']}, "
+        f"{config['num_attention_heads']} heads, vocabulary {config['vocab_size']})."
+    )
 
 
 def _sources_table(sources: dict[str, dict[str, Any]]) -> list[str]:
     if not sources:
         return []
-    rows = [f"| {name} | {s.get('stage', '')} | {s.get('files', '')} | {s.get('bytes', 0):,} | `{str(s.get('digest', ''))[:12]}` |" for name, s in sorted(sources.items())]
+    rows = [
+        f"| {name} | {s.get('stage', '')} | {s.get('files', '')} | {s.get('bytes', 0):,} | `{str(s.get('digest', ''))[:12]}` |"
+        for name, s in sorted(sources.items())
+    ]
     return ["## Made from", "", "| source | read by | files | bytes | digest |", "|---|---|---:|---:|---|", *rows, ""]
 
 

@@ -20,9 +20,18 @@ from pipeline.bpe import GPT2_PATTERN, PRETOKEN_PATTERN, split_pattern
 _ARCHITECTURE = {"qwen3": "qwen3", "llama": "llama", "qwen3_moe": "qwen3moe"}
 _PRE = {PRETOKEN_PATTERN: "qwen2", GPT2_PATTERN: "gpt-2"}
 _NAMES = {
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "mlp.gate": "ffn_gate_inp",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate": "ffn_gate_inp",
 }
 _EXPERTS = {"gate_proj": "ffn_gate_exps", "up_proj": "ffn_up_exps", "down_proj": "ffn_down_exps"}
 _TOP = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight", "lm_head.weight": "output.weight"}
@@ -110,7 +119,10 @@ def _tokenizer(writer: Any, directory: Path, vocab_size: int, gguf: Any) -> None
     added = {token["id"]: token for token in spec["added_tokens"]}
     names = {i: token for token, i in spec["model"]["vocab"].items()} | {i: token["content"] for i, token in added.items()}
     types = gguf.TokenType
-    kinds = [types.UNUSED if i not in names else types.NORMAL if i not in added else types.CONTROL if added[i]["special"] else types.USER_DEFINED for i in range(vocab_size)]
+    kinds = [
+        types.UNUSED if i not in names else types.NORMAL if i not in added else types.CONTROL if added[i]["special"] else types.USER_DEFINED
+        for i in range(vocab_size)
+    ]
     config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
     ids = {token: i for i, token in names.items()}
     writer.add_tokenizer_model("gpt2")

@@ -19,14 +19,15 @@ from pipeline.report_style import STYLE
 _SET_NAMES = {"training": "Training questions answered right", "heldout": "Held-out questions answered right"}
 _LANGUAGES = {"zh": "Chinese", "en": "English"}
 EXPLANATIONS = {
-    "Bits per byte": "Loss on held-out text in bits per UTF-8 byte: independent of the tokenizer, lower is better. Training on conversations usually raises it.",
-    "Training questions": "A sample of questions that the sft stage trained on, answered greedily. It shows what was learned by heart, not what was understood.",
-    "Held-out questions": "Paraphrases (or questions of other sets) that no stage trained on. The facts of the teaching set are in training, these wordings are not.",
+    "Bits per byte": "Loss on held-out text in bits per UTF-8 byte: independent of the tokenizer, lower is better. Chat training usually raises it.",
+    "Training questions": "A sample of questions that the sft stage trained on, answered greedily: what was learned by heart, not what was understood.",
+    "Held-out questions": "Paraphrases that no stage trained on. The facts of the teaching set are in training, these wordings are not.",
     "Answered right": "The answer holds a keyword of every group of the fact. Sets without keywords: half of the reference's character pairs.",
-    "Multiple choice": "The option with the highest log-likelihood per UTF-8 byte is the model's choice. Of the teaching set, the question was trained on with its free answer, so this is in-distribution.",
+    "Multiple choice": "The model's choice is the option with the highest log-likelihood per UTF-8 byte. "
+    "The teaching set's questions were trained on with their free answers, so this is in-distribution.",
     "Preference accuracy": "Share of pairs whose chosen answer has the higher log-likelihood per byte, asked in held-out wording.",
     "Reward accuracy": "The same by DPO's implicit reward: the gain in log-likelihood over the sft model. The margin is its mean difference in nats.",
-    "Intervals": "95 %: Wilson for shares, bootstrap for margins. \"At chance\": the interval covers what guessing gives.",
+    "Intervals": '95 %: Wilson for shares, bootstrap for margins. "At chance": the interval covers what guessing gives.',
 }
 
 
@@ -40,7 +41,9 @@ class Row:
     sub: bool = False
 
 
-def write_report(scored: Path, *, title: str = "Evaluation", facts: dict[str, str] | None = None, curves: dict[str, Path] | None = None, samples: int = 12) -> None:
+def write_report(
+    scored: Path, *, title: str = "Evaluation", facts: dict[str, str] | None = None, curves: dict[str, Path] | None = None, samples: int = 12
+) -> None:
     """Write ``report.html`` and ``report.md`` beside the ``scores.json`` and ``answers.jsonl`` in ``scored``.
 
     ``facts``: name to value, shown under the title (preset, parameters, data); ``curves``: stage name to a training
@@ -86,7 +89,12 @@ def cell_text(row: Row, i: int) -> tuple[str, str, str, str]:
         return f"{cell['value']:.3f}", f"{cell['bytes']:,} bytes", f"{cell['value'] - before['value']:+.3f}" if before else "", ""
     if row.kind == "margin":
         chance = "at chance" if cell["margin_low"] <= 0 <= cell["margin_high"] else ""
-        return f"{cell['margin']:+.2f}", f"{cell['margin_low']:+.2f} to {cell['margin_high']:+.2f}", f"{cell['margin'] - before['margin']:+.2f}" if before else "", chance
+        return (
+            f"{cell['margin']:+.2f}",
+            f"{cell['margin_low']:+.2f} to {cell['margin_high']:+.2f}",
+            f"{cell['margin'] - before['margin']:+.2f}" if before else "",
+            chance,
+        )
     change = f"{100 * (cell['share'] - before['share']):+.1f}" if before else ""
     return f"{cell['share']:.1%}", f"{cell['low']:.0%}–{cell['high']:.0%} of {cell['asked']}", change, _chance(cell)
 
@@ -121,11 +129,17 @@ def read_curve(path: Path) -> list[tuple[float, float]]:
     return points
 
 
-def page(title: str, facts: dict[str, str], names: Sequence[str], rows: list[Row], samples: list[dict[str, Any]], losses: dict[str, list[tuple[float, float]]]) -> str:
+def page(
+    title: str, facts: dict[str, str], names: Sequence[str], rows: list[Row], samples: list[dict[str, Any]], losses: dict[str, list[tuple[float, float]]]
+) -> str:
     """The HTML page."""
     arrow = " → ".join(map(escape, names))
     lead = " · ".join(f"{escape(k)}: {escape(v)}" for k, v in facts.items()) or arrow
-    sections = [f"<h2>The {escape(names[-1])} model</h2>" + _tiles(rows, names), _section(f"Scores, and differences to the model before: {arrow}", _html_table(rows, names)), _section("Shares with 95 % intervals", _bars(rows, names))]
+    sections = [
+        f"<h2>The {escape(names[-1])} model</h2>" + _tiles(rows, names),
+        _section(f"Scores, and differences to the model before: {arrow}", _html_table(rows, names)),
+        _section("Shares with 95 % intervals", _bars(rows, names)),
+    ]
     for i, (stage, points) in enumerate(losses.items()):
         drawn = svg.lines([(stage, points)], f"training loss of {stage}", "step", height=190, first=i)
         sections.append(_section(f"Training loss: {stage}", drawn) if drawn else "")
@@ -134,9 +148,11 @@ def page(title: str, facts: dict[str, str], names: Sequence[str], rows: list[Row
     terms = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in EXPLANATIONS.items())
     sections.append(_section("How to read this", f"<dl>{terms}</dl>"))
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
-        f"<style>\n{STYLE}</style></head>\n<body><main><h1>{escape(title)}</h1><p class=\"lead\">{lead}</p>\n"
-        + "\n".join(filter(None, sections)) + "\n</main></body></html>\n"
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<style>\n{STYLE}</style></head>\n<body><main><h1>{escape(title)}</h1><p class="lead">{lead}</p>\n'
+        + "\n".join(filter(None, sections))
+        + "\n</main></body></html>\n"
     )
 
 
@@ -160,7 +176,7 @@ def _html_table(rows: list[Row], names: Sequence[str]) -> str:
     body = []
     for row in rows:
         cells = "".join(f'<td class="number">{_html_cell(row, i)}</td>' for i in range(len(names)))
-        body.append(f'<tr{" class=sub" if row.sub else ""}><td>{escape(row.label)}</td>{cells}</tr>')
+        body.append(f"<tr{' class=sub' if row.sub else ''}><td>{escape(row.label)}</td>{cells}</tr>")
     return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
 
@@ -180,7 +196,13 @@ def _bars(rows: list[Row], names: Sequence[str]) -> str:
     for row in rows:
         if row.kind == "share" and not row.sub:
             cells = [(c["share"], c["low"], c["high"]) if c else None for c in row.cells]
-            groups.append((row.label.replace(" answered right", "").replace(" against the sft model", ""), cells, next((c["chance"] for c in row.cells if c and "chance" in c), None)))
+            groups.append(
+                (
+                    row.label.replace(" answered right", "").replace(" against the sft model", ""),
+                    cells,
+                    next((c["chance"] for c in row.cells if c and "chance" in c), None),
+                )
+            )
     legend = "".join(f'<span><i style="background:var(--series-{i % 6})"></i>{escape(name)}</span>' for i, name in enumerate(names))
     return f'<p class="legend">{legend}<span>┆ chance</span></p>{svg.bars(groups, names, "scores by model")}'
 
@@ -191,7 +213,9 @@ def _html_sample(sample: dict[str, Any], names: Sequence[str]) -> str:
         verdict = "right" if sample["right"][name] else "wrong"
         said = escape(sample["said"][name][:400]) or "<em>nothing</em>"
         lines.append(f'<p><span class="who">{escape(name)}</span> <span class="badge {verdict}">{verdict}</span> {said}</p>')
-    return f'<div class="sample"><p><b>{escape(sample["question"])}</b></p>{"".join(lines)}<p class="expected">expected: {escape(str(sample["answer"]))}</p></div>'
+    return (
+        f'<div class="sample"><p><b>{escape(sample["question"])}</b></p>{"".join(lines)}<p class="expected">expected: {escape(str(sample["answer"]))}</p></div>'
+    )
 
 
 def markdown(title: str, facts: dict[str, str], names: Sequence[str], rows: list[Row], samples: list[dict[str, Any]]) -> str:
@@ -212,7 +236,9 @@ def markdown(title: str, facts: dict[str, str], names: Sequence[str], rows: list
 def markdown_table(rows: list[Row], names: Sequence[str]) -> list[str]:
     """The comparison as lines of a Markdown table."""
     head = ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
-    return head + ["| " + ("&nbsp;&nbsp;" if row.sub else "") + row.label + " | " + " | ".join(_md_cell(row, i) for i in range(len(names))) + " |" for row in rows]
+    return head + [
+        "| " + ("&nbsp;&nbsp;" if row.sub else "") + row.label + " | " + " | ".join(_md_cell(row, i) for i in range(len(names))) + " |" for row in rows
+    ]
 
 
 def _md_cell(row: Row, i: int) -> str:

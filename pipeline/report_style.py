@@ -1,4 +1,7 @@
-"""The look of the report pages: light and dark by the reader's own setting, nothing fetched. A module, so that it ships and is fingerprinted as code."""
+"""The look of the report pages: light and dark by the reader's own setting, nothing fetched.
+
+A module and not a file, so that it ships with the package and counts as the report's code.
+"""
 
 STYLE = """\
 :root { color-scheme: light dark;
@@ -10,7 +13,8 @@ STYLE = """\
   --good: #5fd3a4; --good-back: #15352a; --bad: #ff938a; --bad-back: #3d1f1d; --warn: #f0c060; --warn-back: #3a2e14;
   --series-0: #77839a; --series-1: #6b9df5; --series-2: #35c59c; --series-3: #f0a050; --series-4: #b08cf0; --series-5: #ee7b9b; } }
 * { box-sizing: border-box }
-body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.55 system-ui, -apple-system, "Segoe UI", "Noto Sans", "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", sans-serif }
+body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.55 system-ui, -apple-system, "Segoe UI", "Noto Sans",
+  "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", sans-serif }
 main { max-width: 980px; margin: 0 auto; padding: 36px 20px 60px }
 h1 { font-size: 26px; line-height: 1.25; margin: 0 0 4px; letter-spacing: -.01em }
 h2 { font-size: 17px; margin: 0 0 12px }
@@ -27,16 +31,29 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; wh
 td small { display: block; color: var(--soft); font-size: 12px } tr.sub td:first-child { padding-left: 26px; color: var(--soft) }
 .up { color: var(--good) } .down { color: var(--bad) } .same { color: var(--soft) }
 .badge { display: inline-block; border-radius: 5px; padding: 0 7px; font-size: 12px; line-height: 1.6; white-space: nowrap }
-.right { color: var(--good); background: var(--good-back) } .wrong { color: var(--bad); background: var(--bad-back) } .chance-badge { color: var(--warn); background: var(--warn-back) }
+.right { color: var(--good); background: var(--good-back) }
+.wrong { color: var(--bad); background: var(--bad-back) }
+.chance-badge { color: var(--warn); background: var(--warn-back) }
 .legend { display: flex; gap: 18px; flex-wrap: wrap; font-size: 13px; color: var(--soft); margin: 0 0 8px }
 .legend i { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 6px }
 svg { width: 100%; height: auto; font: 12px system-ui, sans-serif; display: block }
 svg .label { fill: var(--ink) } svg .value, svg .tick { fill: var(--soft); font-size: 11px } svg .grid { stroke: var(--rule); fill: none }
 svg .whisker { stroke: var(--ink); stroke-opacity: .55; fill: none } svg .chance { stroke: var(--bad); stroke-dasharray: 3 3; fill: none }
 svg .line { fill: none; stroke-width: 1.8 }
-svg .series-0 { fill: var(--series-0) } svg .series-1 { fill: var(--series-1) } svg .series-2 { fill: var(--series-2) } svg .series-3 { fill: var(--series-3) } svg .series-4 { fill: var(--series-4) } svg .series-5 { fill: var(--series-5) }
-svg .line-0 { stroke: var(--series-0) } svg .line-1 { stroke: var(--series-1) } svg .line-2 { stroke: var(--series-2) } svg .line-3 { stroke: var(--series-3) } svg .line-4 { stroke: var(--series-4) } svg .line-5 { stroke: var(--series-5) }
+svg .series-0 { fill: var(--series-0) }
+svg .series-1 { fill: var(--series-1) }
+svg .series-2 { fill: var(--series-2) }
+svg .series-3 { fill: var(--series-3) }
+svg .series-4 { fill: var(--series-4) }
+svg .series-5 { fill: var(--series-5) }
+svg .line-0 { stroke: var(--series-0) }
+svg .line-1 { stroke: var(--series-1) }
+svg .line-2 { stroke: var(--series-2) }
+svg .line-3 { stroke: var(--series-3) }
+svg .line-4 { stroke: var(--series-4) }
+svg .line-5 { stroke: var(--series-5) }
 .sample { border-top: 1px solid var(--rule); padding: 12px 0 } .sample:first-of-type { border-top: 0; padding-top: 0 }
-.sample p { margin: 0 0 4px } .sample .who { color: var(--soft); display: inline-block; min-width: 46px; font-size: 13px } .sample .expected { color: var(--soft); font-size: 13.5px }
+.sample p { margin: 0 0 4px } .sample .who { color: var(--soft); display: inline-block; min-width: 46px; font-size: 13px }
+.sample .expected { color: var(--soft); font-size: 13.5px }
 dl { margin: 0; font-size: 13.5px; color: var(--soft) } dt { color: var(--ink); font-weight: 600; margin-top: 8px } dd { margin: 0 }
 """

@@ -28,7 +28,9 @@ def bars(groups: Sequence[tuple[str, Sequence[tuple[float, float, float] | None]
             top = y + i * bar
             middle = top + bar / 2
             tip = f"{escape(names[i])}: {value:.1%} (95 % interval {low:.1%} to {high:.1%})"
-            parts.append(f'<g><title>{tip}</title><rect x="{left}" y="{top + 1}" width="{max(1.0, value * plot):.1f}" height="{bar - 3}" rx="2" class="series-{i % 6}"/>')
+            parts.append(
+                f'<g><title>{tip}</title><rect x="{left}" y="{top + 1}" width="{max(1.0, value * plot):.1f}" height="{bar - 3}" rx="2" class="series-{i % 6}"/>'
+            )
             x1, x2 = left + low * plot, left + high * plot
             parts.append(f'<path d="M{x1:.1f} {middle:.1f}H{x2:.1f}M{x1:.1f} {middle - 3:.1f}v6M{x2:.1f} {middle - 3:.1f}v6" class="whisker"/>')
             parts.append(f'<text x="{max(x2, left + value * plot) + 6:.1f}" y="{middle + 3.5:.1f}" class="value">{value:.0%}</text></g>')
@@ -36,8 +38,10 @@ def bars(groups: Sequence[tuple[str, Sequence[tuple[float, float, float] | None]
             x = left + chance * plot
             parts.append(f'<path d="M{x:.1f} {y - 4}V{y + height + 2}" class="chance"><title>chance: {chance:.0%}</title></path>')
         y += height + gap
-    grid = "".join(f'<path d="M{left + s * plot:.1f} 0V{y - 6}" class="grid"/><text x="{left + s * plot:.1f}" y="{y + 8}" text-anchor="middle" class="tick">{s:.0%}</text>'
-                   for s in (0, 0.25, 0.5, 0.75, 1))
+    grid = "".join(
+        f'<path d="M{left + s * plot:.1f} 0V{y - 6}" class="grid"/><text x="{left + s * plot:.1f}" y="{y + 8}" text-anchor="middle" class="tick">{s:.0%}</text>'
+        for s in (0, 0.25, 0.5, 0.75, 1)
+    )
     return _figure(grid + "".join(parts), y + 14, title)
 
 
@@ -59,7 +63,9 @@ def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], title: st
     parts = []
     for tick in ticks:
         y = place(x0, tick).split(",")[1]
-        parts.append(f'<path d="M{left} {y}H{_WIDTH - right}" class="grid"/><text x="{left - 8}" y="{float(y) + 4:.1f}" text-anchor="end" class="tick">{tick:g}</text>')
+        parts.append(
+            f'<path d="M{left} {y}H{_WIDTH - right}" class="grid"/><text x="{left - 8}" y="{float(y) + 4:.1f}" text-anchor="end" class="tick">{tick:g}</text>'
+        )
     for i, (name, points) in enumerate(clean):
         path = " ".join(place(x, y) for x, y in _thin(points))
         parts.append(f'<polyline points="{path}" class="line line-{(first + i) % 6}"><title>{escape(name)}</title></polyline>')

@@ -66,7 +66,7 @@ def sample_texts(cfg: TokenizerSection, docs: Path, *, progress: Progress = quie
     share = min(1.0, cfg.sample_chars / total)
     taken = 0
     for batch in _batches(docs, ["id", "text", "kind"]):
-        for doc, text, kind in zip(*(batch.column(i).to_pylist() for i in range(3))):
+        for doc, text, kind in zip(*(batch.column(i).to_pylist() for i in range(3)), strict=True):
             if share == 1.0 or _unit_hash(doc) < share:
                 text = text[: cfg.max_document_chars]
                 taken += len(text)
@@ -86,7 +86,7 @@ def vocabulary_report(tokenizer: Path, shards: Path) -> dict[str, Any]:
     by_lang: dict[str, dict[str, int]] = {}
     split = next((name for name in ("val", "train") if any((shards / name).glob("part-*.parquet"))), "train")
     for batch in _batches(shards / split, ["text", "lang", "kind"]):
-        for text, lang, kind in zip(*(batch.column(i).to_pylist() for i in range(3))):
+        for text, lang, kind in zip(*(batch.column(i).to_pylist() for i in range(3)), strict=True):
             row = by_lang.setdefault(lang or "unknown", dict.fromkeys(("documents", "chars", "bytes", "tokens", "unknown", "round_trip_failures"), 0))
             if row["chars"] < _REPORT_CHARS:
                 ids = encoder.ids(text, parse_chat=kind == "chat")
