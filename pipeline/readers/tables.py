@@ -26,7 +26,13 @@ def read_csv(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
         yield from faults
         return
     separator = max(",\t;", key=head.count)
-    header = next(csv.reader([head], delimiter=separator))
+    try:
+        header = next(csv.reader([head], delimiter=separator))
+    except csv.Error as error:
+        yield given[0], Fault("broken_csv", f"the header: {error}", excerpt(head.encode()))
+        return
+    yield from faults
+    faults.clear()
     given.clear()
     rows = csv.reader(numbered, delimiter=separator)
     while True:
