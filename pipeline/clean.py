@@ -130,7 +130,7 @@ def _repair(batch: _Batch) -> np.ndarray:
     changed = batch.change("control_characters", controls, repairs.strip_controls, "control or zero-width characters")
     changed += batch.change("unicode_nfc", range(len(batch.texts)), repairs.nfc, "not in Unicode normal form C")
     untidy = np.flatnonzero(batch.plain & (stats[:, Stat.UNTIDY] + stats[:, CONTROL] > 0))
-    changed += batch.change("whitespace", untidy, repairs.tidy, "spaces at line ends, odd spaces or runs of blank lines")
+    batch.change("whitespace", untidy, repairs.tidy, "spaces at line ends, odd spaces or runs of blank lines")  # asked of no rule
     changed = sorted(set(changed))
     stats[changed] = scan.scan(*alphabet.encode([batch.texts[i] for i in changed]))
     return stats
@@ -177,6 +177,7 @@ def _mask(batch: _Batch, facts: rules.Facts, keep: np.ndarray) -> None:
         ("email", facts[Stat.AT_SIGNS] > 0, repairs.mask_email),
         ("id_card", facts[Stat.DIGIT_RUN] >= 17, repairs.mask_id_card),
         ("phone", facts[Stat.DIGIT_RUN] >= 9, repairs.mask_phone),
-        ("ip_address", (facts[Stat.DOTTED] >= 3) | (facts[Stat.HEX_GROUPS] >= 2), repairs.mask_ip),
+        ("ip_address", facts[Stat.DOTTED] >= 3, repairs.mask_ipv4),
+        ("ip_address", facts[Stat.HEX_GROUPS] >= 2, repairs.mask_ipv6),
     ):
         batch.change(rule, np.flatnonzero(asked & where), mask, "personal data", "masked")

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.clean import batches
-from pipeline.documents import Tally, finish, flat, plan, read_job, write_part
+from pipeline.documents import Tally, finish, flat, plan, read_job, write_kept
 from pipeline.executor import run_shards
 from pipeline.kernels import alphabet, scripts, tokens
 from pipeline.kernels.alphabet import HAN, KANA, UNSPACED
@@ -56,7 +56,8 @@ def decontaminate(
 
 
 def _item_grams(cfg: DecontaminateSection, texts: list[str]) -> dict[str, np.ndarray]:
-    """Each item's unique n-gram hashes ("grams" uint64, "starts" int64 [n + 1]) and the lengths n in use ("sizes" int64).
+    """Each item's unique n-gram hashes ("grams" uint64, "starts" int64 [n + 1]), the lengths n in use ("sizes" int64), and "anchors":
+    all shortest n-grams of all items, without one of which a text cannot overlap any item.
 
     The n of a gram is mixed into its hash, so that grams of several lengths share one table.
     """
@@ -65,17 +66,25 @@ def _item_grams(cfg: DecontaminateSection, texts: list[str]) -> dict[str, np.nda
     counts = scripts.scripts(codes, offsets)
     unspaced = counts[:, HAN] + counts[:, KANA] + counts[:, UNSPACED]
     length = np.diff(starts)
-    by_characters = unspaced * 2 > length
-    size = np.minimum(np.where(by_characters, cfg.characters, cfg.words), length)
-    size[length < np.where(by_characters, cfg.min_characters, cfg.min_words)] = 0
-    grams, ends = [], [0]
-    for i, n in enumerate(size):
-        if n:
-            own = tokens.ngrams(hashes[starts[i] : starts[i + 1]], np.array([0, length[i]]), int(n))[0]
-            grams.append(np.unique(own ^ _salt(int(n))))
-        ends.append(ends[-1] + (len(grams[-1]) if n else 0))
-    joined = np.concatenate(grams) if grams else np.zeros(0, np.uint64)
-    return {"grams": joined, "starts": np.array(ends, np.int64), "sizes": np.unique(size[size > 0]).astype(np.int64)}
+    least = np.where(unspaced * 2 > length, cfg.min_characters, cfg.min_words)
+    size = np.minimum(np.where(unspaced * 2 > length, cfg.characters, cfg.words), length)
+    size[length < least] = 0
+    grams, anchors, ends = [], [], [0]
+    for i, n in enumerate(size.tolist()):
+        own = hashes[starts[i] : starts[i + 1]]
+        grams.append(_grams(own, n) if n else np.zeros(0, np.uint64))
+        anchors.append(_grams(own, int(least[i])) if n else grams[-1])
+        ends.append(ends[-1] + len(grams[-1]))
+    none = [np.zeros(0, np.uint64)]
+    return {
+        "grams": np.concatenate(none + grams), "starts": np.array(ends, np.int64), "sizes": np.unique(size[size > 0]).astype(np.int64),
+        "anchors": np.unique(np.concatenate(none + anchors)), "anchor_sizes": np.unique(least[size > 0]).astype(np.int64),
+    }  # fmt: skip
+
+
+def _grams(hashes: np.ndarray, n: int) -> np.ndarray:
+    """Unique salted n-gram hashes of one item."""
+    return np.unique(np.maximum(tokens.ngrams(hashes, np.array([0, len(hashes)]), n)[0] ^ _salt(n), np.uint64(1)))
 
 
 def _salt(n: int) -> np.uint64:
@@ -86,14 +95,14 @@ def decontaminate_job(job: dict[str, Any]) -> dict[str, Any]:
     """Do one shard and write its part; returns its tally and {"hits": {item: [documents, some ids]}}."""
     cfg, table, tally = DecontaminateSection(**job["cfg"]), read_job(job), Tally()
     evals = np.load(job["evals"])
-    known, owner = _index(evals["grams"], evals["starts"])
+    index = _Index(evals, cfg.min_share)
     tally.count("in", table)
     keep = np.ones(table.num_rows, bool)
     hits: dict[str, list[Any]] = {}
     first = 0
     for batch in batches(table):
         texts = batch["text"].to_pylist()
-        for row, item, share in _overlaps(texts, known, owner, np.diff(evals["starts"]), evals["sizes"], cfg.min_share):
+        for row, item, share in index.overlaps(texts):
             place = {k: batch[k][row].as_py() for k in ("id", "source", "path", "line")}
             entry = hits.setdefault(str(item), [0, []])
             entry[0] += 1
@@ -104,46 +113,45 @@ def decontaminate_job(job: dict[str, Any]) -> dict[str, Any]:
                 tally.note("dropped" if drop else "reported", "contaminated" if drop else "overlap_reported", place, lambda t=texts[row]: (t, "" if drop else t), why)  # noqa: B023
             keep[first + row] &= not drop
         first += len(texts)
-    table = table.filter(pa.array(keep, pa.bool_()))
-    tally.count("out", table)
-    write_part(Path(job["out"]), job["index"], table)
+    tally.count("out", write_kept(Path(job["out"]), job, table, keep))
     return {**tally.json(), "hits": hits}
 
 
-def _index(grams: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(sorted gram hashes, the item each belongs to); a gram of two items is there twice."""
-    owner = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
-    order = np.lexsort((owner, grams))
-    return grams[order], owner[order]
+class _Index:
+    """The evaluation items' n-grams, ready to be looked up."""
+
+    def __init__(self, evals: Any, min_share: float) -> None:
+        grams, starts = evals["grams"], evals["starts"]
+        self.counts, self.min_share = np.diff(starts), min_share
+        owner = np.repeat(np.arange(len(starts) - 1), self.counts)
+        order = np.lexsort((owner, grams))
+        self.grams, self.owner = grams[order], owner[order]  # a gram of two items is there twice
+        self.sizes, self.anchor_sizes = evals["sizes"], evals["anchor_sizes"]
+        self.table, self.anchors = tokens.hash_set(self.grams), tokens.hash_set(evals["anchors"])
+
+    def overlaps(self, texts: list[str]):
+        """Yield (row, item, share of the item's n-grams in the text) for each overlap, by row and item."""
+        hashes, _, starts = tokens.tokenize(*alphabet.encode(texts))
+        touched = [_found(hashes, starts, n, self.anchors)[0] for n in self.anchor_sizes]
+        rows = np.unique(np.concatenate([np.zeros(0, np.int64), *touched]))
+        if not len(rows):
+            return
+        pieces = [hashes[starts[row] : starts[row + 1]] for row in rows]
+        hashes, starts = np.concatenate(pieces), np.concatenate([[0], np.cumsum([len(p) for p in pieces])])
+        shares: Counter[tuple[int, int]] = Counter()
+        for n in self.sizes:
+            where, grams = _found(hashes, starts, n, self.table)
+            for row, gram in sorted(set(zip(rows[where].tolist(), grams.tolist(), strict=True))):
+                low, high = (np.searchsorted(self.grams, np.uint64(gram), side) for side in ("left", "right"))
+                shares.update((row, item) for item in self.owner[low:high].tolist())
+        for (row, item), count in sorted(shares.items()):
+            if count >= self.min_share * self.counts[item]:
+                yield row, item, count / self.counts[item]
 
 
-def _overlaps(texts: list[str], known: np.ndarray, owner: np.ndarray, counts: np.ndarray, sizes: np.ndarray, min_share: float):
-    """Yield (row, item, share of the item's n-grams in the text) for each overlap, by row and item."""
-    hashes, _, starts = tokens.tokenize(*alphabet.encode(texts))
-    found = []
-    for n in sizes:
-        grams, offsets = tokens.ngrams(hashes, starts, int(n))
-        grams ^= _salt(int(n))
-        at = np.flatnonzero(_maybe(grams, known))
-        at = at[np.isin(grams[at], known)]
-        if len(at):
-            rows = np.searchsorted(offsets, at, "right") - 1
-            found.append(np.unique(np.stack([rows.astype(np.uint64), grams[at]], 1), axis=0))
-    shares: Counter[tuple[int, int]] = Counter()
-    for row, gram in np.concatenate(found).tolist() if found else ():
-        low, high = np.searchsorted(known, np.uint64(gram), "left"), np.searchsorted(known, np.uint64(gram), "right")
-        for item in owner[low:high].tolist():
-            shares[int(row), item] += 1
-    for (row, item), count in sorted(shares.items()):
-        if count >= min_share * counts[item]:
-            yield row, item, count / counts[item]
-
-
-def _maybe(grams: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """bool [len(grams)]: False where a gram is surely not known, from a bit for each of the hashes' first 20 bits (fast, in cache)."""
-    table = np.zeros(1 << 20, bool)
-    table[known >> np.uint64(44)] = True
-    return table[grams >> np.uint64(44)]
+def _found(hashes: np.ndarray, starts: np.ndarray, n: int, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    grams, offsets = tokens.ngrams(hashes, starts, int(n))
+    return tokens.lookup(grams, offsets, _salt(int(n)), table)
 
 
 def _write_items(cfg: DecontaminateSection, evals: Sequence[dict[str, Any]], judged: np.ndarray, results: list[dict[str, Any]], out: Path) -> dict[str, Any]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -74,11 +76,28 @@ def read_job(job: dict[str, Any], columns: list[str] | None = None) -> pa.Table:
 
 
 def write_part(out: Path, index: int, table: pa.Table) -> None:
-    """Write part ``index`` of an artifact under a temporary name and rename it into place."""
+    """Write part ``index`` of an artifact under a temporary name and rename it into place.
+
+    zstd level 1: half the time of level 3 for a quarter more bytes, and these parts are read once or twice (measured in
+    docs/benchmarks.md). What is kept for training, the shards, is compressed harder by its own stage.
+    """
     path = out / f"part-{index:05d}.parquet"
     partial = path.with_suffix(f".{os.getpid()}.tmp")
     pq.write_table(table, partial, row_group_size=ROW_GROUP, **PARQUET)
     os.replace(partial, path)
+
+
+def write_kept(out: Path, job: dict[str, Any], table: pa.Table, keep: np.ndarray) -> pa.Table:
+    """Write the rows of a job that stay (bool [rows]) and return them. A part that stays whole is copied, not made again."""
+    table = table if keep.all() else table.filter(pa.array(keep, pa.bool_()))
+    if keep.all() and job["rows"] == pq.ParquetFile(job["part"]).metadata.num_rows and job["rows"] <= ROW_GROUP:
+        path = out / f"part-{job['index']:05d}.parquet"
+        partial = path.with_suffix(f".{os.getpid()}.tmp")
+        shutil.copyfile(job["part"], partial)
+        os.replace(partial, path)
+    else:
+        write_part(out, job["index"], table)
+    return table
 
 
 class Tally:

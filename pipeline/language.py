@@ -32,6 +32,8 @@ from pipeline.sections.base import Progress, quiet
 from pipeline.sections.cleaning import LanguageSection
 
 UNKNOWN = "und"
+SURE = 0.85
+"""No further window is shown to fastText after one that it is this sure of."""
 _ALIASES = {"wuu": "zh", "yue": "zh", "zh-cn": "zh", "zh-tw": "zh", "zh-Hant": "zh", "zh-Hans": "zh"}
 _SCRIPT_OF = {"zh": HAN, "ja": KANA, "ko": HANGUL, "ru": CYRILLIC, "uk": CYRILLIC, "bg": CYRILLIC, "sr": CYRILLIC, "th": UNSPACED}
 _DENSITY = {HAN: 2.5, HANGUL: 2.5, KANA: 2.0}
@@ -112,14 +114,18 @@ def _by_model(text: str, counts: np.ndarray, cfg: LanguageSection) -> tuple[str,
     """fastText on windows; langdetect where it is unsure. A language whose script the text lacks is no answer."""
     scores: Counter[str] = Counter()
     letters = max(int(counts[LATIN : LETTER + 1].sum()), 1)
-    windows = list(_windows(text, cfg.windows, cfg.window_characters))
-    for window in windows:
+    seen: list[str] = []
+    for window in _windows(text, cfg.windows, cfg.window_characters):
+        seen.append(window)
         for lang, probability in _fasttext(window):
-            if _DENSITY.get(_SCRIPT_OF.get(lang), 1) * counts[_SCRIPT_OF.get(lang, LATIN)] > 0.02 * letters or lang not in _SCRIPT_OF:
-                scores[lang] += probability / len(windows)
+            script = _SCRIPT_OF.get(lang)
+            if script is None or _DENSITY.get(script, 1) * counts[script] > 0.02 * letters:
+                scores[lang] += probability
+        if max(scores.values(), default=0) > SURE:
+            break
     best, score = max(scores.items(), key=lambda item: (item[1], item[0]), default=(UNKNOWN, 0.0))
-    if score < cfg.min_confidence and cfg.engine == "cascade":
-        second = _langdetect(" ".join(windows), cfg.seed)
+    if score / max(len(seen), 1) < cfg.min_confidence and cfg.engine == "cascade":
+        second = _langdetect(" ".join(seen), cfg.seed)
         if second in scores:
             return second, "langdetect"
     return best, "fasttext"
@@ -131,7 +137,7 @@ def _windows(text: str, count: int, size: int):
         starts = [0]
         size *= 2
     else:
-        starts = [k * (len(text) - size) // max(count - 1, 1) for k in range(count)]
+        starts = [(2 * k + 1) * (len(text) - size) // (2 * count) for k in range(count)]
     for start in starts:
         excerpt = " ".join(text[start : start + size].split())
         prose = _NOT_PROSE.sub(" ", excerpt)

@@ -119,7 +119,9 @@ def tidy(text: str) -> str:
     """Odd spaces to spaces, no space at line ends, one blank line at most, nothing around the text. Indentation stays."""
     text = _ODD_SPACE.sub(" ", text.replace("\u2028", "\n").replace("\u2029", "\n"))
     text = "\n".join([line.rstrip(" \t\u3000") for line in text.split("\n")])
-    return _BLANK_LINES.sub("\n\n", text).strip("\n").rstrip()
+    if "\n\n\n" in text:
+        text = _BLANK_LINES.sub("\n\n", text)
+    return text.strip("\n").rstrip()
 
 
 def mask_email(text: str) -> str:
@@ -147,9 +149,14 @@ def mask_phone(text: str) -> str:
     return _PHONE.sub("<PHONE>", text)
 
 
-def mask_ip(text: str) -> str:
-    """Public IPv4 and IPv6 addresses; private, loopback and documentation ranges name nobody and stay."""
-    return _IPV6.sub(_public, _IPV4.sub(_public, text))
+def mask_ipv4(text: str) -> str:
+    """Public IPv4 addresses; private, loopback and documentation ranges name nobody and stay."""
+    return _IPV4.sub(_public, text)
+
+
+def mask_ipv6(text: str) -> str:
+    """Public IPv6 addresses, as :func:`mask_ipv4`."""
+    return _IPV6.sub(_public, text)
 
 
 def _public(match: re.Match[str]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.clean import batches
-from pipeline.documents import Tally, read_job, write_part
+from pipeline.documents import Tally, read_job, write_kept
 from pipeline.kernels import alphabet, minhash, tokens
 
 EVERYONE, RECENT = 32, 8
@@ -23,11 +23,15 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 def exact_keys(texts: list[str]) -> np.ndarray:
-    """xxh3-128 of each text with white space collapsed: uint64 [n, 2]."""
+    """xxh3-128 of each text without its white space: uint64 [n, 2]."""
     import xxhash
 
-    digests = b"".join(xxhash.xxh3_128_digest(" ".join(text.split()).encode("utf-8", "surrogatepass")) for text in texts)
-    return np.frombuffer(digests, np.uint64).reshape(-1, 2)
+    digests = [xxhash.xxh3_128_digest(_bare(text)) for text in texts]
+    return np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
+
+
+def _bare(text: str) -> bytes:
+    return text.replace("\u3000", "").encode("utf-8", "surrogatepass").translate(None, b" \t\n\r\x0b\x0c")
 
 
 def shingles(texts: list[str], ngram: int) -> tuple[np.ndarray, np.ndarray]:
@@ -122,7 +126,8 @@ def sets_job(job: dict[str, Any]) -> dict[str, Any]:
     for batch in batches(table):
         hashes, offsets = shingles(batch["text"].to_pylist(), job["ngram"])
         owner = np.repeat(np.arange(len(offsets) - 1, dtype=np.uint64), np.diff(offsets))
-        both = np.unique((owner << np.uint64(32)) | hashes)  # one sort for the whole batch: by owner, then by hash
+        both = np.sort((owner << np.uint64(32)) | hashes)  # one sort for the whole batch: by owner, then by hash
+        both = both[np.concatenate([[True], both[1:] != both[:-1]])] if len(both) else both
         sets.append(both.astype(np.uint32))
         ends = np.searchsorted(both, np.arange(1, len(offsets), dtype=np.uint64) << np.uint64(32))
         starts.append(total + ends)
@@ -154,9 +159,7 @@ def filter_job(job: dict[str, Any]) -> dict[str, Any]:
         tally.note("dropped", rule, place, lambda row=row: (table["text"][int(row)].as_py(), ""), why)
     keep = np.ones(table.num_rows, bool)
     keep[rows] = False
-    table = table.filter(pa.array(keep, pa.bool_()))
-    tally.count("out", table)
-    write_part(Path(job["out"]), job["index"], table)
+    tally.count("out", write_kept(Path(job["out"]), job, table, keep))
     return tally.json()
 
 

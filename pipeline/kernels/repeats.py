@@ -22,57 +22,54 @@ def repeats(tokens, lengths, offsets, scale):
     """
     texts = offsets.size - 1
     out = np.zeros((texts, 2), np.float32)
-    size = 16
+    size = 64
     longest = 0
     for i in range(texts):
         longest = max(longest, offsets[i + 1] - offsets[i])
-    while size < 2 * longest:
+    while size < 4 * longest:
         size *= 2
     seen = np.zeros(size, np.uint64)
     stamp = np.full(size, -1, np.int64)
     counts = np.zeros((3, _BUCKETS), np.int32)
+    prefix = np.zeros(longest + 1, np.uint64)  # polynomial over the tokens so far; an n-gram's is a difference of two
+    characters = np.zeros(longest + 1, np.int64)  # the same for lengths
+    powers = np.ones(11, np.uint64)
+    for n in range(1, 11):
+        powers[n] = powers[n - 1] * np.uint64(0x9E3779B97F4A7C15)
     for i in range(texts):
         first, last = offsets[i], offsets[i + 1]
-        total = 0
-        for j in range(first, last):
-            total += lengths[j]
-        if last - first < 8 or total == 0:
+        for j in range(last - first):
+            prefix[j + 1] = prefix[j] * powers[1] + tokens[first + j]
+            characters[j + 1] = characters[j] + lengths[first + j]
+        total = characters[last - first]
+        if last - first < 8:
             continue
         counts[:] = 0
-        mask = 15
-        while mask < last - first:
+        mask = 31
+        while mask < 2 * (last - first):
             mask = 2 * mask + 1
-        mask = min(2 * mask + 1, size - 1)
         best = 0.0
-        covered = first
-        repeated = 0
+        covered = repeated = 0
         step = scale[i]
-        for j in range(first, last):
+        for j in range(1, last - first + 1):
             for k in range(3):
                 n = (k + 2) * step
-                if j - first >= n - 1:
-                    gram = np.uint64(0)
-                    characters = 0
-                    for t in range(j - n + 1, j + 1):
-                        gram = gram * np.uint64(0x9E3779B97F4A7C15) + tokens[t]
-                        characters += lengths[t]
+                if j >= n:
+                    gram = prefix[j] - prefix[j - n] * powers[n]
                     bucket = np.int64(gram >> np.uint64(52))
                     counts[k, bucket] += 1
                     if counts[k, bucket] >= 3:
-                        best = max(best, counts[k, bucket] * characters / total)
+                        best = max(best, counts[k, bucket] * (characters[j] - characters[j - n]) / total)
             n = 5 * step
-            if j - first >= n - 1:
-                gram = np.uint64(0)
-                for t in range(j - n + 1, j + 1):
-                    gram = gram * np.uint64(0x9E3779B97F4A7C15) + tokens[t]
+            if j >= n:
+                gram = prefix[j] - prefix[j - n] * powers[n]
                 gram ^= gram >> np.uint64(29)
                 slot = np.int64(gram) & mask
                 while stamp[slot] == i and seen[slot] != gram:
                     slot = (slot + 1) & mask
                 if stamp[slot] == i:
-                    for t in range(max(covered, j - n + 1), j + 1):
-                        repeated += lengths[t]
-                    covered = j + 1
+                    repeated += characters[j] - characters[max(covered, j - n)]
+                    covered = j
                 else:
                     stamp[slot] = i
                     seen[slot] = gram

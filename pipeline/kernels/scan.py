@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 
 from pipeline.kernels import alphabet
-from pipeline.kernels.alphabet import CONTROL, DIGIT, HAN, HANGUL, KANA, LETTER, NEWLINE, OTHER, SPACE, TERMINAL, UNSPACED
+from pipeline.kernels.alphabet import CLASSES, CONTROL, CYRILLIC, DIGIT, HAN, HANGUL, KANA, LATIN, LETTER, NEWLINE, SPACE, TERMINAL, UNSPACED
 
 
 class Stat(IntEnum):
@@ -96,9 +96,11 @@ def _scan(codes, offsets, classes, byte_like):
             size *= 2
     seen = np.zeros(size, np.uint64)
     stamp = np.zeros(size, np.int64)
+    counts = np.zeros((4, CLASSES), np.int64)  # four of each, so that runs of one class do not wait for each other's sums
     for i in range(n):
         row = out[i]
-        previous = NEWLINE
+        counts[:] = 0
+        previous = ended = NEWLINE
         in_url = 0
         line_width = line_chars = line_letters = run = gap = breaks = 0
         line_hash = np.uint64(0)
@@ -109,13 +111,12 @@ def _scan(codes, offsets, classes, byte_like):
             code = codes[j] if j < end else np.uint32(10)
             kind = classes[code]
             if j < end:
-                row[kind] += 1
+                counts[j & 3, kind] += 1
             spaced_letter = (kind >= 3 and kind <= LETTER) and not (kind == HAN or kind == KANA or kind == UNSPACED)
             if spaced_letter:
                 if word == 0:
                     row[_WORDS] += 1
                 word = 1
-                row[_WORD_CHARACTERS] += 1
             elif code != 39 and code != 0x2019:  # an apostrophe does not end a word
                 word = 0
             if kind == DIGIT and code < 128:
@@ -153,7 +154,6 @@ def _scan(codes, offsets, classes, byte_like):
             if kind != NEWLINE:
                 breaks = 0
                 wide = 2 if (kind == HAN or kind == KANA or kind == HANGUL or kind == UNSPACED) else 1
-                row[_WIDTH] += wide if j < end else 0
                 if kind != SPACE and kind != CONTROL:
                     if line_chars == 0:
                         first = code
@@ -166,7 +166,7 @@ def _scan(codes, offsets, classes, byte_like):
                     if kind >= DIGIT and kind <= LETTER:
                         line_letters += 1
                     last = code
-                    row[_ENDS] = 1 if kind == TERMINAL else 0
+                    ended = kind
             else:
                 if previous == SPACE:
                     row[_UNTIDY] += 1 if j < end else 0
@@ -192,4 +192,8 @@ def _scan(codes, offsets, classes, byte_like):
                 line_width = line_chars = line_letters = 0
                 line_hash = np.uint64(0)
             previous = kind
+        row[:CLASSES] = counts.sum(0)
+        row[_WORD_CHARACTERS] = row[DIGIT] + row[LATIN] + row[HANGUL] + row[CYRILLIC] + row[LETTER]
+        row[_WIDTH] = end - offsets[i] - row[NEWLINE] + row[HAN] + row[KANA] + row[HANGUL] + row[UNSPACED]
+        row[_ENDS] = ended == TERMINAL
     return out

@@ -102,3 +102,38 @@ def _ngrams(tokens, offsets, n):
                 count += 1
         starts[i + 1] = count
     return out[:count].copy(), starts
+
+
+def hash_set(grams: np.ndarray) -> np.ndarray:
+    """An open-addressing table of n-gram hashes for :func:`lookup`: uint64 [power of two], 0 is empty (a gram of 0 is taken as 1)."""
+    table = np.zeros(1 << max(4, int(4 * max(len(grams), 1) - 1).bit_length()), np.uint64)
+    _fill(table, np.maximum(grams, np.uint64(1)))
+    return table
+
+
+@njit(cache=True, nogil=True)
+def _fill(table, grams):
+    for gram in grams:
+        slot = np.int64(gram >> np.uint64(20)) & (table.size - 1)
+        while table[slot] != 0 and table[slot] != gram:
+            slot = (slot + 1) & (table.size - 1)
+        table[slot] = gram
+
+
+@njit(cache=True, nogil=True)
+def lookup(grams, offsets, salt, table):
+    """Which n-grams of each text are in `table` after ``^ salt``: (text int64 [m], salted gram uint64 [m]), with repetition."""
+    texts = np.empty(grams.size, np.int64)
+    found = np.empty(grams.size, np.uint64)
+    count = 0
+    for i in range(offsets.size - 1):
+        for j in range(offsets[i], offsets[i + 1]):
+            gram = max(grams[j] ^ salt, np.uint64(1))
+            slot = np.int64(gram >> np.uint64(20)) & (table.size - 1)
+            while table[slot] != 0 and table[slot] != gram:
+                slot = (slot + 1) & (table.size - 1)
+            if table[slot] == gram:
+                texts[count] = i
+                found[count] = gram
+                count += 1
+    return texts[:count].copy(), found[:count].copy()
