@@ -17,7 +17,8 @@ from tasks.training import train
 def dpo(cfg: DpoSection, chat: Artifact, preferences: SourceSet, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
     """Direct preference optimisation against the SFT model, whose log-probabilities are computed once."""
     from pipeline.chat_tokens import encode_pairs
+    from pipeline.records import read_preferences
 
     data = out / "_run" / "data"
-    counts = encode_pairs(preferences.records(report), chat.path, data, max_tokens=cfg.seq_len, seed=cfg.seed, progress=report)
+    counts = encode_pairs(read_preferences(preferences.sources), chat.path, data, max_tokens=cfg.seq_len, seed=cfg.seed, progress=report)
     return {**counts, **train(cfg, data=data, tokenizer=chat.path, init=chat.path, on=on, out=out, report=report)}

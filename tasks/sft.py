@@ -17,7 +17,8 @@ from tasks.training import train
 def sft(cfg: SftSection, base: Artifact, chats: SourceSet, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
     """Supervised fine-tuning on the assistant's tokens of every conversation."""
     from pipeline.chat_tokens import encode_chats
+    from pipeline.records import read_chats
 
     data = out / "_run" / "data"
-    counts = encode_chats(chats.records(report), base.path, data, max_tokens=cfg.seq_len, seed=cfg.seed, progress=report)
+    counts = encode_chats(read_chats(chats.sources), base.path, data, max_tokens=cfg.seq_len, seed=cfg.seed, progress=report)
     return {**counts, **train(cfg, data=data, tokenizer=base.path, init=base.path, on=on, out=out, report=report)}
