@@ -105,8 +105,7 @@ class Windows:
         self.split, self.seq_len = split, seq_len
         predictable = max(0, len(split.tokens) - 1)
         self.rows = -(-predictable // seq_len) if tail or predictable < seq_len else predictable // seq_len
-        self.targets = predictable if tail else min(predictable, self.rows * seq_len)
-        self.cut = predictable - self.targets
+        self.all_targets = predictable
         self.units = np.minimum(seq_len, predictable - np.arange(self.rows) * seq_len)
         self.filled = self.units
 
@@ -142,7 +141,7 @@ class Packed:
         whole = self.lengths.reshape(-1, together).sum(1)
         self.filled = np.array([int(whole[m].sum()) for m in self.members], np.int64)
         self.units = np.array([self._units(m) for m in self.members], np.int64)
-        self.targets = int(self.units.sum()) if together == 1 else 0
+        self.all_targets = int(lengths.sum()) if split.mask is None else int(np.sum(split.mask, dtype=np.int64))
 
     def _units(self, members: list[int]) -> int:
         """What the loss of a row is divided by: targets, or pairs."""

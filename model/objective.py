@@ -25,8 +25,8 @@ from model.transformer import Transformer
 class Batch:
     """A micro-batch on the device. ``index`` [n] are the slots that are targets (null: all); ``targets``, ``weight`` [n].
 
-    dpo: ``segment`` [n] is each target's sequence in this batch, 2i chosen and 2i+1 rejected, ``reference`` [2 * pairs]
-    their log-probabilities under the initial model.
+    dpo: ``segment`` [n] is each target's sequence in this batch, 2i chosen and 2i+1 rejected, ``sequences`` [2 * pairs]
+    their numbers in the dataset, ``reference`` [2 * pairs] their log-probabilities under the initial model.
     """
 
     ids: Tensor
@@ -35,6 +35,7 @@ class Batch:
     targets: Tensor
     weight: Tensor
     segment: Tensor | None = None
+    sequences: Tensor | None = None
     reference: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
@@ -67,7 +68,8 @@ def batch(rows: Rows, norm: float, chunk: int, reference: NDArray | None = None)
     known = np.unique(sequence[weight > 0] // 2)
     both = np.stack([2 * known, 2 * known + 1], 1).ravel()
     segment = np.where(weight > 0, np.searchsorted(both, sequence), 0) if len(both) else np.zeros(len(sequence), np.int64)
-    return Batch(**tensors, segment=torch.from_numpy(segment.astype(np.int64)), reference=torch.from_numpy(reference[both].astype(np.float32)))
+    return Batch(**tensors, segment=torch.from_numpy(segment.astype(np.int64)), sequences=torch.from_numpy(both),
+                 reference=torch.from_numpy(reference[both].astype(np.float32)))
 
 
 class Objective(nn.Module):
@@ -82,7 +84,8 @@ class Objective(nn.Module):
 
     def selected(self, batch: Batch) -> Tensor:
         """Hidden states [n, dim] at the batch's targets."""
-        h = self.lm.hidden(batch.ids, batch.doc).reshape(-1, self.lm.config.dim)
+        with torch.set_grad_enabled(torch.is_grad_enabled() or self.lm.compiled):  # validation too, or it would be compiled once more
+            h = self.lm.hidden(batch.ids, batch.doc).reshape(-1, self.lm.config.dim)
         return h if batch.index is None else h[batch.index]
 
 
@@ -108,8 +111,14 @@ class Preference(Objective):
         logp = logp * (batch.weight > 0)
         return torch.zeros(len(batch.reference), device=logp.device).index_add(0, batch.segment, logp)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        spec, answers = self.spec, self.answers(batch)
+    def forward(self, batch: Batch, answers: bool = False) -> tuple[Tensor, Tensor]:
+        """Loss and sums; with ``answers`` only the answers' log-probabilities, twice."""
+        found = self.answers(batch)
+        return (found, found) if answers else self.compare(batch, found)
+
+    def compare(self, batch: Batch, answers: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and sums from the answers' log-probabilities."""
+        spec = self.spec
         chosen, rejected = answers[0::2], answers[1::2]
         reference = batch.reference.view(-1, 2)
         losses, margin = loss.preference(chosen, rejected, reference[:, 0], reference[:, 1], spec.beta, spec.label_smoothing)

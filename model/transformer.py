@@ -142,7 +142,7 @@ class Transformer(nn.Module):
         self.lm_head = None if config.tied else Linear(config.dim, config.vocab_size)
         self.compute_dtype = torch.float32
         self.attention = "sdpa"
-        self.checkpointing = False
+        self.checkpointing = self.compiled = False
         self._tables: dict[Any, tuple[Tensor, Tensor]] = {}
 
     @classmethod

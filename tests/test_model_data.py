@@ -37,7 +37,7 @@ def test_windows_predict_every_token_once_and_part_documents_at_the_end_token(tm
     rows = Windows(split, 4, tail=True).read(np.arange(3))
     assert rows.targets[rows.weight > 0].tolist() == [t for s in stream for t in s][1:]
     assert rows.ids[0].tolist() == [5, 6, 7, 0] and rows.doc[0].tolist() == [0, 0, 0, 1]  # 0 begins what 8 belongs to
-    assert Windows(split, 4).rows == 2 and Windows(split, 4).cut == 3
+    assert Windows(split, 4).rows == 2 and Windows(split, 4).all_targets == 11
     assert Windows(split, 100).rows == 1  # a dataset shorter than a row is still read
 
 

@@ -1,0 +1,138 @@
+"""Training worker: ``python -m model.train --spec RUN/spec.json``, alone or as a rank of torchrun or DeepSpeed.
+
+Reads a token dataset and a tokenizer directory, writes ``metrics.jsonl``, checkpoints and ``result.json`` below the
+spec's ``out/_run`` and the model's files into ``out``. Run again with the same spec it goes on from the newest whole checkpoint.
+Exit code 143 after SIGTERM (checkpoint written), 1 with a traceback after an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import gc
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model import loss
+from model.checkpoint import Checkpoints, write_json
+from model.config import ModelConfig, TrainSpec, load_spec
+from model.data import Packed, Windows, fingerprint, read_meta, read_split
+from model.engine import make_engine
+from model.loop import Data, Loop, Plan
+from model.machine import peak_flops
+from model.meter import Meter
+from model.objective import NextToken, Preference
+from model.setup import Ranks, choose, prepare, warm_marker
+from model.transformer import Transformer, initialize
+from model.weights import from_hf, load_model, save_model
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train what the spec says."""
+    parser = argparse.ArgumentParser(prog="python -m model.train", description=__doc__.splitlines()[0])
+    parser.add_argument("--spec", required=True, help="JSON file of a TrainSpec")
+    options, _ = parser.parse_known_args(arguments)  # the DeepSpeed launcher may add its own
+    faulthandler.enable()
+    spec = load_spec(options.spec)
+    ranks = Ranks(spec)
+    try:
+        train(spec, ranks)
+    finally:
+        ranks.close()
+
+
+def train(spec: TrainSpec, ranks: Ranks) -> dict[str, Any]:
+    """Train in this process group and write the model; the metrics of ``result.json``."""
+    run = Path(spec.out) / "_run"
+    run.mkdir(parents=True, exist_ok=True)
+    data, config = read_data(spec), read_model_config(spec)
+    plan = Plan(spec, data.train.rows)
+    choices = choose(spec, config, ranks, plan.steps * plan.batch * spec.seq_len, run)
+    model = fresh_model(spec, config)
+    prepare(model, spec, choices)
+    model.to(ranks.device)
+    objective = (Preference if spec.objective == "dpo" else NextToken)(model, spec)
+    if choices.compile:
+        objective.gradient = torch.compile(loss.chunk_gradient, dynamic=False)
+    engine = make_engine(objective, spec, ranks.device, ranks.rank, ranks.world)
+    prints = fingerprints(spec)
+    peak = peak_flops(ranks.device.type, model.compute_dtype) * ranks.world
+    meter = Meter(run, ranks.rank, ranks.device, config.flops_per_token(spec.seq_len), peak)
+    loop = Loop(spec, engine, data, ranks, choices, Checkpoints(run / "checkpoints", spec.keep_checkpoints, prints), meter)
+    describe(loop, config)
+    loop.reference(run, f"{prints['init']} {prints['data']}")
+    gc.collect()
+    gc.freeze()  # what is there now stays; full collections would stall steps
+    result = loop.run()
+    finish(loop, config, result, run)
+    return result
+
+
+def finish(loop: Loop, config: ModelConfig, result: dict[str, Any], run: Path) -> None:
+    """Write the model directory, then ``result.json``: whoever sees that file has a whole model."""
+    state = {k.removeprefix("param:"): v for k, v in loop.engine.state().items() if k.startswith("param:")}
+    loop.checkpoints.wait()
+    if loop.ranks.rank == 0:
+        save_model(loop.engine.objective.lm, loop.spec.out, loop.spec.tokenizer, state)
+        if loop.choices.compile and (marker := warm_marker(loop.spec, config, loop.choices.dtype, loop.choices.micro_batch)):
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
+        write_json(run / "result.json", result | {"parameters": config.parameters(), "choices": {"dtype": loop.choices.dtype, "compile": loop.choices.compile}})
+    loop.ranks.barrier()
+
+
+def read_data(spec: TrainSpec) -> Data:
+    """The rows of both splits for the spec's objective. Raises ValueError when the dataset is of the wrong kind."""
+    kind, wanted = read_meta(spec.data)["kind"], {"pretrain": "text", "sft": "chat", "dpo": "pairs"}[spec.objective]
+    if kind != wanted:
+        raise ValueError(f"{spec.data}: holds {kind} tokens, {spec.objective} needs {wanted}")
+    train, val = (read_split(spec.data, name) for name in ("train", "val"))
+    if spec.objective == "pretrain":
+        return Data(Windows(train, spec.seq_len), Windows(val, spec.seq_len, tail=True))
+    together = 2 if spec.objective == "dpo" else 1
+    return Data(Packed(train, spec.seq_len, together), Packed(val, spec.seq_len, together))
+
+
+def read_model_config(spec: TrainSpec) -> ModelConfig:
+    """The model's shape, from the spec or the initial model, with the tokenizer's vocabulary size."""
+    vocabulary = int(read_meta(spec.data)["vocab_size"])
+    if spec.init is not None:
+        config = from_hf(json.loads((Path(spec.init) / "config.json").read_text(encoding="utf-8")), f"{spec.init}/config.json")
+    else:
+        config = replace(spec.model, vocab_size=spec.model.vocab_size or vocabulary)
+    if config.vocab_size < vocabulary:
+        raise ValueError(f"vocab_size {config.vocab_size} is smaller than the tokenizer's {vocabulary} ({spec.data})")
+    return config
+
+
+def fresh_model(spec: TrainSpec, config: ModelConfig) -> Transformer:
+    """The model before its first step: new weights from the seed, or the initial model's."""
+    if spec.init is not None:
+        return load_model(spec.init)
+    model = Transformer(config)
+    initialize(model, spec.seed)
+    return model
+
+
+def fingerprints(spec: TrainSpec) -> dict[str, Any]:
+    """What a checkpoint must agree with: contents of data, tokenizer and initial model, and the spec's deciding fields."""
+    return {"data": fingerprint(spec.data), "tokenizer": fingerprint(spec.tokenizer), "init": fingerprint(spec.init) if spec.init else None,
+            "spec": json.dumps(spec.identity(), sort_keys=True)}
+
+
+def describe(loop: Loop, config: ModelConfig) -> None:
+    """One line on what is about to happen."""
+    spec, plan, choices, train = loop.spec, loop.plan, loop.choices, loop.data.train
+    cut = f", {train.truncated} sequences cut to fit" if isinstance(train, Packed) and train.truncated else ""
+    fill = train.filled.sum() / (train.rows * spec.seq_len)
+    how = f"{choices.dtype}, {choices.attention} attention, {'compiled' if choices.compile else 'eager'}, {spec.engine}"
+    loop.ranks.say(f"{spec.objective}: {config.parameters() / 1e6:.2f}M parameters, {train.rows} rows of {spec.seq_len} ({fill:.1%} filled{cut}), "
+                   f"{plan.steps} steps of {plan.batch} rows, {loop.ranks.world} rank(s) x {choices.micro_batch} rows, {how}")
+
+
+if __name__ == "__main__":
+    main()
