@@ -35,7 +35,9 @@ def facts() -> tuple[dict[str, Any], ...]:
     """All facts in file order, each with its ``path`` and ``line``. ValueError names the file and line of a broken one."""
     found = []
     for path in sorted(FACTS.glob("facts-*.jsonl")):
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+            if not line:
+                continue
             try:
                 fact = json.loads(line)
                 for lang in LANGS:
