@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -79,7 +80,8 @@ def up(home: Path) -> None:
     print(f"Prefect   {api.removesuffix('/api')}\nMLflow    {mlflow}\nworkers   {', '.join(pools)}   (logs: {home / 'logs'})")
     if "gpu-pool" not in pools:
         print(f"gpu-pool  no GPU on this machine; on one that has: PREFECT_API_URL={api} prefect worker start --pool gpu-pool")
-    print(f"run it    PREFECT_API_URL={api} prefect deployment run full-pipeline/cpu --watch")
+    prefect = "prefect" if shutil.which("prefect") else str(Path(sys.executable).with_name("prefect"))
+    print(f"run it    PREFECT_API_URL={api} {prefect} deployment run full-pipeline/cpu --watch")
 
 
 def down(home: Path) -> None:

@@ -1,0 +1,3 @@
+-- Runs once, when the Postgres volume is new: each service gets a database of its own.
+CREATE DATABASE prefect;
+CREATE DATABASE mlflow;

@@ -1,0 +1,125 @@
+"""Services in the background, for real: Prefect server, MLflow server and a worker that runs a deployment."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows import services
+from flows.services import ServiceError, ensure_mlflow, ensure_prefect
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def call(home: Path, code: str) -> str:
+    """Run ``code`` with flows.services in a process of its own, as the command line does."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
+    text = f"import sys; from pathlib import Path; from flows.services import *; home = Path({str(home)!r}); {code}"
+    done = subprocess.run([sys.executable, "-c", text], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def told(home: Path) -> dict:
+    return json.loads((home / "services.json").read_text())
+
+
+def post(url: str, body: dict) -> list:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A root on which everything is up, while another program holds Prefect's usual port."""
+    home = tmp_path_factory.mktemp("services")
+    with socket.socket() as holder:
+        with contextlib.suppress(OSError):  # somebody else may hold it already
+            holder.bind(("127.0.0.1", services.PREFECT_PORT))
+            holder.listen()
+        try:
+            printed = call(home, "up(home)")
+            assert told(home)["prefect"]["url"] in printed and told(home)["mlflow"]["url"] in printed
+            yield home
+        finally:
+            call(home, "down(home)")
+
+
+def test_up_takes_a_free_port_and_is_found_again(home):
+    entries = told(home)
+    assert entries["prefect"]["port"] != services.PREFECT_PORT
+    assert {"prefect", "mlflow", "worker cpu-pool"} <= set(entries)
+    again = call(home, "print(ensure_prefect(home), ensure_mlflow(home))").split()
+    assert again == [entries["prefect"]["url"] + "/api", entries["mlflow"]["url"]] and told(home) == entries
+
+
+def test_both_deployments_are_there(home):
+    found = post(told(home)["prefect"]["url"] + "/api/deployments/filter", {})
+    assert {d["name"]: (d["work_pool_name"], d["entrypoint"], d["parameters"]["preset"]) for d in found} == {
+        "cpu": ("cpu-pool", "flows.full_pipeline.full_pipeline", "tiny"), "gpu": ("gpu-pool", "flows.full_pipeline.full_pipeline", "gpu")}
+    assert all(d["parameter_openapi_schema"]["properties"]["overrides"]["type"] == "array" for d in found)
+
+
+def test_a_deployment_runs_and_is_tracked(home, tmp_path):
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": f"Document number {i} about nothing in particular."}) + "\n" for i in range(20)))
+    api = told(home)["prefect"]["url"] + "/api"
+    prefect = [sys.executable, "-m", "prefect", "deployment", "run", "full-pipeline/cpu", "--watch", "-p", 'until="ingest"',
+               "-p", f"overrides={json.dumps([f'ingest.sources=[{json.dumps(str(text))}]'])}"]
+    done = subprocess.run(prefect, env={**os.environ, "PREFECT_API_URL": api, "PREFECT_HOME": str(home / "prefect")}, capture_output=True, text=True)
+    assert done.returncode == 0 and "Completed" in done.stdout, done.stdout + done.stderr + (home / "logs/worker-cpu-pool.log").read_text()
+    (run,) = (home / "runs").iterdir()
+    tracked = json.loads((run / "mlflow.json").read_text())
+    found = post(told(home)["mlflow"]["url"] + "/api/2.0/mlflow/runs/search", {"experiment_ids": [tracked["experiment_id"]]})
+    assert {r["info"]["run_name"]: r["info"]["status"] for r in found["runs"]} == {"ingest": "FINISHED", f"tiny {run.name}": "FINISHED"}
+
+
+def test_down_ends_all_that_was_started_and_nothing_else(home):
+    entries = told(home)
+    mine = {p.pid for entry in entries.values() for p in [psutil.Process(entry["pid"]), *psutil.Process(entry["pid"]).children(recursive=True)]}
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    reused = {"pid": other.pid, "started": psutil.Process(other.pid).create_time() - 1000, "log": ""}  # a number that went to another process
+    services.write_json(home / "services.json", {**entries, "worker old": reused})
+    try:
+        printed = call(home, "down(home)")
+        assert "stopped prefect" in printed and "worker old" not in printed
+        assert len(mine) >= 3 and not [pid for pid in mine if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+        assert other.poll() is None and told(home) == {}
+        assert call(home, "down(home)") == "nothing to stop\n"
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_given_addresses_are_used_and_must_answer(tmp_path, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.setenv("PREFECT_API_URL", nobody + "/api")
+    with pytest.raises(ServiceError, match="PREFECT_API_URL"):
+        ensure_prefect(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", nobody)
+    with pytest.raises(ServiceError, match="MLFLOW_TRACKING_URI"):
+        ensure_mlflow(tmp_path)
+    assert not (tmp_path / "services.json").exists()
+
+
+def test_a_server_that_dies_is_reported_with_its_log(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(services, "_mlflow", lambda port, log: ([sys.executable, "-c", "raise SystemExit('the database is from the future')"], {}))
+    began = time.monotonic()
+    with pytest.raises(ServiceError, match=r"(?s)ended while starting.*from the future"):
+        ensure_mlflow(tmp_path)
+    assert time.monotonic() - began < services.START_SECONDS
