@@ -10,10 +10,10 @@ from typing import Any
 
 FUNNEL_STYLE = """\
 main { max-width: 1120px }
-h3 { font-size: 14px; margin: 20px 0 8px; color: var(--soft); font-weight: 600; text-transform: capitalize } h3:first-of-type { margin-top: 4px }
+h3 { font-size: 14px; margin: 20px 0 8px; color: var(--soft); font-weight: 600 } h3:first-of-type { margin-top: 4px }
 .about { color: var(--soft); font-size: 13.5px } .soft { color: var(--soft) }
 .bar { display: flex; height: 12px; border-radius: 3px; background: var(--page); overflow: hidden; min-width: 160px; align-self: center }
-.bar i, .legend i { display: block } .kept { background: var(--series-1) } .lost { background: var(--series-5) } .other { background: var(--series-2) }
+.bar i { display: block } .kept { background: var(--series-1) } .lost { background: var(--series-5) } .other { background: var(--series-2) }
 td .bar { margin-top: 5px }
 summary, .flat { display: grid; grid-template-columns: 200px 80px 1fr 90px 70px; gap: 12px; align-items: center; padding: 6px 8px;
   border-radius: 6px; font-size: 14px }
@@ -45,11 +45,11 @@ def count(n: int) -> str:
 
 
 def share(part: int, whole: int) -> str:
-    """A percentage that does not round a trace to nothing."""
+    """A percentage, as HTML, that does not round a trace to nothing."""
     if not whole:
         return "–"
     percent = 100 * part / whole
-    return "< 0.1 %" if 0 < percent < 0.1 else f"{percent:.1f} %"
+    return "&lt; 0.1 %" if 0 < percent < 0.1 else f"{percent:.1f} %"
 
 
 def widths(parts: Sequence[tuple[int, str]], whole: int) -> str:

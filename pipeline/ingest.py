@@ -8,6 +8,7 @@ shard and back. What cannot be read is counted by reason and sampled with file a
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections import Counter
@@ -163,7 +164,7 @@ class _Piece:
             try:
                 text, kind = self._text(record)
             except BadRecord as error:
-                self._lose(name, line, error.reason, error.detail, str(record)[:400])
+                self._lose(name, line, error.reason, error.detail, json.dumps(record, ensure_ascii=False, default=str)[:400])
                 return
             self._keep(name, self.relpath, line, text, own_id(record, self.id_fields), kind)
 

@@ -50,11 +50,11 @@ def text_of(record: dict[str, Any], text_fields: tuple[str, ...]) -> str:
         value = record.get(field)
         if isinstance(value, str):
             if not value or value.isspace():
-                raise BadRecord("empty_text", field)
+                raise BadRecord("empty_text", f"{field} is blank")
             return value
         if value is not None:
             raise BadRecord("wrong_type", f"{field} is a JSON {_json_type(value)}, not a string")
-    raise BadRecord("empty_text", "null in " + " and ".join(f for f in text_fields if f in record))
+    raise BadRecord("empty_text", " and ".join(f for f in text_fields if f in record) + " is null")
 
 
 def own_id(record: Any, id_fields: tuple[str, ...]) -> str | None:
