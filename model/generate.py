@@ -64,7 +64,7 @@ def stream(model: Transformer, prompt: Sequence[int], *, stop: Collection[int], 
         yield from (token for _, token in step)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what the model caches would be unusable for training after it
 def _steps(
     model: Transformer, prompts: Sequence[Sequence[int]], stop: Collection[int], max_new_tokens: int, sampling: Sampling
 ) -> Iterator[list[tuple[int, int]]]:

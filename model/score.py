@@ -68,7 +68,7 @@ class Scorer:
         sums = [float(values.sum()) for values in self.log_probabilities(sequences)]
         return [(total, len(answer.strip().encode())) for total, (_, answer) in zip(sums, pairs, strict=True)]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def log_probabilities(self, sequences: Sequence[Scored]) -> list[np.ndarray]:
         """Natural log-probabilities (float64) of each sequence's tokens from its start index on, given what precedes them."""
         found: list[np.ndarray] = [np.zeros(0)] * len(sequences)

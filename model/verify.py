@@ -25,7 +25,7 @@ TOLERANCE = 2e-3
 """Largest difference of two logits, relative to their spread: fp32 sums in another order, through tens of layers."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def compare(directory: str | Path, prompts: list[str], new_tokens: int = 24) -> dict[str, Any]:
     """``{"logit_difference", "greedy_equal", "template_equal"}`` over all prompts."""
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -1,0 +1,96 @@
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from token_helpers import FACTS, tokenizer_dir
+
+from model.tokenizer import ChatTokenizer
+from pipeline.chat_tokens import encode_chats, encode_pairs
+
+CHAT = ChatTokenizer.load(tokenizer_dir())
+
+
+def talk(*turns, system=None, line=1):
+    head = [{"role": "system", "content": system}] if system else []
+    messages = head + [{"role": "user" if i % 2 == 0 else "assistant", "content": text} for i, text in enumerate(turns)]
+    return {"messages": messages, "source": "mine", "path": "a.jsonl", "line": line}
+
+
+def pair(prompt, chosen, rejected, line=1):
+    return {"prompt": [{"role": "user", "content": prompt}], "chosen": chosen, "rejected": rejected, "source": "mine", "path": "p.jsonl", "line": line}
+
+
+def rows(path, split="train"):
+    """(text, text of the targets) of every sequence."""
+    meta = json.loads((path / "meta.json").read_text())
+    ids, mask = np.fromfile(path / f"{split}.bin", dtype=meta["dtype"]), np.fromfile(path / f"{split}.mask.bin", dtype=np.uint8)
+    offsets = np.load(path / f"{split}.idx.npy")
+    spell = lambda values: CHAT.decode(values.tolist(), skip_special=False)  # noqa: E731
+    return [(spell(ids[a:b]), spell(ids[a:b][mask[a:b] == 1])) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+
+
+def test_conversations_with_their_targets(tmp_path):
+    records = [talk(q, a, line=i) for i, (q, a) in enumerate(FACTS.items(), 1)]
+    metrics = encode_chats(records, tokenizer_dir(), tmp_path, max_tokens=64, val_share=0.25)
+    found = rows(tmp_path) + rows(tmp_path, "val")
+    assert len(rows(tmp_path, "val")) == 1
+    assert sorted(target for _, target in found) == sorted(a + "<|im_end|>" for a in FACTS.values())
+    assert metrics["records"] == 4
+    assert metrics["dropped"] == 0
+    assert metrics["train_bytes"] + metrics["val_bytes"] == sum(len(a.encode()) for a in FACTS.values())
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    assert (meta["kind"], meta["format"], meta["eos_id"]) == ("chat", "tokens/1", CHAT.eos_id)
+
+
+def test_a_long_conversation_loses_its_oldest_exchanges(tmp_path):
+    record = talk("old question " * 20, "old answer", "new question", "new answer", system="Be kind.")
+    metrics = encode_chats([record], tokenizer_dir(), tmp_path, max_tokens=60)
+    [(text, target)] = rows(tmp_path)
+    assert "Be kind." in text
+    assert "new question" in text
+    assert "old" not in text
+    assert target == "new answer<|im_end|>"
+    assert (metrics["truncated"], metrics["messages_left_out"]) == (1, 2)
+
+
+def test_what_cannot_be_trained_on_is_counted_with_its_line(tmp_path):
+    records = [talk("hi", "hello", line=3), talk("x " * 200, "too long", line=7), talk("nobody answers", line=9), talk("empty", " ", line=11)]
+    metrics = encode_chats(records, tokenizer_dir(), tmp_path, max_tokens=40)
+    assert {k: v for k, v in metrics.items() if k.startswith("dropped")} == {"dropped": 3, "dropped_no_answer": 2, "dropped_too_long": 1}
+    dropped = [json.loads(line) for line in (tmp_path / "dropped.jsonl").read_text().splitlines()]
+    assert [(d["reason"], d["path"], d["line"]) for d in dropped] == [("too_long", "a.jsonl", 7), ("no_answer", "a.jsonl", 9), ("no_answer", "a.jsonl", 11)]
+    with pytest.raises(ValueError, match="no chat records left"):
+        encode_chats(records[1:], tokenizer_dir(), tmp_path / "none", max_tokens=40)
+
+
+def test_a_question_after_the_last_answer_is_left_out(tmp_path):
+    encode_chats([talk("hi", "hello", "and now?")], tokenizer_dir(), tmp_path, max_tokens=40)
+    assert rows(tmp_path)[0][0].endswith("hello<|im_end|>\n")
+
+
+def test_pairs_lie_side_by_side_with_only_the_answers_as_targets(tmp_path):
+    history = pair("third", "good", "bad")
+    history["prompt"] = [*talk("first", "second")["messages"], *history["prompt"]]
+    metrics = encode_pairs([history, pair("same", "equal", "equal", 2)], tokenizer_dir(), tmp_path, max_tokens=80)
+    found = rows(tmp_path)
+    assert [target for _, target in found] == ["good<|im_end|>", "bad<|im_end|>"]
+    assert all("second" in text for text, _ in found)
+    assert metrics["dropped_equal_answers"] == 1
+    assert metrics["train_sequences"] == 2
+
+
+def test_copies_stay_on_one_side_and_the_split_is_stable(tmp_path):
+    records = [talk(f"question {i % 30}", f"answer {i % 30}", line=i) for i in range(60)]
+    for name in ("a", "b"):
+        encode_chats(records, tokenizer_dir(), tmp_path / name, max_tokens=40, val_share=0.2)
+    train, val = {t for t, _ in rows(tmp_path / "a")}, {t for t, _ in rows(tmp_path / "a", "val")}
+    assert not train & val
+    assert len(val) >= 6
+    digest = lambda name: [hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((tmp_path / name).iterdir()) if p.is_file()]  # noqa: E731
+    assert digest("a") == digest("b")
+
+
+def test_one_record_alone_is_trained_on(tmp_path):
+    metrics = encode_chats([talk("q", "a")], tokenizer_dir(), tmp_path, max_tokens=40, val_share=0.5)
+    assert (metrics["train_sequences"], metrics["val_sequences"]) == (1, 0)

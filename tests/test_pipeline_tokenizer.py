@@ -1,0 +1,94 @@
+import json
+
+import pytest
+from pydantic import ValidationError
+from token_helpers import EN, ZH, documents, tokenizer_dir, write_shards
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+from model.tokenizer import ChatTokenizer, render_chat
+from pipeline.bpe import PRETOKEN_PATTERN
+from pipeline.encode import Encoder
+from pipeline.sections.tokens import TokenizerSection
+from pipeline.tokenizer import make_tokenizer
+
+
+def vocabulary(path):
+    return json.loads((path / "tokenizer.json").read_text())["model"]["vocab"]
+
+
+def test_bytes_do_not_depend_on_the_number_of_shards(tmp_path):
+    for parts in (1, 3):
+        write_shards(tmp_path / f"{parts}", documents(), parts)
+        make_tokenizer(TokenizerSection(vocab_size=450), tmp_path / f"{parts}", tmp_path / f"out{parts}")
+    for name in ("tokenizer.json", "tokenizer_config.json", "report.json"):
+        assert (tmp_path / "out1" / name).read_bytes() == (tmp_path / "out3" / name).read_bytes()
+
+
+def test_a_sample_is_drawn_by_document_and_not_by_shard(tmp_path):
+    cfg = TokenizerSection(vocab_size=400, sample_chars=10_000)
+    many = [(f"{i} " + text, lang) for i in range(8) for text, lang in documents()]
+    for parts in (1, 4):
+        write_shards(tmp_path / f"{parts}", many, parts)
+        make_tokenizer(cfg, tmp_path / f"{parts}", tmp_path / f"out{parts}")
+    assert vocabulary(tmp_path / "out1") == vocabulary(tmp_path / "out4")
+    make_tokenizer(TokenizerSection(vocab_size=400), tmp_path / "1", tmp_path / "all")
+    assert vocabulary(tmp_path / "all") != vocabulary(tmp_path / "out1")
+
+
+def test_ids_of_special_tokens_and_the_report():
+    chat = ChatTokenizer.load(tokenizer_dir())
+    assert (chat.pad_id, chat.bos_id, chat.eos_id, chat.vocab_size) == (0, 1, 2, 450)
+    assert chat.backend.token_to_id("<|reserved_0|>") == 3
+    report = json.loads((tokenizer_dir() / "report.json").read_text())
+    assert report["languages"].keys() == {"zh", "en"}
+    for row in report["languages"].values():
+        assert row["unknown"] == row["round_trip_failures"] == 0
+        assert row["bytes_per_token"] > 2
+
+
+def test_compression_is_that_of_the_tokenizers_trainer():
+    texts = [text for text, _ in documents()]
+    theirs = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(PRETOKEN_PATTERN), "isolated")
+    theirs.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    trainer = trainers.BpeTrainer(vocab_size=450 - 16, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    theirs.train_from_iterator(texts, trainer)
+    ours = ChatTokenizer.load(tokenizer_dir())
+    count = sum(len(ours.encode(text)) for text in texts)
+    assert count == pytest.approx(sum(len(theirs.encode(text).ids) for text in texts), rel=0.02)  # ties are broken otherwise
+
+
+def test_chat_marks_earn_no_merges_and_words_do(tmp_path):
+    rows = [(render_chat([{"role": "user", "content": ZH}, {"role": "assistant", "content": EN}]), "zh", "chat")] * 30
+    make_tokenizer(TokenizerSection(vocab_size=400), write_shards(tmp_path / "s", rows), tmp_path / "out")
+    assert not any("im_" in token or "|>" in token for token in vocabulary(tmp_path / "out") if not token.startswith("<|"))
+
+
+def test_a_small_text_gives_a_small_vocabulary_and_no_text_an_error(tmp_path):
+    metrics = make_tokenizer(TokenizerSection(vocab_size=5000), write_shards(tmp_path / "s", [(EN, "en")]), tmp_path / "out")
+    assert 272 < metrics["vocab_size"] < 500
+    with pytest.raises(ValueError, match="no text to train"):
+        make_tokenizer(TokenizerSection(), write_shards(tmp_path / "none", [("", "en")]), tmp_path / "out2")
+
+
+def test_an_existing_tokenizer_is_taken_and_given_the_chat_tokens(tmp_path):
+    plain = Tokenizer(models.BPE())
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    plain.train_from_iterator([EN], trainers.BpeTrainer(vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    (tmp_path / "given").mkdir()
+    plain.save(str(tmp_path / "given" / "tokenizer.json"))
+    cfg = TokenizerSection(existing=str(tmp_path / "given"))
+    metrics = make_tokenizer(cfg, write_shards(tmp_path / "s", documents()), tmp_path / "out")
+    assert metrics["vocab_size"] == plain.get_vocab_size() + 3
+    assert metrics["round_trip_failures"] > 0  # it has no byte-level decoder, and the report says so
+    chat = Encoder.load(tmp_path / "out")
+    assert chat.encode(EN) == plain.encode(EN).ids
+
+
+def test_an_existing_tokenizer_counts_by_content_and_must_be_there(tmp_path):
+    copy = tmp_path / "copy.json"
+    copy.write_bytes((tokenizer_dir() / "tokenizer.json").read_bytes())
+    a, b = TokenizerSection(existing=str(tokenizer_dir())).identity(), TokenizerSection(existing=str(copy)).identity()
+    assert a == b != TokenizerSection().identity()
+    with pytest.raises(ValidationError, match="no such file"):
+        TokenizerSection(existing=str(tmp_path / "nowhere"))
