@@ -187,7 +187,7 @@ def _html_cell(row: Row, i: int) -> str:
     number = float(change or 0) * (-1 if row.kind == "bits" else 1)
     kind = "up" if number > 0 else "down" if number < 0 else "same"
     delta = f' <span class="{kind}">{change}</span>' if change else ""
-    badge = '<br><span class="badge chance-badge">{chance}</span>' if chance else ""
+    badge = f'<br><span class="badge chance-badge">{chance}</span>' if chance else ""
     return f"{value}{delta}<small>{escape(interval)}</small>{badge}"
 
 

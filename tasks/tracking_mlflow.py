@@ -43,7 +43,7 @@ class Mirror:
         self.run_dir, self.uri, self.live = run_dir, uri, live
         self.home = run_dir.parent.parent
         self.facts = json.loads((run_dir / "run.json").read_text("utf-8"))
-        self.preset = str(self.facts.get("preset", "pipeline"))
+        self.preset = Path(str(self.facts.get("preset", "pipeline"))).stem  # a preset can be a file; a model's name has no slashes
         logging.getLogger("alembic").setLevel(logging.ERROR)
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         self._prepare_sqlite()
