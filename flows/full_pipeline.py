@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from pathlib import Path
 from typing import Any, Literal
 
 from prefect import flow, get_run_logger, runtime
@@ -11,11 +12,13 @@ from prefect import flow, get_run_logger, runtime
 from flows.console import duration, headline
 from flows.dag import full
 from pipeline.config import STAGES, load
+from pipeline.funnel import write_funnel
 from tasks.run import WATCHERS
 from tasks.sources import given
 from tasks.stage import PrefectRun
 from tasks.tracking import start_tracker
 
+DATA_STAGES = ("ingest", "clean", "language", "dedup", "decontaminate", "shard")
 StageName = Literal[STAGES]  # type: ignore[valid-type]
 
 
@@ -49,9 +52,19 @@ def full_pipeline(preset: str = "tiny", overrides: list[str] = [], until: StageN
         run.stop()
         raise
     finally:
+        _funnel(run)
         run.emit("run_finished", state=state, seconds=round(time.monotonic() - began, 3), error=error)
         tracking = tracker.close(timeout=60)
+        run.settle()
     return run.summary(preset=preset, seconds=time.monotonic() - began, mlflow=tracking, flow_run_id=str(runtime.flow_run.id))
+
+
+def _funnel(run: PrefectRun) -> None:
+    """The page about what became of every document, in the run's directory: it belongs to no artifact, since it shows them all."""
+    data = {name: Path(run.stages[name]["path"]) for name in DATA_STAGES if run.stages.get(name, {}).get("state") in ("ran", "cached")}
+    if data:
+        encoded = run.stages.get("encode", {})
+        write_funnel(data, run.directory, tokens=Path(encoded["path"]) if encoded.get("digest") else None)
 
 
 def new_run_id() -> str:

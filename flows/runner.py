@@ -64,6 +64,8 @@ def _summary(out: Console, result: dict[str, Any], args: Any, tracking_ui: str |
     rows = [("stages", f"{len(stages) - cached} ran, {cached} from cache" + (f" (saved {duration(saved)})" if cached else "")),
             ("time", duration(result["seconds"]))]
     by_name = {s["name"]: s for s in stages}
+    if (funnel := home() / "runs" / result["run_id"] / "funnel.html").is_file():
+        rows += [("documents", str(funnel))]
     if "evaluate" in by_name:
         rows += [("report", str(Path(by_name["evaluate"]["path"]) / "report.html"))]
         rows += [(name, text) for name, text in by_name["evaluate"]["metrics"].get("summary", {}).items()]

@@ -119,7 +119,9 @@ class Mirror:
         tags = {"pipeline.error": error} if error else {}
         if self.records:
             everything = list(self.records.values())
-            self.client.log_text(self.parent, page(everything, f"{self.preset} {self.run_dir.name}", self._page_link), "lineage.html")
+            (self.run_dir / "lineage.html").write_text(page(everything, f"{self.preset} {self.run_dir.name}", self._page_link), "utf-8")
+            for report in sorted(self.run_dir.glob("*.html")):  # lineage, and the funnel that the flow left there
+                self.client.log_artifact(self.parent, str(report))
             tags["mlflow.note.content"] = note(None, everything, self._link, self._model_link)
         self._tag(self.parent, tags)
         if status == "FINISHED":
