@@ -57,6 +57,24 @@ def readable(error: BaseException) -> list[str]:
     return [f"error: {line}" if i == 0 else f"  {line}" for i, line in enumerate(text.splitlines())]
 
 
+SCORES = (("bits_per_byte", "held-out bits per byte", "{:.3f}"), ("answers_training", "training questions right", "{:.0%}"),
+          ("answers_heldout", "held-out paraphrases right", "{:.0%}"), ("choices", "multiple choice right", "{:.0%}"),
+          ("preferences", "preferred answer likelier", "{:.0%}"))
+
+
+def score_lines(metrics: dict[str, Any]) -> list[str]:
+    """The models side by side, from the evaluate stage's flat metrics (``<model>.<score>``); no lines without any."""
+    models = [name for name in ("base", "sft", "dpo") if f"{name}.bits_per_byte" in metrics or f"{name}.choices" in metrics]
+    if not models:
+        return []
+    lines = ["  " + " " * 28 + "".join(f"{name:>9}" for name in models)]
+    for score, label, form in SCORES:
+        cells = [metrics.get(f"{name}.{score}") for name in models]
+        if any(cell is not None for cell in cells):
+            lines.append(f"  {label:<28}" + "".join(f"{form.format(cell) if cell is not None else '–':>9}" for cell in cells))
+    return [*lines, ""]
+
+
 def _summary(out: Console, result: dict[str, Any], args: Any, tracking_ui: str | None) -> None:
     stages = result["stages"]
     cached = sum(s["state"] == "cached" for s in stages)
@@ -68,7 +86,6 @@ def _summary(out: Console, result: dict[str, Any], args: Any, tracking_ui: str |
         rows += [("documents", str(funnel))]
     if "evaluate" in by_name:
         rows += [("report", str(Path(by_name["evaluate"]["path"]) / "report.html"))]
-        rows += [(name, text) for name, text in by_name["evaluate"]["metrics"].get("summary", {}).items()]
     if "export" in by_name:
         rows += [("model", by_name["export"]["path"])]
     rows += [("Prefect", os.environ["PREFECT_API_URL"].removesuffix("/api") + f"/runs/flow-run/{result['flow_run_id']}")]
@@ -78,7 +95,7 @@ def _summary(out: Console, result: dict[str, Any], args: Any, tracking_ui: str |
         rows += [("talk to it", f"pipeline chat {args.preset}")]
     rows += [("made from", f"pipeline lineage {args.preset}")]
     out.print()
-    for line in summary_lines(rows):
+    for line in [*score_lines(by_name.get("evaluate", {}).get("metrics", {})), *summary_lines(rows)]:
         out.print(line, markup=False, soft_wrap=True)
 
 
