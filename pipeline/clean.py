@@ -176,7 +176,7 @@ def _mask(batch: _Batch, facts: rules.Facts, keep: np.ndarray) -> None:
     for rule, where, mask in (
         ("email", facts[Stat.AT_SIGNS] > 0, repairs.mask_email),
         ("id_card", facts[Stat.DIGIT_RUN] >= 17, repairs.mask_id_card),
-        ("phone", facts[Stat.DIGIT_RUN] >= 9, repairs.mask_phone),
+        ("phone", facts[Stat.DIGIT_RUN] >= 10, repairs.mask_phone),
         ("ip_address", facts[Stat.DOTTED] >= 3, repairs.mask_ipv4),
         ("ip_address", facts[Stat.HEX_GROUPS] >= 2, repairs.mask_ipv6),
     ):

@@ -27,7 +27,9 @@ ROW_GROUP = 1024
 PARQUET: dict[str, Any] = {
     "compression": "zstd", "compression_level": 3, "use_dictionary": ["lang", "source", "path", "kind"], "write_statistics": ["id", "line"],
 }  # fmt: skip
-"""How every part is written."""
+"""How shards, which are kept for training, are written."""
+WORKING: dict[str, Any] = {**PARQUET, "compression_level": 1}
+"""How the stages before them write their parts: half the time for a quarter more bytes, and these parts are read once or twice."""
 SAMPLES = 20
 EXCERPT = 400
 
@@ -76,14 +78,10 @@ def read_job(job: dict[str, Any], columns: list[str] | None = None) -> pa.Table:
 
 
 def write_part(out: Path, index: int, table: pa.Table) -> None:
-    """Write part ``index`` of an artifact under a temporary name and rename it into place.
-
-    zstd level 1: half the time of level 3 for a quarter more bytes, and these parts are read once or twice (measured in
-    docs/benchmarks.md). What is kept for training, the shards, is compressed harder by its own stage.
-    """
+    """Write part ``index`` of an artifact under a temporary name and rename it into place."""
     path = out / f"part-{index:05d}.parquet"
     partial = path.with_suffix(f".{os.getpid()}.tmp")
-    pq.write_table(table, partial, row_group_size=ROW_GROUP, **PARQUET)
+    pq.write_table(table, partial, row_group_size=ROW_GROUP, **WORKING)
     os.replace(partial, path)
 
 

@@ -93,8 +93,8 @@ def _finished(done: Path, index: int, job: Job) -> Job | None:
 
 
 def _name(fn: Callable[[Job], Job]) -> str:
-    if getattr(sys.modules.get(fn.__module__), fn.__qualname__, None) is not fn:
-        raise ValueError(f"run_shards: {fn.__module__}.{fn.__qualname__} is not a module-level function")
+    if fn.__module__ == "__main__" or getattr(sys.modules.get(fn.__module__), fn.__qualname__, None) is not fn:
+        raise ValueError(f"run_shards: {fn.__module__}.{fn.__qualname__} is not a module-level function that a worker can import")
     return f"{fn.__module__}:{fn.__qualname__}"
 
 

@@ -90,7 +90,7 @@ def survey_job(job: dict[str, Any]) -> dict[str, Any]:
 
 def exact_job(job: dict[str, Any]) -> dict[str, Any]:
     """Groups of equal exact keys in one range of keys: pairs (first of the group, other), int64 [m, 2], saved as ``exact-pairs``."""
-    keys, numbers = _range(job, "exact", None)
+    keys, numbers = _range(job, _files(job, "exact"))
     order = np.lexsort((numbers, keys[:, 1], keys[:, 0]))
     keys, numbers = keys[order], numbers[order]
     same = np.all(keys[1:] == keys[:-1], axis=1)
@@ -105,8 +105,9 @@ def candidates_job(job: dict[str, Any]) -> dict[str, Any]:
     """Candidate pairs of some bands in one range of keys, without documents that are exact copies: saved as ``candidates``."""
     gone = np.load(Path(job["scratch"]) / "gone.npy", mmap_mode="r")
     found = []
+    files = _files(job, "band")
     for band in range(*job["bands"]):
-        keys, numbers = _range(job, "band", band)
+        keys, numbers = _range(job, [(first, keys[band], rows[band]) for first, keys, rows in files])
         stays = ~np.isin(numbers, gone)
         keys, numbers = keys[stays], numbers[stays]
         order = np.lexsort((numbers, keys))
@@ -163,19 +164,21 @@ def filter_job(job: dict[str, Any]) -> dict[str, Any]:
     return tally.json()
 
 
-def _range(job: dict[str, Any], kind: str, band: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """(keys, document numbers) of one range of keys, from all shards."""
-    low, high = np.array([job["range"], job["range"] + 1], object) * (1 << 64) // job["ranges"]
+def _files(job: dict[str, Any], kind: str) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """(number of the first document, sorted keys, rows) of each shard, as memory maps."""
+    return [(first, _load(job, kind, index), _load(job, f"{kind}-row", index)) for index, first in job["shards"]]
+
+
+def _range(job: dict[str, Any], files: list[tuple[int, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """(keys, document numbers) of one range of keys, from all shards; keys of two columns are cut by the first."""
+    low, high = ((job["range"] + step) * (1 << 64) // job["ranges"] for step in (0, 1))
     keys, numbers = [], []
-    for index, first in job["shards"]:
-        all_keys, all_rows = _load(job, kind, index), _load(job, f"{kind}-row", index)
-        if band is not None:
-            all_keys, all_rows = all_keys[band], all_rows[band]
-        sort_key = all_keys if all_keys.ndim == 1 else all_keys[:, 0]
-        a = np.searchsorted(sort_key, np.uint64(low))
-        b = len(sort_key) if high == 1 << 64 else np.searchsorted(sort_key, np.uint64(high))
+    for first, all_keys, rows in files:
+        leading = all_keys if all_keys.ndim == 1 else all_keys[:, 0]
+        a = np.searchsorted(leading, np.uint64(low))
+        b = len(leading) if high == 1 << 64 else np.searchsorted(leading, np.uint64(high))
         keys.append(np.asarray(all_keys[a:b]))
-        numbers.append(np.asarray(all_rows[a:b]) + first)
+        numbers.append(np.asarray(rows[a:b]) + first)
     return np.concatenate(keys), np.concatenate(numbers)
 
 

@@ -36,7 +36,7 @@ class Stat(IntEnum):
     DIGIT_RUN = auto()
     """most digits in a run, separators ' ', '-', '(', ')' allowed inside"""
     DOTTED = auto()
-    """digit-dot-digit triples (an IPv4 address has three)"""
+    """most digit-dot-digit triples in a row (an IPv4 address has three)"""
     HEX_GROUPS = auto()
     """colons after a hexadecimal digit and before another or a colon (an IPv6 address has two and more)"""
     URL_CHARACTERS = auto()
@@ -52,14 +52,17 @@ class Stat(IntEnum):
 
 
 COLUMNS = len(Stat) + alphabet.CLASSES
-_WIDTH, _WORDS, _WORD_CHARACTERS, _LINES, _ENDED, _SHORT, _BULLETS, _ELLIPSES, _DUP, _DUP_CHARS, _HASHES, _AT, _RUN, _DOTTED, _HEX, _URL, _MOJIBAKE, _UNTIDY, _REPLACED, _ENDS = (
-    int(s) for s in Stat
-)
+_WIDTH, _WORDS, _WORD_CHARACTERS, _LINES, _ENDED, _SHORT, _BULLETS, _ELLIPSES, _DUP, _DUP_CHARS, _HASHES = (int(s) for s in list(Stat)[:11])
+_AT, _RUN, _DOTTED, _HEX, _URL, _MOJIBAKE, _UNTIDY, _REPLACED, _ENDS = (int(s) for s in list(Stat)[11:])
 
 
 def scan(codes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Statistics of each text of a batch: int64 [n, COLUMNS], columns by class number and :class:`Stat`."""
-    return _scan(codes, offsets, alphabet.tables()[0], _BYTE_LIKE)
+    out = np.zeros((offsets.size - 1, COLUMNS), np.int64)
+    classes = alphabet.tables()[0]
+    _characters(codes, offsets, classes, _BYTE_LIKE, out)
+    _lines(codes, offsets, classes, out)
+    return out
 
 
 def _byte_like() -> np.ndarray:
@@ -84,116 +87,126 @@ def _is_hex(code):
 
 
 @njit(cache=True, nogil=True)
-def _scan(codes, offsets, classes, byte_like):
-    n = offsets.size - 1
-    out = np.zeros((n, COLUMNS), np.int64)
-    size = 64
-    for i in range(n):
-        lines = 0
-        for j in range(offsets[i], offsets[i + 1]):
-            lines += codes[j] == 10
-        while size < 2 * (lines + 1):
-            size *= 2
-    seen = np.zeros(size, np.uint64)
-    stamp = np.zeros(size, np.int64)
+def _misread(codes, j, end, byte_like):
+    """Does a UTF-8 sequence that was read as single bytes start at j?"""
+    code = codes[j]
+    if code < 0xC2 or code > 0xF4 or j + 1 >= end or codes[j + 1] >= 0x10000 or byte_like[codes[j + 1]] != 1:
+        return False
+    return code < 0xE0 or (j + 2 < end and codes[j + 2] < 0x10000 and byte_like[codes[j + 2]] == 1)
+
+
+@njit(cache=True, nogil=True)
+def _characters(codes, offsets, classes, byte_like, out):
+    """Fill the columns that ask for characters and words."""
     counts = np.zeros((4, CLASSES), np.int64)  # four of each, so that runs of one class do not wait for each other's sums
-    for i in range(n):
+    for i in range(offsets.size - 1):
         row = out[i]
         counts[:] = 0
-        previous = ended = NEWLINE
-        in_url = 0
-        line_width = line_chars = line_letters = run = gap = breaks = 0
-        line_hash = np.uint64(0)
-        last = first = np.uint32(0)
-        word = 0
-        end = offsets[i + 1]
-        for j in range(offsets[i], end + 1):
-            code = codes[j] if j < end else np.uint32(10)
+        start, end = offsets[i], offsets[i + 1]
+        in_url = word = run = gap = chain = urls = words = 0
+        dot = start - 9
+        for j in range(start, end):
+            code = codes[j]
             kind = classes[code]
-            if j < end:
-                counts[j & 3, kind] += 1
-            spaced_letter = (kind >= 3 and kind <= LETTER) and not (kind == HAN or kind == KANA or kind == UNSPACED)
-            if spaced_letter:
-                if word == 0:
-                    row[_WORDS] += 1
+            counts[j & 3, kind] += 1
+            if kind == HAN:  # the two most frequent classes first
+                word = run = in_url = 0
+                row[_MOJIBAKE] += code < 0x10000 and byte_like[code] == 2
+                continue
+            if kind == LATIN and code < 128:
+                words += 1 - word
+                word = 1
+                run = 0
+                urls += in_url
+                continue
+            if kind >= DIGIT and kind <= LETTER and kind != KANA and kind != UNSPACED:
+                words += 1 - word
                 word = 1
             elif code != 39 and code != 0x2019:  # an apostrophe does not end a word
                 word = 0
             if kind == DIGIT and code < 128:
                 run += 1
                 gap = 0
-                if run > row[_RUN]:
-                    row[_RUN] = run
+                row[_RUN] = max(row[_RUN], run)
             elif gap == 0 and (code == 32 or code == 45 or code == 40 or code == 41):
                 gap = 1
             else:
                 run = 0
-            if code >= 0x80:
-                if code < 0x10000 and byte_like[code] == 2:
-                    row[_MOJIBAKE] += 1
-                elif code >= 0xC2 and code <= 0xF4 and j + 1 < end and codes[j + 1] < 0x10000 and byte_like[codes[j + 1]] == 1:
-                    if code < 0xE0 or (j + 2 < end and codes[j + 2] < 0x10000 and byte_like[codes[j + 2]] == 1):
-                        row[_MOJIBAKE] += 1
-                if code == 0xFFFD:
-                    row[_REPLACED] += 1
-                if kind == SPACE and code != 0x3000:
-                    row[_UNTIDY] += 1
+            if code <= 32 or code >= 127 or code == 41 or code == 93 or code == 34 or code == 39 or code == 62:
+                in_url = 0
+            urls += in_url
+            before = codes[j - 1] if j > start else np.uint32(0)
+            after = codes[j + 1] if j + 1 < end else np.uint32(0)
+            if code == 10:
+                row[_UNTIDY] += classes[before] == SPACE or (before == 10 and after == 10)
+            elif code == 13 or (kind == SPACE and code >= 0x80 and code != 0x3000):
+                row[_UNTIDY] += 1
+            elif code == 47 and before == 47 and j > start + 1 and codes[j - 2] == 58:
+                in_url = 1
+            elif code == 46 and classes[before] == DIGIT and classes[after] == DIGIT:
+                chain = chain + 1 if j - dot <= 4 else 1
+                dot = j
+                row[_DOTTED] = max(row[_DOTTED], chain)
+            elif code == 58 and _is_hex(before) and (after == 58 or _is_hex(after)):
+                row[_HEX] += 1
             elif code == 64:
                 row[_AT] += 1
-            elif code == 46 and j > offsets[i] and j + 1 < end and classes[codes[j - 1]] == DIGIT and classes[codes[j + 1]] == DIGIT:
-                row[_DOTTED] += 1
-            elif code == 13:
-                row[_UNTIDY] += 1
-            elif code == 58 and j > offsets[i] and j + 1 < end and _is_hex(codes[j - 1]) and (codes[j + 1] == 58 or _is_hex(codes[j + 1])):
-                row[_HEX] += 1
-            if in_url and (code <= 32 or code >= 127 or code == 41 or code == 93 or code == 34 or code == 39 or code == 62):
-                in_url = 0
-            row[_URL] += in_url
-            if code == 47 and j >= offsets[i] + 2 and codes[j - 1] == 47 and codes[j - 2] == 58:
-                in_url = 1
-            if kind != NEWLINE:
-                breaks = 0
-                wide = 2 if (kind == HAN or kind == KANA or kind == HANGUL or kind == UNSPACED) else 1
+            elif code == 0xFFFD:
+                row[_REPLACED] += 1
+            elif code >= 0xC2 and code <= 0xF4:
+                row[_MOJIBAKE] += _misread(codes, j, end, byte_like)
+        row[:CLASSES] = counts.sum(0)
+        row[_WORDS], row[_URL] = words, urls
+        row[_WORD_CHARACTERS] = row[DIGIT] + row[LATIN] + row[HANGUL] + row[CYRILLIC] + row[LETTER]
+        row[_WIDTH] = end - start - row[NEWLINE] + row[HAN] + row[KANA] + row[HANGUL] + row[UNSPACED]
+
+
+@njit(cache=True, nogil=True)
+def _lines(codes, offsets, classes, out):
+    """Fill the columns that ask for lines. A line is hashed without its white space and looked up among the document's own."""
+    size = 64
+    for i in range(offsets.size - 1):
+        while size < 2 * (out[i, NEWLINE] + 2):
+            size *= 2
+    seen = np.zeros(size, np.uint64)
+    stamp = np.full(size, -1, np.int64)
+    for i in range(offsets.size - 1):
+        row = out[i]
+        j, end = offsets[i], offsets[i + 1]
+        while j < end:
+            line_hash = np.uint64(0)
+            characters = letters = wide = hashes = 0
+            first = last = np.uint32(0)
+            while j < end and codes[j] != 10:
+                code = codes[j]
+                kind = classes[code]
+                j += 1
                 if kind != SPACE and kind != CONTROL:
-                    if line_chars == 0:
-                        first = code
-                    elif code == 35 or code == 0x2026:
-                        row[_HASHES] += 1
                     line_hash = (line_hash ^ np.uint64(code)) * np.uint64(0x9E3779B97F4A7C15)
                     line_hash ^= line_hash >> np.uint64(29)
-                    line_chars += 1
-                    line_width += wide
-                    if kind >= DIGIT and kind <= LETTER:
-                        line_letters += 1
+                    first = code if characters == 0 else first
                     last = code
-                    ended = kind
-            else:
-                if previous == SPACE:
-                    row[_UNTIDY] += 1 if j < end else 0
-                breaks += 1
-                if breaks > 2 and j < end:
-                    row[_UNTIDY] += 1
-                if line_chars > 0:
-                    row[_LINES] += 1
-                    row[_SHORT] += 1 if line_width < 30 else 0
-                    row[_ENDED] += 1 if classes[last] == TERMINAL else 0
-                    row[_BULLETS] += 1 if first == 0x2022 or ((first == 45 or first == 42) and line_chars > 1) else 0
-                    row[_ELLIPSES] += 1 if last == 0x2026 else 0
-                    if line_letters >= 3:
-                        slot = np.int64(line_hash >> np.uint64(20)) & (size - 1)
-                        while stamp[slot] == i + 1 and seen[slot] != line_hash:
-                            slot = (slot + 1) & (size - 1)
-                        if stamp[slot] == i + 1:
-                            row[_DUP] += 1
-                            row[_DUP_CHARS] += line_chars
-                        else:
-                            stamp[slot] = i + 1
-                            seen[slot] = line_hash
-                line_width = line_chars = line_letters = 0
-                line_hash = np.uint64(0)
-            previous = kind
-        row[:CLASSES] = counts.sum(0)
-        row[_WORD_CHARACTERS] = row[DIGIT] + row[LATIN] + row[HANGUL] + row[CYRILLIC] + row[LETTER]
-        row[_WIDTH] = end - offsets[i] - row[NEWLINE] + row[HAN] + row[KANA] + row[HANGUL] + row[UNSPACED]
-        row[_ENDS] = ended == TERMINAL
-    return out
+                    characters += 1
+                    letters += kind >= DIGIT and kind <= LETTER
+                    wide += kind == HAN or kind == KANA or kind == HANGUL or kind == UNSPACED
+                    hashes += code == 35 or code == 0x2026
+            j += 1
+            if characters == 0:
+                continue
+            row[_HASHES] += hashes - (first == 35 or first == 0x2026)
+            row[_LINES] += 1
+            row[_SHORT] += characters + wide < 30
+            row[_ENDED] += classes[last] == TERMINAL
+            row[_ENDS] = classes[last] == TERMINAL
+            row[_BULLETS] += first == 0x2022 or ((first == 45 or first == 42) and characters > 1)
+            row[_ELLIPSES] += last == 0x2026
+            if letters >= 3:
+                slot = np.int64(line_hash >> np.uint64(20)) & (size - 1)
+                while stamp[slot] == i and seen[slot] != line_hash:
+                    slot = (slot + 1) & (size - 1)
+                if stamp[slot] == i:
+                    row[_DUP] += 1
+                    row[_DUP_CHARS] += characters
+                else:
+                    stamp[slot] = i
+                    seen[slot] = line_hash

@@ -58,11 +58,16 @@ def _points(codes, offsets, term_codes, term_offsets, category, weight, possible
     for i in range(texts):
         end = offsets[i + 1]
         following = _fold(codes[offsets[i]]) if end > offsets[i] else np.uint32(0)
+        inside = False
         for j in range(offsets[i], end - 1):
             current = following
             following = _fold(codes[j + 1])
+            word = _is_word(current)
+            if word and inside:  # no term starts inside a word: most positions of a Latin text end here
+                continue
+            inside = word
             slot = (current * 31 + following * 1031) & 0xFFFF
-            if not possible[slot] or (_is_word(current) and j > offsets[i] and _is_word(_fold(codes[j - 1]))):
+            if not possible[slot]:
                 continue
             term = head[slot]
             while term >= 0:

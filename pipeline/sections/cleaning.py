@@ -39,7 +39,7 @@ class CleanSection(Section):
     max_ellipsis_lines: Share = Field(0.5, description="share of lines that end in an ellipsis, at most (Gopher)")
     max_duplicate_lines: Share = Field(0.4, description="share of lines seen before in the document, at most (Gopher)")
     max_duplicate_line_characters: Share = Field(0.3, description="share of characters in repeated lines, at most (Gopher)")
-    max_top_ngram: Share = Field(0.25, description="share of characters in the most frequent short n-gram, at most (Gopher)")
+    max_top_ngram: Share = Field(0.3, description="share of characters in the most frequent short n-gram, at most (Gopher)")
     max_duplicate_ngrams: Share = Field(0.5, description="share of characters in repeated 5-word n-grams, at most (Gopher)")
     min_sentence_ends: Share = Field(0.02, description="share of lines that end a sentence, at least (FineWeb)")
     max_short_lines: Share = Field(0.95, description="share of lines under 30 width, at most, in documents of 10 lines and more (FineWeb)")
@@ -57,7 +57,7 @@ class LanguageSection(Section):
     )
     windows: int = Field(2, ge=1, le=16, description="excerpts of an ambiguous document shown to fastText")
     window_characters: int = Field(250, ge=40, le=4000, description="characters in an excerpt")
-    min_confidence: Share = Field(0.3, description="below this fastText confidence langdetect is asked")
+    min_confidence: Share = Field(0.2, description="below this fastText confidence langdetect is asked")
     seed: int = Field(0, ge=0, description="seed of langdetect's sampling")
 
 
