@@ -3,10 +3,13 @@
 import bz2
 import gzip
 import hashlib
+import http.server
 import io
 import json
 import lzma
 import random
+import threading
+import typing
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -273,6 +276,46 @@ def test_objects_of_an_s3_store(tmp_path, s3):
     assert resolve(["s3://texts/*/a.jsonl"], "text")[0].digest != before.digest
     with pytest.raises(ValueError, match="NoSuchBucket"):
         resolve(["s3://nowhere/x"], "text")
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the Hugging Face hub as listing and downloading a data set needs."""
+
+    FILES: typing.ClassVar = {"README.md": b"card", "data/train.jsonl": lines(*DOCS), "data/test.jsonl": lines(DOCS[0])}
+    COMMIT = "0123456789" * 4
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        name = self.path.partition(f"/resolve/{self.COMMIT}/")[2]
+        siblings = [{"rfilename": n, "size": len(d), "blobId": hashlib.sha1(d).hexdigest()} for n, d in self.FILES.items()]
+        body = self.FILES.get(name) if name else json.dumps({"id": "o/d", "sha": self.COMMIT, "siblings": siblings}).encode()
+        if body is None or (not name and not self.path.startswith("/api/datasets/o/d")):
+            self.send_error(404)
+            return
+        self.send_response(200)
+        for header, value in (("Content-Length", len(body)), ("ETag", f'"{hashlib.sha1(body).hexdigest()}"'), ("X-Repo-Commit", self.COMMIT)):
+            self.send_header(header, str(value))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_data_sets_of_a_hub(tmp_path, monkeypatch):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    _, found = run(tmp_path, "hf://o/d/data/train.jsonl")
+    assert [r["text"] for r in found] == [d["text"] for d in DOCS] and found[0]["path"] == "data/train.jsonl"
+    both = resolve(["hf://o/d"], "text")[0]
+    assert [f.relpath for f in both.files] == ["data/test.jsonl", "data/train.jsonl"] and both.name == "d"
+    with pytest.raises(ValueError, match="the hub cannot be asked"):
+        resolve(["hf://o/other"], "text")
+    server.shutdown()
 
 
 def test_python_docs_and_the_teaching_set_are_documents(tmp_path):

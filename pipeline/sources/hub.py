@@ -56,11 +56,12 @@ def _digest(entry: Any) -> str:
 
 
 def fetch_hub(location: str) -> str:
-    """Download one file (into huggingface_hub's own cache) and return its local path. Raises OSError when that fails."""
+    """Download one file (once, into ``hub`` under PIPELINE_HOME) and return its local path. Raises OSError when that fails."""
     from huggingface_hub import hf_hub_download
 
     repo, revision, inside = _parts(location)
+    cache = os.path.join(os.environ.get("PIPELINE_HOME", ".pipeline"), "hub")
     try:
-        return hf_hub_download(repo, inside, repo_type="dataset", revision=revision, endpoint=os.environ.get("HF_ENDPOINT"))
+        return hf_hub_download(repo, inside, repo_type="dataset", revision=revision, endpoint=os.environ.get("HF_ENDPOINT"), cache_dir=cache)
     except Exception as error:
         raise OSError(f"{location}: cannot be downloaded: {type(error).__name__}: {error}") from None
