@@ -10,15 +10,15 @@ from typing import Any
 
 from flows.console import duration, headline
 from storage.lineage import ancestors, descendants, source_users
-from storage.store import Store
-from tasks.run import home
+from storage.store import Store, open_store
+from tasks.run import home, is_alive
 
 MODELS = ("export", "dpo", "sft", "pretrain")
 """Stages that make models, the most finished first."""
 
 
 def store() -> Store:
-    return Store(home() / "store", log=lambda line: print(line, file=sys.stderr))
+    return open_store(home() / "store", log=lambda line: print(line, file=sys.stderr))
 
 
 def print_plan(planned: list[Any], as_json: bool) -> int:
@@ -157,29 +157,45 @@ def verify(ref: str | None) -> int:
         print(f"  {record['stage']}/{record['key'][:12]}  {'; '.join(problems) or 'sound'}")
         if problems:
             damaged += 1
-            place.set_aside(record["stage"], record["key"], problems[0])
+            with place.lease(record["stage"], record["key"]):
+                place.set_aside(record["stage"], record["key"], f"{record['stage']}/{record['key'][:12]} is damaged ({problems[0]})")
     print(f"{len(records) - damaged} of {len(records)} artifacts are sound")
     return 1 if damaged else 0
 
 
 def collect(keep: int, dry_run: bool) -> int:
-    """Delete what the newest ``keep`` runs do not reach: artifacts, damaged copies and abandoned attempts."""
+    """Delete what the newest ``keep`` runs and those going on do not reach: artifacts, damaged copies, abandoned attempts.
+
+    Failed runs count: what they finished is their way back, and what they were building can be resumed.
+    """
     place = store()
-    runs = sorted((home() / "runs").glob("*/summary.json"), reverse=True)
+    runs = [(path.parent, nodes) for path in sorted((home() / "runs").glob("*/events.jsonl"), reverse=True) if (nodes := _touched(path))]
+    todo = [node for i, (directory, nodes) in enumerate(runs) if i < keep or is_alive(directory) for node in nodes]
     records = {(r["stage"], r["key"]): r for r in place.records()}
     kept: set[tuple[str, str]] = set()
-    todo = [(s["name"], s["key"]) for path in runs[:keep] for s in json.loads(path.read_text())["stages"]]
     while todo:
         node = todo.pop()
-        if node in records and node not in kept:
+        if node not in kept:
             kept.add(node)
-            todo += [(i["stage"], i["key"]) for i in records[node]["inputs"]]
+            todo += [(i["stage"], i["key"]) for i in records.get(node, {"inputs": []})["inputs"]]
     doomed = [place.directory(*node) for node in records if node not in kept]
-    doomed += [p for p in place.root.glob("*/*") if p.is_dir() and "." in p.name and not p.with_suffix(".lease").exists()]
+    doomed += [p for p in place.root.glob("*/*.*") if p.is_dir() and not p.with_suffix(".lease").exists()
+               and not (p.suffix == ".partial" and (p.parent.name, p.stem) in kept)]
     freed = sum(f.stat().st_size for d in doomed for f in d.rglob("*") if f.is_file())
     for path in sorted(doomed):
         print(f"  {'would delete' if dry_run else 'deleted'} {path.parent.name}/{path.name[:28]}")
         if not dry_run:
             shutil.rmtree(path)
-    print(f"{len(doomed)} directories, {freed / 1e6:,.1f} MB; {len(kept)} artifacts kept")
+    print(f"{len(doomed)} directories, {freed / 1e6:,.1f} MB; {len(kept & records.keys())} artifacts kept")
     return 0
+
+
+def _touched(events: Path) -> list[tuple[str, str]]:
+    """Stage and key of everything that a run built, took from the cache or tried to build."""
+    found = set()
+    for line in events.read_text("utf-8").splitlines():
+        if '"stage' in line and line.endswith("}"):
+            event = json.loads(line)
+            if event["event"] in ("stage_started", "stage_finished"):
+                found.add((event["stage"], event["key"]))
+    return sorted(found)

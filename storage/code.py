@@ -56,7 +56,7 @@ def _modules(imported: str, root: Path) -> list[str]:
     return []
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _parse(path: Path, mtime: int, size: int) -> tuple[str, tuple[str, ...]]:
     tree = ast.parse(path.read_bytes())
     imports = []

@@ -1,93 +1,195 @@
-"""One builder at a time per key: a lease file with a heartbeat.
+"""One builder at a time per key: a small record that its holder keeps changing (the heartbeat).
 
-The holder touches the file every few seconds. A lease is dead when its process is gone (same host) or when it has
-not been touched for ``STALE`` seconds, so a kill -9 or a lost machine frees it without anyone's help.
+A lease lies in a :class:`FilePlace` (a file; one machine, or several on one file system) or in any other place that can
+create, replace and delete a text only if it still is what it was, such as an object of an S3 bucket (storage/s3.py). It
+is dead when its process is gone (same machine) or when it did not change for ``stale`` seconds as the waiting process
+counts them, so that no two clocks are compared. A kill -9 or a lost machine frees it without anyone's help.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
-HEARTBEAT = 5.0
-STALE = 45.0
+
+class LeaseLost(RuntimeError):
+    """Another process took the lease over because this one did not show a heartbeat for too long."""
+
+
+class Place(Protocol):
+    """Where a lease lies. A token stands for one state of the text; every write says from which state it starts."""
+
+    heartbeat: float
+    stale: float
+    poll: float
+
+    def create(self, text: str) -> str | None:
+        """Write the text where none is; its token, or None when there is one."""
+
+    def read(self) -> tuple[str, str] | None:
+        """The text and its token, or None."""
+
+    def replace(self, token: str, text: str) -> str | None:
+        """Write over the state ``token``; the new token, or None when the state is another one."""
+
+    def delete(self, token: str) -> None:
+        """Delete the state ``token``; nothing happens when the state is another one."""
+
+
+class FilePlace:
+    """A lease as a file. Its text is its own token."""
+
+    heartbeat, stale, poll = 5.0, 60.0, 0.5
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def create(self, text: str) -> str | None:
+        """A hard link to a finished temporary file either makes it whole or fails."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._written(text) as tmp:
+            try:
+                os.link(tmp, self.path)
+                return text
+            except FileExistsError:
+                return None
+
+    def read(self) -> tuple[str, str] | None:
+        try:
+            text = self.path.read_text()
+        except FileNotFoundError:
+            return None
+        return text, text
+
+    def replace(self, token: str, text: str) -> str | None:
+        with self._guarded(token) as same, self._written(text) as tmp:
+            if same:
+                os.replace(tmp, self.path)
+        return text if same else None
+
+    def delete(self, token: str) -> None:
+        with self._guarded(token) as same:
+            if same:
+                self.path.unlink()
+
+    @contextlib.contextmanager
+    def _guarded(self, token: str) -> Iterator[bool]:
+        """Whether the file is still ``token``; nobody replaces or deletes it meanwhile."""
+        with open(self.path.with_name(".guard"), "w") as guard:
+            fcntl.flock(guard, fcntl.LOCK_EX)
+            yield self.read() == (token, token)
+
+    @contextlib.contextmanager
+    def _written(self, text: str) -> Iterator[Path]:
+        tmp = self.path.with_name(f"{self.path.name}.{os.getpid()}.{threading.get_ident()}")
+        tmp.write_text(text)
+        try:
+            yield tmp
+        finally:
+            tmp.unlink(missing_ok=True)
 
 
 class Lease:
-    """Context manager that waits until this process alone holds ``path``, then holds it.
+    """Context manager that waits until this process alone holds the place, then holds it.
 
     ``waiting`` is called once with the holder's description if another process is building the same thing.
     """
 
-    def __init__(self, path: Path, waiting=lambda holder: None) -> None:
-        self.path, self.waiting = path, waiting
-        self._stop = threading.Event()
+    def __init__(self, place: Place | Path, waiting: Callable[[str], None] = lambda holder: None) -> None:
+        self.place: Place = FilePlace(place) if isinstance(place, Path) else place
+        self.waiting = waiting
+        self._stop, self._lock, self._beats = threading.Event(), threading.Lock(), 0
+        self._me = {"pid": os.getpid(), "host": _host(), "start": _start_time(os.getpid()), "nonce": secrets.token_hex(8)}
+        self._token: str | None = None
 
     def __enter__(self) -> Lease:
-        told = False
-        while not self._take():
-            holder = self._holder()
-            if holder is None:
+        seen, since, told = None, time.monotonic(), False
+        while not (token := self.place.create(self._text())):
+            found = self.place.read()
+            if found is None:
                 continue
-            if self._dead(holder):
-                self.path.unlink(missing_ok=True)
+            text, state = found
+            if state != seen:
+                seen, since = state, time.monotonic()
+            holder = _parsed(text)
+            if self._dead(holder, time.monotonic() - since):
+                if token := self.place.replace(state, self._text()):
+                    break
                 continue
             if not told:
-                self.waiting(f"process {holder.get('pid')} on {holder.get('host')}")
+                self.waiting(f"process {holder.get('pid')} on {str(holder.get('host')).split(' ')[0]}")
                 told = True
-            time.sleep(0.5)
-        self._thread = threading.Thread(target=self._beat, daemon=True)
-        self._thread.start()
+            time.sleep(self.place.poll)
+        self._token = token
+        threading.Thread(target=self._keep, daemon=True).start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self.path.unlink(missing_ok=True)
+        with self._lock:
+            if self._token:
+                self.place.delete(self._token)
 
-    def _take(self) -> bool:
-        """Create the file whole: a hard link to a finished temporary file either makes it or fails."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        tmp = self.path.with_name(f"{self.path.name}.{os.getpid()}.{threading.get_ident()}")
-        tmp.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "start": _start_time(os.getpid())}))
-        try:
-            os.link(tmp, self.path)
-            return True
-        except FileExistsError:
-            return False
-        finally:
-            tmp.unlink(missing_ok=True)
+    def confirm(self) -> None:
+        """Raise LeaseLost unless this process still holds the lease; asked before something is published."""
+        with self._lock:
+            if not self._beat():
+                raise LeaseLost("another process took over this stage's lease, because this one was suspended or cut off for "
+                                f"more than {self.place.stale:.0f} s; run again to take its result")
 
-    def _holder(self) -> dict | None:
-        try:
-            return json.loads(self.path.read_text())
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            return {}
+    def _keep(self) -> None:
+        while not self._stop.wait(self.place.heartbeat):
+            with self._lock:
+                if self._stop.is_set():
+                    return
+                try:
+                    if not self._beat():
+                        return
+                except Exception:  # the place is out of reach: it may come back; confirm() decides
+                    continue
 
-    def _dead(self, holder: dict) -> bool:
-        if holder.get("host") == socket.gethostname():
+    def _beat(self) -> bool:
+        self._beats += 1
+        self._token = self._token and self.place.replace(self._token, self._text())
+        return self._token is not None
+
+    def _text(self) -> str:
+        return json.dumps({**self._me, "beat": self._beats})
+
+    def _dead(self, holder: dict, unchanged: float) -> bool:
+        if holder.get("host") == self._me["host"] and self._me["start"]:
             start = _start_time(holder.get("pid", -1))
             return start is None or start != holder.get("start")
-        try:
-            return time.time() - self.path.stat().st_mtime > STALE
-        except FileNotFoundError:
-            return False
+        return unchanged > self.place.stale
 
-    def _beat(self) -> None:
-        while not self._stop.wait(HEARTBEAT):
-            try:
-                os.utime(self.path)
-            except FileNotFoundError:
-                return
+
+def _parsed(text: str) -> dict:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {}
+
+
+def _host() -> str:
+    """This machine, and its process numbering: containers that share a host name do not share process ids."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        space = "-"
+    return f"{socket.gethostname()} {space}"
 
 
 def _start_time(pid: int) -> str | None:
-    """The kernel's start time of a process, which tells a reused pid from the old one; None when it is gone."""
+    """The kernel's start time of a process, which tells a reused pid from the old one; None when it is gone (or there is no /proc)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

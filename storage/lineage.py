@@ -44,10 +44,27 @@ def descendants(records: Records, record: dict[str, Any]) -> dict[str, Any]:
         if (made["stage"], made["key"]) in seen:
             return {**tree, "what": "(above)"}
         seen.add((made["stage"], made["key"]))
-        tree["links"] = [node(r) for r in records.values() if any(i["stage"] == made["stage"] and i["key"] == made["key"] for i in r["inputs"])]
+        tree["links"] = [node(r) for r in records.values() if (made["stage"], made["key"]) in _parents(r)]
         return tree
 
     return node(record)
+
+
+def descent(records: Records, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """``record`` and every record made from it, or adopted from one of them."""
+    found, todo = {}, [record]
+    while todo:
+        made = todo.pop()
+        place = (made["stage"], made["key"])
+        if place not in found:
+            found[place] = made
+            todo += [r for r in records.values() if place in _parents(r)]
+    return list(found.values())
+
+
+def _parents(record: dict[str, Any]) -> list[tuple[str, str]]:
+    adopted = [record["adopted_from"]] if "adopted_from" in record else []
+    return [(i["stage"], i["key"]) for i in [*record["inputs"], *adopted]]
 
 
 def source_users(records: Records, name: str) -> list[dict[str, Any]]:
@@ -56,5 +73,8 @@ def source_users(records: Records, name: str) -> list[dict[str, Any]]:
 
 
 def describe(record: dict[str, Any]) -> str:
-    """One line about an artifact: digest, when, how long, the code's state."""
-    return f"sha256 {record['digest'][:12]}, {record['created']}, {record['seconds']:.1f} s, run {record['run']}"
+    """One line about an artifact: digest, when, how long, by which run; adopted or withdrawn if it is."""
+    line = f"sha256 {record['digest'][:12]}, {record['created']}, {record['seconds']:.1f} s, run {record['run']}"
+    if "adopted_from" in record:
+        line += f", adopted from {record['stage']}/{record['adopted_from']['key'][:12]}"
+    return line + (f", WITHDRAWN: {record['withdrawn']}" if record.get("withdrawn") else "")

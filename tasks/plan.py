@@ -6,18 +6,17 @@ or the input that differs, and what building it cost then.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from storage.store import Artifact
 from tasks.run import Run
 from tasks.stage import Stage, key_of
 
 
 @dataclass
 class Planned:
-    """A stage call as planned. ``digest`` is known for a hit only."""
+    """A stage call as planned. ``digest`` is known for a hit only; ``identity``, ``given`` (inputs) and ``base`` when all inputs are."""
 
     stage: str
     state: str
@@ -26,6 +25,9 @@ class Planned:
     digest: str | None = None
     seconds: float | None = None
     path: Path | None = None
+    identity: dict[str, Any] | None = None
+    given: list[dict[str, Any]] = field(default_factory=list)
+    base: str | None = None
 
     def result(self) -> Planned:
         return self
@@ -50,20 +52,21 @@ class PlanRun(Run):
     submit = call
 
     def _look(self, stage: Stage, cfg: Any, inputs: dict[str, Any]) -> Planned:
-        earlier = [r for r in self.store.records(stage.name)]
+        earlier = list(self.store.records(stage.name))
         unknown = [name for name, value in inputs.items() if value.digest is None]
         if unknown:
             cost = earlier[-1]["seconds"] if earlier else None
             return Planned(stage.name, "depends", [f"on the bytes of {', '.join(unknown)}, made anew"], seconds=cost)
         identity = stage.identity(cfg, inputs)
-        key = key_of(identity)
-        if stage.name not in self.refresh:
-            hit: Artifact | None = self.store.lookup(stage.name, key)
-            if hit:
-                record = self.store.lineage(stage.name, key)
-                return Planned(stage.name, "hit", ["unchanged"], key, hit.digest, record["seconds"], hit.path)
-        reasons, cost = why(identity, earlier) if stage.name not in self.refresh else (["refresh asked for"], earlier[-1]["seconds"] if earlier else None)
-        return Planned(stage.name, "miss", reasons, key, None, cost)
+        plan = Planned(stage.name, "miss", [], key_of(identity), identity=identity, given=stage.given(inputs), base=stage.base_key(inputs))
+        if stage.name in self.refresh:
+            return replace(plan, reasons=["refresh asked for"], seconds=earlier[-1]["seconds"] if earlier else None)
+        look = self.store.examine(stage.name, plan.key)
+        if look.artifact and look.record:
+            return replace(plan, state="hit", reasons=[look.why or "unchanged"], digest=look.artifact.digest, seconds=look.record["seconds"],
+                           path=look.artifact.path)
+        reasons, cost = why(identity, earlier)
+        return replace(plan, reasons=[look.why] if look.why else reasons, seconds=cost)
 
 
 def why(identity: dict[str, Any], earlier: list[dict[str, Any]]) -> tuple[list[str], float | None]:

@@ -7,6 +7,7 @@ The flow is straight code that calls stages. What a call does is decided by the 
 from __future__ import annotations
 
 import contextvars
+import fcntl
 import json
 import os
 import subprocess
@@ -19,7 +20,7 @@ from typing import Any
 
 from pipeline.sections.resources import Resources
 from storage.digest import write_json
-from storage.store import Store
+from storage.store import open_store
 
 _current: contextvars.ContextVar[Any] = contextvars.ContextVar("run")
 
@@ -53,9 +54,9 @@ class Run:
         self.id, self.resources, self.until, self.refresh = run_id, resources, until, refresh
         self.directory = home() / "runs" / run_id
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
-        self.store = Store(home() / "store", log=lambda line: self.emit("note", text=line))
+        self.store = open_store(home() / "store", log=lambda line: self.emit("note", text=line))
         self.stages: dict[str, dict[str, Any]] = {}
-        self._lock = threading.Lock()
+        self._lock, self._alive = threading.Lock(), None
 
     def __enter__(self) -> Run:
         self._token = _current.set(self)
@@ -63,6 +64,8 @@ class Run:
 
     def __exit__(self, kind, *_) -> bool:
         _current.reset(self._token)
+        if self._alive:
+            self._alive.close()
         return kind is Reached
 
     def emit(self, event: str, **fields: Any) -> None:
@@ -80,6 +83,8 @@ class Run:
     def open(self, **facts: Any) -> None:
         """Create the run's directory with ``run.json``: what was asked for, by whom, with which code."""
         self.directory.mkdir(parents=True)
+        self._alive = open(self.directory / "alive", "w")  # noqa: SIM115 - held while the run lasts; freed by the system when the process dies
+        fcntl.flock(self._alive, fcntl.LOCK_EX)
         write_json(self.directory / "run.json", {"run_id": self.id, "argv": sys.argv, "git": git_state(), **facts})
 
     def stop(self) -> None:
@@ -100,6 +105,18 @@ class Run:
         """Leave the flow when ``stage`` is the one to stop at."""
         if stage == self.until:
             raise Reached(stage)
+
+
+def is_alive(directory: Path) -> bool:
+    """Whether the run of this directory is still going on (on this machine)."""
+    try:
+        with open(directory / "alive") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def git_state() -> dict[str, Any]:

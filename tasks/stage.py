@@ -19,8 +19,7 @@ from typing import Any
 
 from storage.code import fingerprint
 from storage.digest import sha256_json
-from storage.lease import Lease
-from storage.store import Artifact
+from storage.store import Artifact, Store, StoreError
 from tasks.run import Reached, Run, current
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,6 +72,20 @@ class Stage:
             "inputs": {name: value.digest for name, value in inputs.items()},
         }
 
+    def given(self, inputs: dict[str, Any], with_path: bool = False) -> list[dict[str, Any]]:
+        """The inputs as lineage tells them: name, stage, key, digest, and the sources that come from outside."""
+        listed = []
+        for name, value in inputs.items():
+            entry = {"name": name, "stage": getattr(value, "stage", "source"), "key": getattr(value, "key", ""), "digest": value.digest}
+            entry |= {"path": str(value.path)} if with_path and isinstance(value, Artifact) else {}
+            entry |= {"sources": value.describe()} if hasattr(value, "describe") else {}
+            listed.append(entry)
+        return listed
+
+    def base_key(self, inputs: dict[str, Any]) -> str | None:
+        """Key of the model that this stage's model descends from."""
+        return inputs[self.base].key if self.base else None
+
 
 def stage(*, version: int, workers: str | tuple[str, ...] = (), libs: tuple[str, ...] = (), kind: str = "dataset",
           base: str | None = None) -> Callable[[Callable[..., dict[str, Any]]], Stage]:
@@ -81,12 +94,12 @@ def stage(*, version: int, workers: str | tuple[str, ...] = (), libs: tuple[str,
     return lambda fn: Stage(fn, version, modules, libs, kind, base)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _code(entries: tuple[str, ...]) -> dict[str, str]:
     return fingerprint(entries, ROOT, PACKAGES, HOW)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _version(package: str) -> str:
     return importlib.metadata.version(package)
 
@@ -123,17 +136,41 @@ class Report:
 class PrefectRun(Run):
     """A run inside a Prefect flow: every stage call is a Prefect task whose record lies in the artifact."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.submitted: list[_Call] = []
+
     def call(self, stage: Stage, cfg: Any, inputs: dict[str, Any]) -> Artifact:
         return self._prepare(stage, cfg, inputs).direct()
 
     def submit(self, stage: Stage, cfg: Any, inputs: dict[str, Any]) -> _Call:
-        return self._prepare(stage, cfg, inputs).start()
+        call = self._prepare(stage, cfg, inputs).start()
+        self.submitted.append(call)
+        if stage.name == self.until:
+            call.result()
+        return call
+
+    def after(self, stage: str) -> None:
+        """Before the flow is left early: what was started beside it belongs to the run and is waited for."""
+        if stage == self.until:
+            for call in self.submitted:
+                call.result()
+        super().after(stage)
 
     def _prepare(self, stage: Stage, cfg: Any, inputs: dict[str, Any]) -> _Call:
         identity = stage.identity(cfg, inputs)
         key = key_of(identity)
-        hit = None if stage.name in self.refresh else self.store.lookup(stage.name, key)
+        hit = None if stage.name in self.refresh else self.store.ready(stage.name, key)
         return _Call(self, stage, cfg, inputs, identity, key, hit is not None)
+
+    def settle(self) -> None:
+        """After the run: keep what Prefect and MLflow noted beside the artifacts where other machines find it."""
+        for name, event in self.stages.items():
+            if event["state"] == "ran":
+                try:
+                    self.store.settle(name, event["key"])
+                except StoreError as error:
+                    self.emit("note", stage=name, text=str(error))
 
 
 @dataclass
@@ -149,6 +186,7 @@ class _Call:
     hit: bool
     future: Any = None
     began: float = 0.0
+    made: Artifact | None = None
 
     def direct(self) -> Artifact:
         self.began = time.monotonic()
@@ -160,8 +198,10 @@ class _Call:
         return self
 
     def result(self) -> Artifact:
-        self.future.wait()
-        return self._finish(self.future.state)
+        if self.made is None:
+            self.future.wait()
+            return self._finish(self.future.state)
+        return self.made
 
     def _task(self) -> Any:
         from prefect import task
@@ -175,55 +215,52 @@ class _Call:
         """The body of the Prefect task: take the artifact if someone made it meanwhile, else make and publish it."""
         store, name = self.run.store, self.stage.name
         waiting = functools.partial(_say_waiting, self.run, name)
-        with Lease(store.root / name / f"{self.key}.lease", waiting):
+        with store.lease(name, self.key, waiting) as lease:
             artifact = None if name in self.run.refresh else store.lookup(name, self.key)
             if artifact is None:
-                artifact = self._make(store.partial(name, self.key))
+                artifact = self._make(store.partial(name, self.key), lease)
             else:
                 self.hit = True
         return {"stage": name, "key": self.key, "digest": artifact.digest}
 
-    def _make(self, partial: Path) -> Artifact:
+    def _make(self, partial: Path, lease: Any) -> Artifact:
         self.hit = False
         name, began = self.stage.name, time.monotonic()
         self.run.emit("stage_started", stage=name, key=self.key, section=self.identity["section"], partial=str(partial),
-                      resources=self.run.resources.model_dump(), inputs=self._inputs(with_path=True))
+                      resources=self.run.resources.model_dump(), inputs=self.stage.given(self.inputs, with_path=True))
         metrics = self.stage.fn(self.cfg, *self.inputs.values(), on=self.run.resources, out=partial, report=Report(self.run, name, _progress_artifact(name)))
         seconds = round(time.monotonic() - began, 3)
+        lease.confirm()
         artifact = self.run.store.publish(name, self.key, {
-            "identity": self.identity, "inputs": self._inputs(), "resources": self.run.resources.model_dump(), "metrics": metrics,
-            "seconds": seconds, "kind": self.stage.kind, "base": self._base(), "run": self.run.id,
+            "identity": self.identity, "inputs": self.stage.given(self.inputs), "resources": self.run.resources.model_dump(), "metrics": metrics,
+            "sources": sources_of(self.run.store, self.inputs), "seconds": seconds, "kind": self.stage.kind, "base": self.stage.base_key(self.inputs),
+            "run": self.run.id,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
         _table_artifact(name, metrics, seconds, artifact)
         return artifact
 
-    def _inputs(self, with_path: bool = False) -> list[dict[str, Any]]:
-        listed = []
-        for name, value in self.inputs.items():
-            entry = {"name": name, "stage": getattr(value, "stage", "source"), "key": getattr(value, "key", ""), "digest": value.digest}
-            entry |= {"path": str(value.path)} if with_path and isinstance(value, Artifact) else {}
-            entry |= {"sources": value.describe()} if hasattr(value, "describe") else {}
-            listed.append(entry)
-        return listed
-
-    def _base(self) -> str | None:
-        return self.inputs[self.stage.base].key if self.stage.base else None
-
     def _finish(self, state: Any) -> Artifact:
         """Tell how the call ended; raise its error, or Reached when the run stops here."""
         name = self.stage.name
-        event = {"stage": name, "key": self.key, "kind": self.stage.kind, "base": self._base()}
+        event = {"stage": name, "key": self.key, "kind": self.stage.kind, "base": self.stage.base_key(self.inputs)}
         if not state.is_completed():
             error = _exception(state)
-            self.run.emit("stage_finished", **event, state="failed", digest=None, path=str(self.run.store.partial(name, self.key)),
+            self.run.emit("stage_finished", **event, state="failed", digest=None, path=str(self.run.store.directory(name, self.key)) + ".partial",
                           seconds=round(time.monotonic() - self.began, 3), metrics={}, error=f"{type(error).__name__}: {error}")
             raise error
         record = self.run.store.lineage(name, self.key)
-        artifact = Artifact(name, self.key, record["digest"], self.run.store.directory(name, self.key))
+        artifact = self.made = Artifact(name, self.key, record["digest"], self.run.store.directory(name, self.key))
         self.run.emit("stage_finished", **event, state="cached" if self.hit else "ran", digest=artifact.digest, path=str(artifact.path),
                       seconds=0.0 if self.hit else record["seconds"], built_seconds=record["seconds"], metrics=record["metrics"], error=None)
         self.run.after(name)
         return artifact
+
+
+def sources_of(store: Store, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+    """Name and digest of every outside source that the inputs were made from, at any distance."""
+    direct = [{"name": s["name"], "digest": s["digest"]} for value in inputs.values() if hasattr(value, "describe") for s in value.describe()]
+    earlier = [s for value in inputs.values() if not hasattr(value, "describe") for s in store.lineage(value.stage, value.key).get("sources", [])]
+    return [dict(zip(("name", "digest"), pair, strict=True)) for pair in sorted({(s["name"], s["digest"]) for s in direct + earlier})]
 
 
 def _exception(state: Any) -> BaseException:

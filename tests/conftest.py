@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from stage_helpers import Player
 
 ROOT = Path(__file__).parent.parent
 MICRO = str(ROOT / "tests" / "micro.toml")
@@ -40,6 +41,31 @@ def home(tmp_path_factory):
     place = Home(tmp_path_factory.mktemp("home"))
     yield place
     place("down")
+
+
+@pytest.fixture(scope="session")
+def prefect_url(home):
+    """The address of the Prefect server of ``home``."""
+    code = "from pathlib import Path; from flows.services import ensure_prefect; import sys; print(ensure_prefect(Path(sys.argv[1])))"
+    done = subprocess.run([sys.executable, "-c", code, str(home.path)], cwd=ROOT, env=home.env, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def player(prefect_url, tmp_path_factory):
+    """A function that runs the tiny stages of stage_helpers.py; ``player.another()`` starts a second process for them."""
+    place = tmp_path_factory.mktemp("players")
+    players = []
+
+    def another():
+        players.append(Player(prefect_url, place / str(len(players))))
+        return players[-1]
+
+    first = another()
+    first.another = another
+    yield first
+    for each in players:
+        each.close()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import json
 import multiprocessing as mp
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from storage.code import fingerprint
 from storage.digest import canonical_json, sha256_json
-from storage.lease import Lease
+from storage.lease import FilePlace, Lease, LeaseLost
 from storage.store import Store, StoreError
 
 KEY = "k" * 32
@@ -53,6 +54,8 @@ def test_a_damaged_artifact_is_set_aside_with_a_clear_line(tmp_path, harm):
         (path / "sub" / "a.txt").write_text("")
     else:
         (path / "manifest.json").write_text("{")
+    assert store.examine("clean", KEY).artifact is None and "damaged" in store.examine("clean", KEY).why
+    assert path.is_dir(), "looking changes nothing"
     assert store.lookup("clean", KEY) is None
     assert (path.parent / f"{KEY}.damaged-1").is_dir()
     assert "damaged" in lines[0] and "made anew" in lines[0]
@@ -106,6 +109,64 @@ def test_a_lease_has_one_holder_and_a_killed_holder_frees_it(tmp_path):
     with Lease(path, waiting):
         assert killed and str(holder.pid) in waits[0]
     assert not path.exists()
+
+
+def test_a_lease_of_a_lost_machine_goes_to_one_of_those_who_wait(tmp_path, monkeypatch):
+    monkeypatch.setattr(FilePlace, "stale", 0.3)
+    monkeypatch.setattr(FilePlace, "poll", 0.02)
+    path, holding, most, done = tmp_path / "x.lease", [], [], []
+    path.write_text(json.dumps({"pid": 1, "host": "another machine"}))
+
+    def wait():
+        with Lease(path):
+            holding.append(1)
+            most.append(len(holding))
+            time.sleep(0.02)
+            holding.pop()
+        done.append(1)
+
+    threads = [threading.Thread(target=wait) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(done) == 8 and max(most) == 1 and not path.exists()
+
+
+def test_a_lease_that_was_taken_over_is_noticed_and_left_alone(tmp_path):
+    path = tmp_path / "x.lease"
+    with Lease(path) as lease:
+        lease.confirm()
+        path.write_text("someone else's")
+        with pytest.raises(LeaseLost, match="run again"):
+            lease.confirm()
+    assert path.read_text() == "someone else's"
+
+
+def test_an_unreadable_record_does_not_stop_the_others(tmp_path):
+    store = Store(tmp_path)
+    publish(store)
+    (publish(store, key="b" * 32).path / "lineage.json").write_text("{")
+    assert [r["key"] for r in store.records()] == [KEY]
+
+
+def test_replacing_an_artifact_is_never_seen_half_done(tmp_path):
+    store = Store(tmp_path)
+    publish(store)
+    seen, stop = [], threading.Event()
+
+    def look():
+        while not stop.is_set():
+            seen.append(store.examine("clean", KEY).why)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    for i in range(20):
+        publish(store, text="x" * i)
+    stop.set()
+    watcher.join()
+    assert not list(tmp_path.glob("clean/*.damaged-*")) and store.lookup("clean", KEY) is not None
+    assert len(seen) > 20
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()

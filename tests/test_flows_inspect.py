@@ -1,0 +1,49 @@
+"""Commands on the store: garbage collection keeps what runs need."""
+
+import fcntl
+import json
+
+import pytest
+
+from flows import inspect
+from storage.store import Store
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIPELINE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def artifact(place, stage, key, inputs=(), run="r", sources=()):
+    store = Store(place / "store")
+    (store.partial(stage, key) / "a.txt").write_text(stage + key)
+    listed = [{"name": s, "stage": s, "key": k, "digest": "d"} for s, k in inputs]
+    return store.publish(stage, key, {"inputs": listed, "created": "2026", "seconds": 1.0, "run": run, "metrics": {}, "sources": list(sources)})
+
+
+def events(place, run, *entries):
+    directory = place / "runs" / run
+    directory.mkdir(parents=True)
+    (directory / "events.jsonl").write_text("".join(json.dumps({"event": e, "stage": s, "key": k}) + "\n" for e, s, k in entries))
+    return directory
+
+
+def test_gc_keeps_what_kept_failed_and_living_runs_reach(place, capsys):
+    for key in ("a1", "a2", "a3"):
+        artifact(place, "clean", key)
+    artifact(place, "shard", "b1", [("clean", "a1")])
+    events(place, "2026-1", ("stage_finished", "clean", "a3"))
+    alive = events(place, "2026-2", ("stage_finished", "clean", "a2"))
+    events(place, "2026-3", ("stage_finished", "shard", "b1"), ("stage_started", "pretrain", "c1"))
+    for name in ("pretrain/c1.partial", "pretrain/c2.partial", "clean/a1.damaged-1"):
+        (place / "store" / name).mkdir(parents=True)
+    with open(alive / "alive", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        inspect.collect(keep=1, dry_run=True)
+        assert "would delete clean/a3" in capsys.readouterr().out and (place / "store/clean/a3").is_dir()
+        inspect.collect(keep=1, dry_run=False)
+    left = sorted(str(p.relative_to(place / "store")) for p in (place / "store").glob("*/*") if p.is_dir())
+    assert left == ["clean/a1", "clean/a2", "pretrain/c1.partial", "shard/b1"]
+    inspect.collect(keep=1, dry_run=False)
+    assert not (place / "store/clean/a2").exists(), "the run is over"
