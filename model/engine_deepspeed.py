@@ -9,17 +9,17 @@ than torch's. It runs in fp32 with our bf16 casts, so its communication is fp32.
 
 from __future__ import annotations
 
+import importlib
 import logging
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from model.config import TrainSpec
 from model.engine import Engine
 from model.objective import Objective
-from model.optim import MuonAdamW
+from model.optim import MuonAdamW, gather
 
 
 class _Guarded(MuonAdamW):
@@ -42,6 +42,7 @@ class DeepSpeed(Engine):
     def __init__(self, objective: Objective, spec: TrainSpec, device: torch.device, rank: int, world: int) -> None:
         import deepspeed
 
+        importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # a helper for inference on CPUs that takes minutes and a C++ compiler to build
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         super().__init__(objective, spec, device, rank, world)
         self.stage = spec.zero_stage
@@ -82,7 +83,7 @@ class DeepSpeed(Engine):
             return tensors
         mine = tensors[0].detach().contiguous().view(-1)
         parts = torch.empty(self.world, mine.numel(), dtype=mine.dtype, device=mine.device)
-        dist.all_gather_into_tensor(parts.view(-1), mine)
+        gather(parts.view(-1), mine)
         cut = parts.reshape(-1)
         return [(parts[:, at:at + n].reshape(-1)[:size] if self.stage == 3 else cut[at:at + size]).view(shape) for at, n, size, shape in self._layout(group)]
 

@@ -68,8 +68,13 @@ def _share(stack: Tensor, rank: int, world: int) -> Tensor:
     if len(mine):
         part[:len(mine)] = newton_schulz(mine)
     whole = torch.empty((world * size, *stack.shape[1:]), dtype=torch.bfloat16, device=stack.device)
-    torch.distributed.all_gather_into_tensor(whole, part)
+    gather(whole, part)
     return whole[:stack.shape[0]]
+
+
+def gather(whole: Tensor, part: Tensor) -> None:
+    """Fill ``whole`` with every rank's ``part``, by the name that this torch has for it."""
+    (getattr(torch.distributed, "all_gather_single", None) or torch.distributed.all_gather_into_tensor)(whole, part)
 
 
 class MuonAdamW(torch.optim.Optimizer):

@@ -11,6 +11,10 @@ import argparse
 import faulthandler
 import gc
 import json
+import os
+import sys
+import traceback
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,13 +40,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m model.train", description=__doc__.splitlines()[0])
     parser.add_argument("--spec", required=True, help="JSON file of a TrainSpec")
     options, _ = parser.parse_known_args(arguments)  # the DeepSpeed launcher may add its own
-    faulthandler.enable()
     spec = load_spec(options.spec)
     ranks = Ranks(spec)
-    try:
-        train(spec, ranks)
-    finally:
-        ranks.close()
+    train(spec, ranks)
+    ranks.close()
 
 
 def train(spec: TrainSpec, ranks: Ranks) -> dict[str, Any]:
@@ -134,5 +135,22 @@ def describe(loop: Loop, config: ModelConfig) -> None:
                    f"{plan.steps} steps of {plan.batch} rows, {loop.ranks.world} rank(s) x {choices.micro_batch} rows, {how}")
 
 
+def work() -> None:
+    """:func:`main`, then leave at once: everything is written, and gloo's threads can abort the interpreter's own way out."""
+    faulthandler.enable()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # names that DeepSpeed and older torch still use
+    code: Any = 0
+    try:
+        main()
+    except SystemExit as stop:
+        code = stop.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)
+
+
 if __name__ == "__main__":
-    main()
+    work()
