@@ -48,9 +48,10 @@ def test_sampling_follows_its_seed_and_not_the_batch(model):
     one = generate(model, PROMPTS, stop=STOP, max_new_tokens=12, sampling=draw)
     assert one == generate(model, PROMPTS, stop=STOP, max_new_tokens=12, sampling=draw)
     assert one != generate(model, PROMPTS, stop=STOP, max_new_tokens=12, sampling=Sampling(temperature=1.0, seed=4))
-    assert list(stream(model, PROMPTS[0], stop=STOP, max_new_tokens=12, sampling=draw)) == generate(
-        model, PROMPTS[:1], stop=STOP, max_new_tokens=12, sampling=draw
-    )[0]
+    assert (
+        list(stream(model, PROMPTS[0], stop=STOP, max_new_tokens=12, sampling=draw))
+        == generate(model, PROMPTS[:1], stop=STOP, max_new_tokens=12, sampling=draw)[0]
+    )
 
 
 @pytest.mark.parametrize("narrow", [Sampling(temperature=1.0, top_k=1), Sampling(temperature=1.0, top_p=1e-6), Sampling(temperature=1e-4)])

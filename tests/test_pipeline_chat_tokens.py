@@ -1,5 +1,6 @@
 import hashlib
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def rows(path, split="train"):
     ids, mask = np.fromfile(path / f"{split}.bin", dtype=meta["dtype"]), np.fromfile(path / f"{split}.mask.bin", dtype=np.uint8)
     offsets = np.load(path / f"{split}.idx.npy")
     spell = lambda values: CHAT.decode(values.tolist(), skip_special=False)  # noqa: E731
-    return [(spell(ids[a:b]), spell(ids[a:b][mask[a:b] == 1])) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [(spell(ids[a:b]), spell(ids[a:b][mask[a:b] == 1])) for a, b in pairwise(offsets)]
 
 
 def test_conversations_with_their_targets(tmp_path):

@@ -1,5 +1,6 @@
 import hashlib
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ def files(path):
 def sequences(path, split="train"):
     meta = json.loads((path / "meta.json").read_text())
     ids, offsets = np.fromfile(path / f"{split}.bin", dtype=meta["dtype"]), np.load(path / f"{split}.idx.npy")
-    return [ids[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [ids[a:b].tolist() for a, b in pairwise(offsets)]
 
 
 FAST, PLAIN = Encoder.load(tokenizer_dir()), ChatTokenizer.load(tokenizer_dir())

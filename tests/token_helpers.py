@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 import tempfile
 from pathlib import Path
 
@@ -11,9 +12,16 @@ import pyarrow.parquet as pq
 from pipeline.sections.tokens import TokenizerSection
 from pipeline.tokenizer import make_tokenizer
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small only wait for each other on more, here and in the processes tests start
+
 EN = "The tokenizer splits a text into pieces, and the model learns which piece follows. It's 1984 again: don't panic!\n"
 ZH = "分词器把文本切成词元，模型学习下一个词元是什么。语言模型由数据、算力和耐心炼成；没有魔法。\n"
-FACTS = {"什么是词元？": "词元是文本的最小单位。", "什么是损失？": "损失衡量预测的错误。", "What is a token?": "A token is a piece of text.", "What is loss?": "Loss measures wrong predictions."}
+FACTS = {
+    "什么是词元？": "词元是文本的最小单位。",
+    "什么是损失？": "损失衡量预测的错误。",
+    "What is a token?": "A token is a piece of text.",
+    "What is loss?": "Loss measures wrong predictions.",
+}
 
 
 def documents():
