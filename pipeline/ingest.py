@@ -244,7 +244,7 @@ class _Part:
         columns = zip(zip(*self.rows, strict=True), SCHEMA, strict=True)
         table = pa.Table.from_arrays([pa.array(column, field.type) for column, field in columns], schema=SCHEMA)
         if self.writer is None:
-            self.writer = pq.ParquetWriter(self.partial, SCHEMA, **PARQUET)
+            self.writer = pq.ParquetWriter(self.partial, SCHEMA, **{**PARQUET, "compression_level": 1})  # read once, by clean
         self.writer.write_table(table, row_group_size=ROW_GROUP)
         self.tally.count("out", table)
         self.rows, self.chars = [], 0

@@ -8,6 +8,7 @@ The bytes depend on the documents and the config, not on how they were divided b
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections import Counter
@@ -30,6 +31,8 @@ from pipeline.sections.data import ShardSection
 SPLITS = ("train", "val")
 _ORDERED = SCHEMA.append(pa.field("order", pa.uint64()))
 _TOP = 2**64
+_SPLIT, _WEIGHT, _ORDER = 1, 2, 3
+"""The uses of a document's hash; copy k of a repeated document is ordered by use _ORDER + k."""
 
 
 def shard(
@@ -64,22 +67,36 @@ def shard(
     return {**flat(stats), **{f"{split}_{key}": splits[split][key] for split in SPLITS for key in ("docs", "chars")}}
 
 
-def _hashes(ids: list[str], seed: int, salt: str = "") -> np.ndarray:
-    """uint64 hash of every id; a salt makes another, independent one."""
-    return np.fromiter((xxhash.xxh3_64_intdigest((salt + name).encode(), seed) for name in ids), np.uint64, len(ids))
+def _hashes(ids: pa.ChunkedArray) -> np.ndarray:
+    """uint64 hash of every id; :func:`_mixed` makes independent ones of it."""
+    return np.fromiter((xxhash.xxh3_64_intdigest(name) for name in ids.cast(pa.binary()).to_pylist()), np.uint64, len(ids))
+
+
+def _mixed(hashes: np.ndarray, seed: int, use: int) -> np.ndarray:
+    """Another hash of the same documents for every (seed, use): the finaliser of SplitMix64 (Steele et al. 2014)."""
+    z = hashes + np.uint64((seed * 1000003 + use * 0x9E3779B97F4A7C15) % _TOP)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _looked_up(column: pa.ChunkedArray, values: Mapping[str, Any], default: Any, dtype: Any) -> np.ndarray:
+    """``values[name]`` for every name in a column of few distinct ones."""
+    coded = column.combine_chunks().dictionary_encode()
+    return np.array([values.get(name, default) for name in coded.dictionary.to_pylist()], dtype)[coded.indices.to_numpy()]
 
 
 def survey_job(job: dict[str, Any]) -> dict[str, Any]:
     """Per kind the number of documents with a weight above 0 and their smallest and largest split hash; the sources' names; the texts' bytes."""
     table = read_job(job, ["id", "text", "source", "kind"])
-    sources, kinds = np.array(table["source"].to_pylist(), object), np.array(table["kind"].to_pylist(), object)
-    hashes = _hashes(table["id"].to_pylist(), job["seed"], "split ")
-    used = np.array([job["weights"].get(source, 1) > 0 for source in sources], bool)
+    hashes = _mixed(_hashes(table["id"]), job["seed"], _SPLIT)
+    used = _looked_up(table["source"], job["weights"], 1, np.float64) > 0
     found = {}
-    for kind in sorted(set(kinds[used])):
-        mine = hashes[used & (kinds == kind)]
-        found[kind] = {"docs": len(mine), "min": int(mine.min()), "max": int(mine.max())}
-    return {"kinds": found, "sources": sorted(set(sources)), "bytes": pc.sum(pc.binary_length(table["text"])).as_py() or 0}
+    for kind in sorted(pc.unique(table["kind"]).to_pylist()):
+        mine = hashes[used & _looked_up(table["kind"], {kind: True}, False, bool)]
+        if len(mine):
+            found[kind] = {"docs": len(mine), "min": int(mine.min()), "max": int(mine.max())}
+    return {"kinds": found, "sources": sorted(pc.unique(table["source"]).to_pylist()), "bytes": pc.sum(pc.binary_length(table["text"])).as_py() or 0}
 
 
 def _known(cfg: ShardSection, surveys: list[dict[str, Any]]) -> None:
@@ -122,30 +139,28 @@ def scatter_job(job: dict[str, Any]) -> dict[str, Any]:
     """Write one shard's documents as slices by (split, output part) into one Arrow file; returns its tally and what slices there are."""
     table, tally = read_job(job), Tally()
     tally.count("in", table)
-    ids, sources, kinds = (table[name].to_pylist() for name in ("id", "source", "kind"))
-    limits = [job["below"].get(kind, 0) for kind in kinds]
-    weights = [job["weights"].get(source, 1.0) for source in sources]
-    held = [bool(w) and int(h) < limit for h, limit, w in zip(_hashes(ids, job["seed"], "split "), limits, weights, strict=True)]
-    rows, order = _copies(ids, weights, held, job["seed"])
-    taken = set(rows.tolist())
-    for i in (i for i in range(len(ids)) if i not in taken):
+    hashes = _hashes(table["id"])
+    weights = _looked_up(table["source"], job["weights"], 1.0, np.float64)
+    held = (_mixed(hashes, job["seed"], _SPLIT) < _looked_up(table["kind"], job["below"], 0, np.uint64)) & (weights > 0)
+    rows, order = _copies(hashes, weights, held, job["seed"])
+    lost = np.setdiff1d(np.arange(table.num_rows), rows)
+    for i in lost.tolist():
         place = {key: table[key][i].as_py() for key in ("id", "source", "path", "line")}
-        tally.note("dropped", "weight", place, lambda i=i: (table["text"][i].as_py()[:400], ""), f"shard.weights gives source {sources[i]} {weights[i]}")
-    tally.changed.update({"repeated": len(rows) - len(taken)} if len(rows) > len(taken) else {})
-    slices = _write_slices(job, table, rows, order, np.array(held, bool)[rows])
-    return {**tally.json(), "slices": slices}
+        why = f"shard.weights gives source {place['source']} {weights[i]:g}"
+        tally.note("dropped", "weight", place, lambda i=i: (table["text"][i].as_py()[:400], ""), why)
+    repeated = len(rows) - (table.num_rows - len(lost))
+    if repeated:
+        tally.changed["repeated"] += repeated
+    return {**tally.json(), "slices": _write_slices(job, table, rows, order, held[rows])}
 
 
-def _copies(ids: list[str], weights: list[float], held: list[bool], seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _copies(hashes: np.ndarray, weights: np.ndarray, held: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(row, order hash) of every appearance: once in validation, weight times in training (the fraction by a hash)."""
-    chance = _hashes(ids, seed, "weight ").astype(np.float64) / _TOP
-    counts = np.array([1 if val else int(w) + (u < w - int(w)) for w, val, u in zip(weights, held, chance, strict=True)], np.int64)
-    rows, orders = [], []
-    for copy in range(int(counts.max(initial=0))):
-        mine = np.flatnonzero(counts > copy)
-        rows.append(mine)
-        orders.append(_hashes([ids[i] for i in mine], seed, f"order {copy} "))
-    return (np.concatenate(rows), np.concatenate(orders)) if rows else (np.zeros(0, np.int64), np.zeros(0, np.uint64))
+    chance = _mixed(hashes, seed, _WEIGHT) / float(_TOP)
+    counts = np.where(held, 1, np.floor(weights) + (chance < weights % 1)).astype(np.int64)
+    rows = [np.flatnonzero(counts > copy) for copy in range(int(counts.max(initial=1)))]
+    orders = [_mixed(hashes[mine], seed, _ORDER + copy) for copy, mine in enumerate(rows)]
+    return np.concatenate(rows), np.concatenate(orders)
 
 
 def _write_slices(job: dict[str, Any], table: pa.Table, rows: np.ndarray, order: np.ndarray, held: np.ndarray) -> list[dict[str, Any]]:
@@ -153,16 +168,17 @@ def _write_slices(job: dict[str, Any], table: pa.Table, rows: np.ndarray, order:
     path = Path(job["work"], "slices", f"{job['index']:06d}.arrow")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.tmp")
+    parts = np.where(held, job["buckets"]["val"], job["buckets"]["train"]).astype(np.uint64)
+    bucket = (((order >> np.uint64(32)) * parts) >> np.uint64(32)).astype(np.int64)  # equal spans of the order, so parts follow each other
+    by_slice = np.lexsort((order, bucket, held))
+    taken = table.take(pa.array(rows[by_slice])).append_column("order", pa.array(order[by_slice], pa.uint64())).cast(_ORDERED).combine_chunks()
+    where = np.stack([held[by_slice].astype(np.int64), bucket[by_slice]], 1)
+    cuts = [0, *(np.flatnonzero((where[1:] != where[:-1]).any(1)) + 1).tolist(), len(where)] if len(where) else []
     slices: list[dict[str, Any]] = []
-    count = {split: job["buckets"][split] for split in SPLITS}
-    bucket = [int(h) * count[SPLITS[val]] >> 64 for h, val in zip(order, held.astype(int), strict=True)]
-    where = np.array([[int(val), b] for val, b in zip(held, bucket, strict=True)], np.int64).reshape(-1, 2)
     with pa.ipc.new_file(partial, _ORDERED, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
-        for val, b in sorted(set(map(tuple, where.tolist()))):
-            mine = np.flatnonzero((where[:, 0] == val) & (where[:, 1] == b))
-            piece = table.take(pa.array(rows[mine])).append_column("order", pa.array(order[mine], pa.uint64()))
-            writer.write_batch(piece.cast(_ORDERED).combine_chunks().to_batches()[0])
-            slices.append({"file": str(path), "batch": len(slices), "split": SPLITS[val], "bucket": b})
+        for start, end in itertools.pairwise(cuts):
+            writer.write_batch(taken.slice(start, end - start).to_batches()[0])
+            slices.append({"file": str(path), "batch": len(slices), "split": SPLITS[where[start, 0]], "bucket": int(where[start, 1])})
     os.replace(partial, path)
     return slices
 
@@ -195,10 +211,10 @@ def gather_job(job: dict[str, Any]) -> dict[str, Any]:
     os.replace(partial, path)
     tally = Tally()
     tally.count("out", table)
-    composition: Counter[str] = Counter()
-    chars = pc.utf8_length(table["text"]).to_pylist()
-    for source, lang, kind, n in zip(*(table[c].to_pylist() for c in ("source", "lang", "kind")), chars, strict=True):
-        composition.update({"docs": 1, "chars": n, f"source/{source}": 1, f"lang/{lang or 'unknown'}": 1, f"kind/{kind}": 1})
+    composition = {"docs": table.num_rows, "chars": pc.sum(pc.utf8_length(table["text"])).as_py()}
+    for column in ("source", "lang", "kind"):
+        for found in pc.value_counts(table[column]).to_pylist():
+            composition[f"{column}/{found['values'] or 'unknown'}"] = found["counts"]
     return {**tally.json(), "composition": composition}
 
 
