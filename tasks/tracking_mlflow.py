@@ -115,6 +115,7 @@ class Mirror:
     def _finish(self, status: str, time: float, error: str | None) -> None:
         for stage, building in list(self.open.items()):
             self._close_building(stage, None)
+            self._files(building.run_id, building.folder.parent)
             self.client.set_terminated(building.run_id, "FAILED" if status == "FAILED" else "KILLED", end_time=milliseconds(time))
         tags = {"pipeline.error": error} if error else {}
         if self.records:
@@ -213,6 +214,10 @@ class Mirror:
         self._log(run_id, metrics=[Metric(k, v, when, step) for k, v in metrics.items()])
         tags = {"artifact.digest": event["digest"] or "", "artifact.path": str(path), "artifact.kind": event.get("kind") or ""}
         self._tag(run_id, tags | ({"stage.error": event["error"]} if event.get("error") else {}))
+        self._files(run_id, path)
+
+    def _files(self, run_id: str, path: Path) -> None:
+        """Log what people read of an artifact, made or left unfinished: numbers, samples, reports and logs."""
         for pattern in SHOWN:
             for file in sorted(path.glob(pattern)):
                 if file.is_file() and file.stat().st_size <= LARGEST_FILE:

@@ -24,7 +24,7 @@ class Building:
     """A stage that is being built: its training curve, and with ``live`` the load of this machine every 5 s."""
 
     def __init__(self, run_id: str, folder: Path, live: bool) -> None:
-        self.run_id, self.started = run_id, time.time()
+        self.run_id, self.folder, self.started = run_id, folder, time.time()
         self.tail = Tail(folder / "metrics.jsonl")
         self.last_step, self.known_step, self.restarts = -1, -1, 0
         self.monitor = SystemMetricsMonitor(run_id, sampling_interval=SYSTEM_SECONDS) if live else None

@@ -179,6 +179,7 @@ def test_a_killed_flow_leaves_killed_runs(home, client):
     while not summary(run.dir).get("complete"):
         time.sleep(0.05)
     assert sorted(r.info.status for r in runs_of(client, home, "killed")) == ["KILLED", "KILLED"]
+    assert "logs" in {f.path for f in client.list_artifacts(summary(run.dir)["stages"]["ingest"]["run_id"])}
 
 
 def test_a_failed_stage_says_why(home, client, monkeypatch):
