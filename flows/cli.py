@@ -11,6 +11,8 @@ import os
 import sys
 from typing import Any
 
+from storage.store import StoreError, open_store
+
 EPILOG = """\
 examples:
   pipeline run tiny                                   the demo: everything, on this machine
@@ -33,6 +35,8 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+    except StoreError as error:
+        sys.exit(fail(str(error)))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -113,7 +117,9 @@ def _run(args: argparse.Namespace) -> int:
     if isinstance(checked, int):
         return checked
     from flows.runner import run
+    from tasks.run import home
 
+    open_store(home() / "store").check()
     return run(args)
 
 

@@ -97,7 +97,10 @@ def main(options):
 
 def serve():
     """Answer each line ``[environment, options]`` on stdin with one line: what :func:`main` gives, or the error."""
+    import prefect  # noqa: F401 - what a run needs is loaded before the first is asked for
+
     answers, sys.stdout = sys.stdout, sys.stderr
+    print("ready", file=answers, flush=True)
     for line in sys.stdin:
         environment, options = json.loads(line)
         before = dict(os.environ)
@@ -119,6 +122,7 @@ class Player:
         environment |= {"PREFECT_API_URL": prefect_url, "PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_HOME": str(scratch)}
         self.process = subprocess.Popen([sys.executable, "-c", "from tests.stage_helpers import serve; serve()"], cwd=ROOT, env=environment,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout.readline() == "ready\n"
 
     def start(self, place, env=None, **options):
         """Begin a run; :meth:`finish` waits for it."""

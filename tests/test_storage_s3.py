@@ -1,0 +1,168 @@
+"""Many machines on one bucket, against a real S3 server over HTTP: hits, half uploads, damage, outages, leases."""
+
+import logging
+import os
+import socket
+import threading
+import time
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+from stage_helpers import built, states
+
+from storage.lease import Lease
+from storage.s3 import ObjectPlace, S3Store
+from storage.store import StoreError, open_store
+
+KEY = "k" * 32
+
+
+@pytest.fixture(scope="module")
+def server():
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def s3(server, monkeypatch, request):
+    """A new bucket, the environment of a machine that uses it, and a client to look into it."""
+    env = {"AWS_ENDPOINT_URL": server, "AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1",
+           "PIPELINE_STORE": f"s3://bucket-{abs(hash(request.node.name)) % 10**8}/team/a", "NO_PROXY": "127.0.0.1"}
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3")
+    client.bucket = env["PIPELINE_STORE"].split("/")[2]
+    client.create_bucket(Bucket=client.bucket)
+    client.env = env
+    return client
+
+
+def names(s3):
+    return [o["Key"].removeprefix("team/a/") for o in s3.list_objects_v2(Bucket=s3.bucket).get("Contents", [])]
+
+
+def publish(store, text="hello", stage="clean"):
+    with store.lease(stage, KEY):
+        (store.partial(stage, KEY) / "sub").mkdir(exist_ok=True)
+        (store.partial(stage, KEY) / "sub" / "a.txt").write_text(text)
+        return store.publish(stage, KEY, {"inputs": [], "created": "2026", "run": "r"})
+
+
+def test_a_second_machine_gets_every_hit(tmp_path, player, s3):
+    one, two = tmp_path / "one", tmp_path / "two"
+    made = player(one, s3.env)
+    assert set(states(made).values()) == {"ran"}
+    plan = player(two, s3.env, plan=True)
+    assert [p[1] for p in plan] == ["hit"] * 3 and "not here yet" in plan[0][2][0] and not list(two.glob("store/*/*"))
+    again = player(two, s3.env)
+    assert set(states(again).values()) == {"cached"} and built(two) == []
+    for name, (_, key, digest) in again["stages"].items():
+        place = two / "store" / name / key
+        assert digest == made["stages"][name][2] and (place / "sub" / "word.txt").is_file() and (place / "prefect.json").is_file()
+        assert (place / "_run" / "note.json").is_file() and not (place / "_run" / "checkpoints").exists()
+    assert not [n for n in names(s3) if "checkpoints" in n or n.endswith(".lease")]
+
+
+def test_two_machines_build_a_key_once(tmp_path, player, s3):
+    one, two, other = tmp_path / "one", tmp_path / "two", player.another()
+    player.start(one, s3.env | {"SLOW": "1"})
+    other.start(two, s3.env | {"SLOW": "1"})
+    results = [player.finish(), other.finish()]
+    assert sorted(built(one) + built(two)) == ["first", "second", "third"]
+    assert any("is building this already" in line for r in results for line in r["notes"])
+
+
+def test_half_an_upload_is_no_hit_and_is_completed(tmp_path, s3):
+    publish(open_store(tmp_path / "one"))
+    s3.delete_object(Bucket=s3.bucket, Key=f"team/a/clean/{KEY}/lineage.json")
+    two = open_store(tmp_path / "two")
+    assert two.ready("clean", KEY) is None and two.examine("clean", KEY).why == ""
+    assert open_store(tmp_path / "one").ready("clean", KEY) is not None, "it has it, and uploads what is missing"
+    assert two.ready("clean", KEY).path.is_relative_to(tmp_path / "two")
+
+
+@pytest.mark.parametrize("harm", ["other bytes", "shorter", "gone"])
+def test_damage_in_the_bucket_is_found_before_it_is_used(tmp_path, s3, harm):
+    publish(open_store(tmp_path / "one"))
+    name = f"team/a/clean/{KEY}/sub/a.txt"
+    if harm == "gone":
+        s3.delete_object(Bucket=s3.bucket, Key=name)
+    else:
+        s3.put_object(Bucket=s3.bucket, Key=name, Body=b"hellO" if harm == "other bytes" else b"hell")
+    lines = []
+    two = open_store(tmp_path / "two", lines.append)
+    assert two.ready("clean", KEY) is None and "is damaged in s3://" in lines[0]
+    assert not [p for p in (tmp_path / "two" / "clean").iterdir() if p.is_dir()]
+    publish(two)
+    assert open_store(tmp_path / "three").ready("clean", KEY) is not None
+
+
+def test_a_download_goes_on_where_it_was_broken_off(tmp_path, s3):
+    publish(open_store(tmp_path / "one"))
+    half = tmp_path / "two" / "clean" / f"{KEY}.download" / "sub"
+    half.mkdir(parents=True)
+    (half / "a.txt").write_text("hel")
+    store = open_store(tmp_path / "two")
+    assert (store.ready("clean", KEY).path / "sub" / "a.txt").read_text() == "hello" and store.verify("clean", KEY) == []
+
+
+def test_an_unreachable_bucket_is_an_error_and_nothing_runs(tmp_path, player, s3, monkeypatch):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        closed = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    for env in ({"AWS_ENDPOINT_URL": closed}, {"PIPELINE_STORE": "s3://no-such-bucket/x"}, {"PIPELINE_STORE": "/not/s3"}):
+        answer = player(tmp_path / "home", s3.env | env)
+        assert "StoreError" in answer["error"] and "PIPELINE_STORE" in answer["error"] and not built(tmp_path / "home")
+    store = open_store(tmp_path / "one")
+    publish(store)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", closed)
+    with pytest.raises(StoreError, match="cannot read"):
+        open_store(tmp_path / "two").examine("clean", KEY)
+
+
+def test_an_upload_that_fails_keeps_the_artifact_and_is_made_up_for(tmp_path, s3, monkeypatch):
+    store = open_store(tmp_path / "one")
+    with monkeypatch.context() as broken:
+        broken.setattr(store.bucket, "upload", lambda path, name: (_ for _ in ()).throw(StoreError("the cable is out")))
+        with pytest.raises(StoreError, match="kept on this machine"):
+            publish(store)
+    assert not [n for n in names(s3) if n.endswith("lineage.json")]
+    assert store.ready("clean", KEY) is not None and open_store(tmp_path / "two").ready("clean", KEY) is not None
+
+
+def test_a_lease_in_the_bucket_has_one_holder_and_outlives_no_machine(tmp_path, s3, monkeypatch):
+    monkeypatch.setattr(ObjectPlace, "stale", 0.5)
+    monkeypatch.setattr(ObjectPlace, "poll", 0.05)
+    place = ObjectPlace(open_store(tmp_path).bucket, "x.lease")
+    assert place.create('{"host": "a lost machine", "pid": 1}') and place.create("again") is None
+    holding, most = [], []
+
+    def wait():
+        with Lease(ObjectPlace(place.bucket, "x.lease")) as lease:
+            holding.append(1)
+            most.append(len(holding))
+            lease.confirm()
+            time.sleep(0.05)
+            holding.pop()
+
+    threads = [threading.Thread(target=wait) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert most == [1, 1, 1, 1] and names(s3) == []
+
+
+def test_a_server_without_conditional_writes_is_said_so(tmp_path, s3, monkeypatch):
+    lines = []
+    store = open_store(tmp_path, lines.append)
+    plain = store.bucket.put
+    monkeypatch.setattr(store.bucket, "put", lambda name, data, **condition: plain(name, data))
+    store.check()
+    assert isinstance(store, S3Store) and "conditional writes" in lines[0]
+    publish(store)
+    assert f"clean/{KEY}/lineage.json" in names(s3) and os.environ["PIPELINE_STORE"].startswith("s3://")
