@@ -175,7 +175,7 @@ def _write_slices(job: dict[str, Any], table: pa.Table, rows: np.ndarray, order:
     where = np.stack([held[by_slice].astype(np.int64), bucket[by_slice]], 1)
     cuts = [0, *(np.flatnonzero((where[1:] != where[:-1]).any(1)) + 1).tolist(), len(where)] if len(where) else []
     slices: list[dict[str, Any]] = []
-    with pa.ipc.new_file(partial, _ORDERED, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+    with pa.ipc.new_file(partial, _ORDERED) as writer:  # as it is: gather maps it into memory
         for start, end in itertools.pairwise(cuts):
             writer.write_batch(taken.slice(start, end - start).to_batches()[0])
             slices.append({"file": str(path), "batch": len(slices), "split": SPLITS[where[start, 0]], "bucket": int(where[start, 1])})

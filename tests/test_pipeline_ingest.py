@@ -172,10 +172,10 @@ def test_losses_are_counted_by_reason_and_sampled_with_their_line(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "squeeze"), [("a.jsonl.gz", gzip.compress), ("a.jsonl.zst", zstandard.compress), ("a.jsonl.xz", lzma.compress)])
-@pytest.mark.parametrize("many", [5000, 40_000])
+@pytest.mark.parametrize("many", [5000, 25_000])
 def test_what_is_before_a_truncation_is_kept(tmp_path, name, squeeze, many):
     random.seed(1)
-    records = [{"text": random.randbytes(40).hex()} for _ in range(many)]  # 40,000 are above the size at which files are cut
+    records = [{"text": random.randbytes(40).hex()} for _ in range(many)]  # 25,000 are above the size at which files are cut
     whole = squeeze(lines(*records))
     metrics, found = run(tmp_path, put(tmp_path / name, whole[: len(whole) * 2 // 3]), part_mb=1)
     (reason,) = [k for k in metrics if k.startswith("dropped/")]
@@ -200,7 +200,7 @@ def digests(out):
 
 def test_same_bytes_for_any_workers_and_every_cut_keeps_the_lines(tmp_path):
     random.seed(2)
-    records = [{"text": random.randbytes(random.randrange(1, 90)).hex(), "id": i} for i in range(40_000)]
+    records = [{"text": random.randbytes(random.randrange(1, 90)).hex(), "id": i} for i in range(20_000)]
     data = lines(*records)
     put(tmp_path / "in/plain.jsonl", data)
     put(tmp_path / "in/squeezed.jsonl.gz", gzip.compress(data, 1))
@@ -211,7 +211,7 @@ def test_same_bytes_for_any_workers_and_every_cut_keeps_the_lines(tmp_path):
     two, _ = run(tmp_path, tmp_path / "in", "teaching", name="two", part_mb=1, workers=2)
     again, _ = run(tmp_path, tmp_path / "in", "teaching", name="again", part_mb=1)
     assert digests(tmp_path / "two") == digests(tmp_path / "again") and len(digests(tmp_path / "two")) > 8
-    assert one["docs_out"] == 120_050 == two["docs_out"] - (two["docs_out"] - again["docs_out"]) - (again["docs_out"] - 120_050)
+    assert one["docs_out"] == 60_050 and two["docs_out"] == again["docs_out"] > 60_050
     for name in ("plain.jsonl", "squeezed.jsonl.gz", "table.parquet"):
         mine = [r for r in found if r["path"] == name]
         assert [(r["line"], r["origin_id"], r["text"]) for r in mine] == [(i + 1, str(i), d["text"]) for i, d in enumerate(records)]

@@ -37,6 +37,6 @@ class ShardSection(Section):
         default_factory=dict,
         description="how many times a source's training documents appear, by source name; 0.5 takes half of them, 0 none; 1 where not named",
     )
-    part_mb: int = Field(64, ge=1, le=4096, description="text in one output file, in MB before compression")
+    part_mb: int = Field(16, ge=1, le=4096, description="text in one output file, in MB before compression")
     row_group_rows: int = Field(1024, ge=1, le=1_000_000, description="rows in a Parquet row group, the unit of random access")
     licences: dict[str, str] = Field(default_factory=dict, description="licence of each source by name, for the data card")
