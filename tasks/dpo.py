@@ -10,7 +10,7 @@ from pipeline.sections.training import DpoSection
 from storage.store import Artifact
 from tasks.sources import SourceSet
 from tasks.stage import Report, stage
-from tasks.training import train
+from tasks.training import encode_records, train
 
 
 @stage(version=1, workers="model.train", kind="model", base="chat")
@@ -19,6 +19,5 @@ def dpo(cfg: DpoSection, chat: Artifact, preferences: SourceSet, *, on: Resource
     from pipeline.chat_tokens import encode_pairs
     from pipeline.records import read_preferences
 
-    data = out / "_run" / "data"
-    counts = encode_pairs(read_preferences(preferences.sources), chat.path, data, max_tokens=cfg.seq_len, seed=cfg.seed, progress=report)
-    return {**counts, **train(cfg, data=data, tokenizer=chat.path, init=chat.path, on=on, out=out, report=report)}
+    counts = encode_records(read_preferences, encode_pairs, preferences, cfg, chat.path, out, report)
+    return counts | train(cfg, data=out / "_run" / "data", tokenizer=chat.path, init=chat.path, on=on, out=out, report=report)

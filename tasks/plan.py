@@ -80,19 +80,22 @@ def why(identity: dict[str, Any], earlier: list[dict[str, Any]]) -> tuple[list[s
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Readable differences between two identities, most telling first."""
-    found = []
+    return [line for lines in differences_by_kind(old, new).values() for line in lines]
+
+
+def differences_by_kind(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[str]]:
+    """Readable differences by the part of the identity they are in: section, inputs, code, libs, version."""
     before, after = flatten(old["section"]), flatten(new["section"])
-    for name in sorted(before.keys() | after.keys()):
-        if before.get(name) != after.get(name):
-            found.append(f"{new['stage']}.{name}: {_short(before.get(name))} → {_short(after.get(name))}")
-    for what, label in (("inputs", "input"), ("code", "code"), ("libs", "library")):
-        for name in sorted(old[what].keys() | new[what].keys()):
-            if old[what].get(name) != new[what].get(name):
-                found.append(f"{label} {name.replace('.', '/') + '.py' if what == 'code' else name}" + (
-                    f": {old[what].get(name)} → {new[what].get(name)}" if what == "libs" else " changed"))
-    if old["version"] != new["version"]:
-        found.append(f"stage version {old['version']} → {new['version']}")
+    found = {"section": [f"{new['stage']}.{name}: {_short(before.get(name))} → {_short(after.get(name))}" for name in _differing(before, after)]}
+    found["inputs"] = [f"input {name} changed" for name in _differing(old["inputs"], new["inputs"])]
+    found["code"] = [f"code {name.replace('.', '/')}.py changed" for name in _differing(old["code"], new["code"])]
+    found["libs"] = [f"library {name}: {old['libs'].get(name)} → {new['libs'].get(name)}" for name in _differing(old["libs"], new["libs"])]
+    found["version"] = [f"stage version {old['version']} → {new['version']}"] if old["version"] != new["version"] else []
     return found
+
+
+def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    return [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
 
 
 def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

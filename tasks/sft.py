@@ -10,7 +10,7 @@ from pipeline.sections.training import SftSection
 from storage.store import Artifact
 from tasks.sources import SourceSet
 from tasks.stage import Report, stage
-from tasks.training import train
+from tasks.training import encode_records, train
 
 
 @stage(version=1, workers="model.train", kind="model", base="base")
@@ -19,6 +19,5 @@ def sft(cfg: SftSection, base: Artifact, chats: SourceSet, *, on: Resources, out
     from pipeline.chat_tokens import encode_chats
     from pipeline.records import read_chats
 
-    data = out / "_run" / "data"
-    counts = encode_chats(read_chats(chats.sources), base.path, data, max_tokens=cfg.seq_len, seed=cfg.seed, progress=report)
-    return {**counts, **train(cfg, data=data, tokenizer=base.path, init=base.path, on=on, out=out, report=report)}
+    counts = encode_records(read_chats, encode_chats, chats, cfg, base.path, out, report)
+    return counts | train(cfg, data=out / "_run" / "data", tokenizer=base.path, init=base.path, on=on, out=out, report=report)

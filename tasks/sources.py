@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,12 @@ def given(config: Config) -> Inputs:
     if problems:
         raise ConfigError(problems)
     return inputs
+
+
+def withdrawn(inputs: Inputs, store: Store) -> list[str]:
+    """A line for every source that must not be used any more (``pipeline invalidate``); empty when all may."""
+    return [f"{field.name}  {source.name} was withdrawn: {why}; leave it out, or `pipeline invalidate {source.name} --undo`"
+            for field in fields(inputs) for source in getattr(inputs, field.name).sources if (why := store.withdrawals.source(source.digest))]
 
 
 def _tokenizer(existing: str) -> Iterator[Source]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from storage.code import fingerprint
 from storage.digest import sha256_json
-from storage.store import Artifact, Store, StoreError
+from storage.store import Artifact, StoreError
 from tasks.run import Reached, Run, current
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -233,7 +233,7 @@ class _Call:
         lease.confirm()
         artifact = self.run.store.publish(name, self.key, {
             "identity": self.identity, "inputs": self.stage.given(self.inputs), "resources": self.run.resources.model_dump(), "metrics": metrics,
-            "sources": sources_of(self.run.store, self.inputs), "seconds": seconds, "kind": self.stage.kind, "base": self.stage.base_key(self.inputs),
+            "sources": self.run.store.sources_of(self.stage.given(self.inputs)), "seconds": seconds, "kind": self.stage.kind, "base": self.stage.base_key(self.inputs),
             "run": self.run.id,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
         _table_artifact(name, metrics, seconds, artifact)
@@ -254,13 +254,6 @@ class _Call:
                       seconds=0.0 if self.hit else record["seconds"], built_seconds=record["seconds"], metrics=record["metrics"], error=None)
         self.run.after(name)
         return artifact
-
-
-def sources_of(store: Store, inputs: dict[str, Any]) -> list[dict[str, Any]]:
-    """Name and digest of every outside source that the inputs were made from, at any distance."""
-    direct = [{"name": s["name"], "digest": s["digest"]} for value in inputs.values() if hasattr(value, "describe") for s in value.describe()]
-    earlier = [s for value in inputs.values() if not hasattr(value, "describe") for s in store.lineage(value.stage, value.key).get("sources", [])]
-    return [dict(zip(("name", "digest"), pair, strict=True)) for pair in sorted({(s["name"], s["digest"]) for s in direct + earlier})]
 
 
 def _exception(state: Any) -> BaseException:
