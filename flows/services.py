@@ -18,7 +18,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,15 +67,15 @@ def ensure_mlflow(home: Path, wait: bool = True) -> str:
 def up(home: Path) -> None:
     """Start everything that ``prefect deployment run full-pipeline/cpu`` needs, deploy, and print where it is."""
     ensure_mlflow(home, wait=False)
-    api = os.environ["PREFECT_API_URL"] = ensure_prefect(home)
-    _pools()
+    api = ensure_prefect(home)
+    _pools(api)
     pools = [pool for pool in POOLS if pool == "cpu-pool" or _has_gpu()]
     for pool in pools:
         _ensure(home, f"worker {pool}", 0, lambda port, log, pool=pool: _worker(home, api, pool, log), wait=False)
-    _deploy()
+    _deploy(api)
     mlflow = ensure_mlflow(home)
     for pool in pools:
-        _wait_for_worker(home, pool)
+        _wait_for_worker(home, api, pool)
     print(f"Prefect   {api.removesuffix('/api')}\nMLflow    {mlflow}\nworkers   {', '.join(pools)}   (logs: {home / 'logs'})")
     if "gpu-pool" not in pools:
         print(f"gpu-pool  no GPU on this machine; on one that has: PREFECT_API_URL={api} prefect worker start --pool gpu-pool")
@@ -218,46 +217,42 @@ def _worker(home: Path, api: str, pool: str, log: Path) -> tuple[list[str], dict
     return [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", f"{socket.gethostname()}-{pool}"], environment
 
 
-def _pools() -> None:
+def _pools(api: str) -> None:
     """Create the process work pools that prefect.yaml names, as far as they are missing."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.exceptions import ObjectAlreadyExists
-    from prefect.workers.process import ProcessWorker
-
-    with get_client(sync_client=True) as client:
-        for pool in POOLS:
-            try:
-                client.create_work_pool(WorkPoolCreate(name=pool, type="process", base_job_template=ProcessWorker.get_default_base_job_template()))
-            except ObjectAlreadyExists:
-                continue
+    there = {pool["name"] for pool in _ask(api, "work_pools/filter")}
+    started = [(_prefect_command(api, "work-pool", "create", pool, "--type", "process"), pool) for pool in POOLS if pool not in there]
+    for process, pool in started:
+        _finish(process, f"creating work pool {pool}")
 
 
-def _deploy() -> None:
+def _deploy(api: str) -> None:
     """``prefect deploy --all`` from the project's folder."""
     if not (ROOT / "prefect.yaml").is_file():
         raise ServiceError(f"{ROOT} has no prefect.yaml; `pipeline up` works from a checkout of the project")
-    environment = {**os.environ, **PREFECT_QUIET, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
-    done = subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], cwd=ROOT, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise ServiceError(f"prefect deploy --all failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    _finish(_prefect_command(api, "--no-prompt", "deploy", "--all"), "prefect deploy --all")
 
 
-def _wait_for_worker(home: Path, pool: str) -> None:
+def _prefect_command(api: str, *arguments: str) -> subprocess.Popen[str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, **PREFECT_QUIET, "PREFECT_API_URL": api, "PYTHONPATH": path}
+    return subprocess.Popen([sys.executable, "-m", "prefect", *arguments], cwd=ROOT, env=environment,
+                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _finish(process: subprocess.Popen[str], what: str) -> None:
+    output, _ = process.communicate()
+    if process.returncode:
+        raise ServiceError(f"{what} failed:\n{output[-3000:]}")
+
+
+def _wait_for_worker(home: Path, api: str, pool: str) -> None:
     entry = _read(home)[f"worker {pool}"]
     deadline = time.monotonic() + START_SECONDS
-    while not _online(pool):
+    name = f"{socket.gethostname()}-{pool}"
+    while not any(w["status"] == "ONLINE" and w["name"] == name for w in _ask(api, f"work_pools/{pool}/workers/filter")):
         if not _alive(entry) or time.monotonic() > deadline:
             raise ServiceError(f"the worker of {pool} did not come up; the end of {entry['log']}:\n{_last_lines(Path(entry['log']))}")
         time.sleep(0.3)
-
-
-def _online(pool: str) -> bool:
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
-        answer = client.request("POST", "/work_pools/{name}/workers/filter", path_params={"name": pool}, json={})
-    return any(worker["status"] == "ONLINE" and worker["name"] == f"{socket.gethostname()}-{pool}" for worker in answer.json())
 
 
 def _has_gpu() -> bool:
@@ -301,13 +296,27 @@ def _free_port(wanted: int) -> int:
     raise ServiceError("no free TCP port on 127.0.0.1")
 
 
+def _open(request: str | urllib.request.Request, seconds: float) -> Any:
+    """An HTTP answer; never through a proxy, which does not know this machine's ports."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=seconds)
+
+
 def _answers(url: str) -> bool:
-    """Whether a health address answers 200; never through a proxy, which does not know this machine's ports."""
+    """Whether a health address answers 200."""
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=3) as answer:
+        with _open(url, 3) as answer:
             return answer.status == 200
-    except (OSError, ValueError, urllib.error.URLError):
+    except (OSError, ValueError):
         return False
+
+
+def _ask(api: str, path: str) -> list[dict[str, Any]]:
+    """What Prefect's API lists at ``path`` (a filter without conditions)."""
+    try:
+        with _open(urllib.request.Request(f"{api}/{path}", b"{}", {"Content-Type": "application/json"}), 30) as answer:
+            return json.load(answer)
+    except OSError as error:
+        raise ServiceError(f"the Prefect server at {api} refused {path}: {error}") from error
 
 
 def _last_lines(log: Path, count: int = 15) -> str:
