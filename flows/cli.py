@@ -87,6 +87,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
     sub.add_argument("--max-tokens", type=int, default=200)
     sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--force", action="store_true", help="also when the model was withdrawn")
+    sub = command("adopt", _adopt, "accept an artifact made by older code as what today's code would make")
+    sub.add_argument("ref", help="stage/key of the artifact")
+    sub.add_argument("preset", nargs="?", help="today's preset (default: that of the run which made it)")
+    sub.add_argument("overrides", nargs="*", metavar="section.key=value")
+    sub.add_argument("--force", action="store_true", help="also when the stage's section or version differs")
+    sub = command("invalidate", _invalidate, "withdraw a source or an artifact and everything made from it")
+    sub.add_argument("what", metavar="SOURCE_OR_REF", help="a source's name or digest, or stage/key")
+    sub.add_argument("--reason", help="why; shown wherever a withdrawn artifact is asked for")
+    sub.add_argument("--undo", action="store_true", help="take the withdrawal back")
     sub = command("verify", _verify, "hash every file of every artifact again and set damaged ones aside")
     sub.add_argument("ref", nargs="?", help="only this artifact or stage")
     sub = command("gc", _gc, "delete artifacts that no kept run reaches")
@@ -118,9 +128,12 @@ def _run(args: argparse.Namespace) -> int:
         return checked
     from flows.runner import run
     from tasks.run import home
+    from tasks.sources import withdrawn
 
-    open_store(home() / "store").check()
-    return run(args)
+    store = open_store(home() / "store")
+    store.check()
+    problems = withdrawn(checked[1], store)
+    return fail(problems) if problems else run(args)
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -174,7 +187,7 @@ def _chat(args: argparse.Namespace) -> int:
     from flows.inspect import find_model
 
     try:
-        directory = find_model(args.model)
+        directory = find_model(args.model, args.force)
     except LookupError as error:
         return fail(str(error))
     from model.chat import answer, repl
@@ -185,6 +198,18 @@ def _chat(args: argparse.Namespace) -> int:
     else:
         repl(directory, **options)
     return 0
+
+
+def _adopt(args: argparse.Namespace) -> int:
+    from flows.curate import adopt
+
+    return adopt(args.ref, args.preset, args.overrides, args.force)
+
+
+def _invalidate(args: argparse.Namespace) -> int:
+    from flows.curate import invalidate, undo
+
+    return undo(args.what) if args.undo else invalidate(args.what, args.reason)
 
 
 def _verify(args: argparse.Namespace) -> int:

@@ -11,10 +11,10 @@ from prefect import flow, get_run_logger, runtime
 
 from flows.console import duration, headline
 from flows.dag import full
-from pipeline.config import STAGES, load
+from pipeline.config import STAGES, ConfigError, load
 from pipeline.funnel import write_funnel
 from tasks.run import WATCHERS
-from tasks.sources import given
+from tasks.sources import given, withdrawn
 from tasks.stage import PrefectRun
 from tasks.tracking import start_tracker
 
@@ -38,6 +38,8 @@ def full_pipeline(preset: str = "tiny", overrides: list[str] = [], until: StageN
     run = PrefectRun(new_run_id(), config.resources, until, tuple(refresh))
     run.listeners += [*WATCHERS, _to_log(get_run_logger())]
     run.store.check()
+    if problems := withdrawn(inputs, run.store):
+        raise ConfigError(problems)
     run.open(preset=preset, overrides=list(overrides), config=config.model_dump(mode="json"), until=until, refresh=list(refresh),
              prefect={"flow_run_id": str(runtime.flow_run.id), "flow_run_name": runtime.flow_run.name, "url": runtime.flow_run.ui_url})
     tracker = start_tracker(run.directory)

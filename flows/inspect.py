@@ -66,6 +66,10 @@ def show(ref: str, as_json: bool) -> int:
         return 0
     print(f"{record['stage']}/{record['key']}\n  digest   {record['digest']}\n  path     {path}\n  made     {record['created']} in "
           f"{duration(record['seconds'])}, run {record['run']}\n  what     {headline(record['metrics'])}")
+    if "adopted_from" in record:
+        print(f"  adopted  from {record['stage']}/{record['adopted_from']['key'][:12]}, although {'; '.join(record['adopted_from']['differences'])}")
+    if record.get("withdrawn"):
+        print(f"  WITHDRAWN  {record['withdrawn']}")
     for given in record["inputs"]:
         print(f"  from     {given['name']}: {given['stage']}/{given['key'][:12] or given['digest'][:12]}")
     for rel, info in json.loads((path / "manifest.json").read_text()).items():
@@ -107,14 +111,19 @@ def find_record(ref: str) -> dict[str, Any]:
     raise LookupError(f"{ref}  is no preset that has run, no artifact and no model directory; `pipeline run {ref}` makes one if it is a preset")
 
 
-def find_model(ref: str) -> Path:
-    """The directory of a model: a path, a preset's newest model, or a reference. Raises LookupError in words."""
-    if (Path(ref) / "config.json").is_file():
-        return Path(ref)
-    record = find_record(ref)
-    if record["stage"] not in MODELS:
-        raise LookupError(f"{ref}  is a {record['stage']} artifact, not a model")
-    return store().directory(record["stage"], record["key"])
+def find_model(ref: str, force: bool = False) -> Path:
+    """The directory of a model: a path, a preset's newest model, or a reference. Raises LookupError in words, for a withdrawn one too."""
+    path = Path(ref)
+    if (path / "config.json").is_file():
+        record = json.loads((path / "lineage.json").read_text("utf-8")) if (path / "lineage.json").is_file() else None
+    else:
+        record = find_record(ref)
+        if record["stage"] not in MODELS:
+            raise LookupError(f"{ref}  is a {record['stage']} artifact, not a model")
+        path = store().directory(record["stage"], record["key"])
+    if record and not force and (why := store().withdrawals.because(record)):
+        raise LookupError(f"{ref}  was withdrawn: {why}; --force talks to it all the same")
+    return path
 
 
 def lineage(ref: str, down: bool, as_json: bool) -> int:

@@ -173,6 +173,15 @@ class Store:
                 found.append({**record, "withdrawn": withdrawn} if withdrawn else record)
         yield from sorted(found, key=lambda r: (r.get("created", ""), r["stage"], r["key"]))
 
+    def sources_of(self, inputs: list[dict[str, Any]]) -> list[dict[str, str]]:
+        """Name and digest of every outside source that the inputs of a record were made from, at any distance."""
+        pairs = set()
+        for given in inputs:
+            path = self.directory(given["stage"], given["key"]) / "lineage.json"
+            made = {} if "sources" in given else _record(path) or self.examine(given["stage"], given["key"]).record or {}
+            pairs |= {(s["name"], s["digest"]) for s in given.get("sources", made.get("sources", []))}
+        return [{"name": name, "digest": digest} for name, digest in sorted(pairs)]
+
     def everywhere(self) -> dict[tuple[str, str], dict[str, Any]]:
         """Lineage records by (stage, key), of other machines' artifacts too when they share this store."""
         return {(r["stage"], r["key"]): r for r in self.records()}

@@ -48,7 +48,7 @@ class Withdrawals:
         return _name(rule["what"])
 
     def remove(self, what: str) -> str | None:
-        """Undo a withdrawal; gives its file's name, or None when there was none."""
+        """Undo the withdrawal of ``what`` (as its file says); gives the file's name, or None when there was none."""
         paths = [d / _name(what) for d in self.directories if (d / _name(what)).exists()]
         for path in paths:
             path.unlink()
@@ -58,16 +58,20 @@ class Withdrawals:
 def rule_for(records: dict[tuple[str, str], dict[str, Any]], what: str, reason: str) -> dict[str, Any] | None:
     """The withdrawal of ``what``: a source's name or the start of its digest, or an artifact's reference ``stage/key``.
 
-    None when nothing in ``records`` is called so. Raises ValueError when a reference means several artifacts.
+    or the start of its digest. None when nothing in ``records`` is called so. Raises ValueError when a reference means
+    several artifacts.
     """
-    sources = {s["digest"] for r in records.values() for s in r.get("sources", []) if s["name"] == what or (len(what) >= 8 and s["digest"].startswith(what))}
-    if sources:
-        start = [r for r in records.values() if sources & {s["digest"] for s in r.get("sources", [])}]
-    else:
-        stage, _, prefix = what.rpartition("/")
-        start = [r for r in records.values() if stage and prefix and r["stage"] == stage and (r["key"].startswith(prefix) or r["digest"].startswith(prefix))]
+    long = len(what) >= 8
+    sources = {s["digest"] for r in records.values() for s in r.get("sources", []) if s["name"] == what or (long and s["digest"].startswith(what))}
+    start = [r for r in records.values() if sources & {s["digest"] for s in r.get("sources", [])}]
+    stage, _, prefix = what.rpartition("/")
+    if not start and stage and prefix:
+        start = [r for r in records.values() if r["stage"] == stage and r["key"].startswith(prefix)]
         if len(start) > 1:
             raise ValueError(f"{what}  means {len(start)} artifacts; give more of the key")
+        what = f"{stage}/{start[0]['key'][:12]}" if start else what
+    elif not start and long:
+        start = [r for r in records.values() if r["digest"].startswith(what)]
     if not start:
         return None
     reached = {(r["stage"], r["key"]): r for first in start for r in descent(records, first)}

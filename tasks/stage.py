@@ -233,8 +233,8 @@ class _Call:
         lease.confirm()
         artifact = self.run.store.publish(name, self.key, {
             "identity": self.identity, "inputs": self.stage.given(self.inputs), "resources": self.run.resources.model_dump(), "metrics": metrics,
-            "sources": self.run.store.sources_of(self.stage.given(self.inputs)), "seconds": seconds, "kind": self.stage.kind, "base": self.stage.base_key(self.inputs),
-            "run": self.run.id,
+            "sources": self.run.store.sources_of(self.stage.given(self.inputs)), "seconds": seconds, "kind": self.stage.kind,
+            "base": self.stage.base_key(self.inputs), "run": self.run.id,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
         _table_artifact(name, metrics, seconds, artifact)
         return artifact

@@ -13,6 +13,7 @@ from pipeline.sections.base import Section
 from pipeline.sections.resources import Resources
 from pipeline.sources import Source
 from storage.digest import sha256_json
+from tasks.adopt import adopt
 from tasks.plan import PlanRun
 from tasks.sources import SourceSet
 from tasks.stage import PrefectRun, stage
@@ -75,6 +76,9 @@ def main(options):
         plan = PlanRun("plan", Resources(), options.get("until"))
         with plan:
             chain(cfgs, digest)
+        if options.get("adopt"):
+            record = plan.store.find(options["adopt"])[0]
+            return adopt(plan.store, record, next(p for p in plan.planned if p.stage == record["stage"]), options.get("force", False)).key
         return [[p.stage, p.state, p.reasons, p.key] for p in plan.planned]
     from prefect import flow
 

@@ -14,6 +14,7 @@ from stage_helpers import built, states
 from storage.lease import Lease
 from storage.s3 import ObjectPlace, S3Store
 from storage.store import StoreError, open_store
+from storage.withdrawal import rule_for
 
 KEY = "k" * 32
 
@@ -166,3 +167,14 @@ def test_a_server_without_conditional_writes_is_said_so(tmp_path, s3, monkeypatc
     assert isinstance(store, S3Store) and "conditional writes" in lines[0]
     publish(store)
     assert f"clean/{KEY}/lineage.json" in names(s3) and os.environ["PIPELINE_STORE"].startswith("s3://")
+
+
+def test_a_withdrawal_on_one_machine_holds_on_all_and_is_undone_by_any(tmp_path, s3):
+    one, two = open_store(tmp_path / "one"), open_store(tmp_path / "two")
+    publish(one)
+    rule = rule_for(two.everywhere(), f"clean/{KEY[:6]}", "a test set in it")
+    two.withdrawals.add(rule)
+    assert "a test set in it" in open_store(tmp_path / "one").examine("clean", KEY).why
+    assert open_store(tmp_path / "three").ready("clean", KEY) is None
+    open_store(tmp_path / "one").withdrawals.remove(rule["what"])
+    assert open_store(tmp_path / "three").ready("clean", KEY) is not None

@@ -1,0 +1,102 @@
+"""Saying what may be used: adopt an artifact of older code, withdraw what descends from a source or an artifact."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from flows.inspect import find_record, store
+from storage.lineage import describe
+from storage.withdrawal import rule_for
+from tasks.run import home
+
+
+def adopt(ref: str, preset: str | None, overrides: list[str], force: bool) -> int:
+    """Accept the artifact ``ref`` for the key that its stage has today under a preset (default: that of the run which made it)."""
+    from pipeline.config import ConfigError
+    from tasks.adopt import NotAdopted
+    from tasks.adopt import adopt as take
+
+    try:
+        record = find_record(ref)
+        if preset is None:
+            preset, overrides = _asked(record)
+        plan = _planned(record["stage"], preset, overrides)
+        if plan.state == "hit":
+            print(f"{plan.stage}/{plan.key[:12]} is in the store already; nothing to adopt")
+            return 0
+        made = take(store(), record, plan, force)
+    except (LookupError, ConfigError, NotAdopted) as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return 2
+    print(f"{made.ref} adopted from {record['stage']}/{record['key'][:12]}, sha256 {made.digest[:12]}")
+    return 0
+
+
+def _asked(record: dict[str, Any]) -> tuple[str, list[str]]:
+    """Preset and overrides of the run that made an artifact. Raises LookupError when it is not known here."""
+    path = home() / "runs" / str(record.get("run")) / "run.json"
+    if not path.is_file():
+        raise LookupError(f"{record['stage']}/{record['key'][:12]}  its run {record.get('run')} is not known here; give the preset: pipeline adopt REF PRESET")
+    facts = json.loads(path.read_text("utf-8"))
+    return facts["preset"], facts["overrides"]
+
+
+def _planned(stage: str, preset: str, overrides: list[str]) -> Any:
+    """What a run would do at a stage. Raises LookupError when the stage is not part of it, or depends on what is not built."""
+    from flows.dag import full
+    from pipeline.config import load
+    from tasks.plan import PlanRun
+    from tasks.sources import given
+
+    config = load(preset, overrides)
+    run = PlanRun("plan", config.resources)
+    with run:
+        full(config, given(config))
+    plan = next((p for p in run.planned if p.stage == stage), None)
+    if plan is None:
+        raise LookupError(f"{stage}  is no part of {preset} with these overrides")
+    if plan.state == "depends":
+        missing = next(p.stage for p in run.planned if p.state == "miss")
+        raise LookupError(f"{stage}  depends on {missing}, which has nothing under today's key either; adopt or run {missing} first")
+    return plan
+
+
+def invalidate(what: str, reason: str | None) -> int:
+    """Withdraw a source or an artifact and all that descends from it."""
+    if not reason or not reason.strip():
+        print("error: say why with --reason; it is shown wherever the artifacts are asked for", file=sys.stderr)
+        return 2
+    place = store()
+    place.check()
+    records = place.everywhere()
+    try:
+        rule = rule_for(records, what, reason.strip())
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if rule is None:
+        print(f"error: {what}  no source and no artifact in the store is called so; give a source's name or digest, or stage/key", file=sys.stderr)
+        return 2
+    place.withdrawals.add(rule)
+    for stage, key, _ in rule["artifacts"]:
+        print(f"  {stage}/{key[:12]}  {describe(records[stage, key])}")
+    print(f"withdrawn: {rule['what']}" + (f" ({len(rule['sources'])} version(s) of the source)" if rule["sources"] else "")
+          + f" and {len(rule['artifacts'])} artifacts made from it; --undo takes it back")
+    return 0
+
+
+def undo(what: str) -> int:
+    """Take a withdrawal back."""
+    place = store()
+    place.check()
+    named = [rule["what"] for rule in place.withdrawals.rules()]
+    found = [name for name in named if name == what or ("/" in what and (name.startswith(what) or what.startswith(name)))]
+    if len(found) != 1:
+        print(f"error: {what}  {'means several withdrawals' if found else 'is not withdrawn'}; withdrawn are: {', '.join(named) or 'none'}", file=sys.stderr)
+        return 2
+    place.withdrawals.remove(found[0])
+    print(f"no longer withdrawn: {found[0]}")
+    return 0
