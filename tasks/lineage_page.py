@@ -57,6 +57,8 @@ def note(record: Record | None, chain: list[Record], run_link: Callable[[str], s
 def headline(record: Record) -> str:
     """The number that says most about an artifact, in words; "" when it has none."""
     metrics = record.get("metrics") or {}
+    if isinstance(metrics.get("headline"), str):
+        return metrics["headline"]
     for name in HEADLINE:
         value = metrics.get(name)
         if isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -104,6 +104,7 @@ def as_tags(values: dict[str, Any]) -> dict[str, str]:
 
 
 def milliseconds(seconds: float) -> int:
+    """Seconds since the epoch as MLflow counts time."""
     return int(seconds * 1000)
 
 

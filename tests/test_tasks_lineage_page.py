@@ -76,6 +76,7 @@ def test_notes_link_upstream():
 
 def test_headlines():
     assert headline({"metrics": {"docs_out": 12345, "val_loss": 1.5}}) == "1.5 val loss"
+    assert headline({"metrics": {"headline": "81% preferred", "steps": 3}}) == "81% preferred"
     assert headline({"metrics": {"wins": 3}}) == "3 wins" and headline({"metrics": {"ok": True}}) == "" and headline({}) == ""
 
 
