@@ -1,0 +1,236 @@
+"""The training worker as real processes: stopped in every way and started again, alone, under torchrun and under DeepSpeed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_model_data import write_tokens
+
+from model import train
+from model.config import TrainSpec, dump, parse
+from model.loop import SKIP_LIMIT, Diverged, Loop
+from model.setup import Ranks
+
+ROOT = Path(__file__).parent.parent
+MODEL = {"dim": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 96}
+VOCAB = 128
+
+
+@pytest.fixture(scope="session")
+def tokens(tmp_path_factory) -> Path:
+    """Small token datasets of the three kinds, learnable: counting sequences."""
+    root, r = tmp_path_factory.mktemp("tokens"), random.Random(0)
+
+    def turn(shift: int, start: int) -> tuple[list[int], list[int]]:
+        question, answer = [1, *range(start, start + 6)], [start + shift + i for i in range(r.randrange(3, 12))] + [2]
+        return question + answer, [0] * len(question) + [1] * len(answer)
+
+    def write(name: str, kind: str, count: int, make) -> None:
+        parts = [x for _ in range(count) for x in make()]
+        ids, masks = [p[0] for p in parts], [p[1] for p in parts]
+        cut = len(parts) - len(parts) // 10 // 2 * 2
+        marks = (None, None) if kind == "text" else (masks[:cut], masks[cut:])
+        write_tokens(root / name, ids[:cut], marks[0], kind, VOCAB, ids[cut:], marks[1])
+
+    write("text", "text", 200, lambda: [([*range(s := r.randrange(3, 60), s + r.randrange(5, 40)), 0], [])])
+    write("chat", "chat", 150, lambda: [turn(20, r.randrange(3, 60))])
+    write("pairs", "pairs", 80, lambda: [turn(20, s := r.randrange(3, 60)), turn(40, s)])
+    (root / "tokenizer").mkdir()
+    (root / "tokenizer" / "tokenizer.json").write_text('{"added_tokens": []}')
+    (root / "tokenizer" / "tokenizer_config.json").write_text("{}")
+    return root
+
+
+def make_spec(tokens: Path, out: Path, objective: str = "pretrain", **fields) -> TrainSpec:
+    data = {"pretrain": "text", "sft": "chat", "dpo": "pairs"}[objective]
+    base = {"objective": objective, "data": str(tokens / data), "tokenizer": str(tokens / "tokenizer"), "out": str(out), "seq_len": 64,
+            "batch_tokens": 512, "threads": 1, "steps": 40, "checkpoint_every": 3, "compile": "off", "optim": {"lr": 3e-3}}
+    if "init" not in fields:
+        base["model"] = MODEL
+    return parse(TrainSpec, base | fields)
+
+
+def start(spec: TrainSpec, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
+    run = Path(spec.out) / "_run"
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "spec.json").write_text(json.dumps(dump(spec)))
+    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
+    env |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    log = open(run / "log", "ab")  # noqa: SIM115 - lives as long as the process
+    return subprocess.Popen([sys.executable, "-m", *launcher, "model.train", "--spec", str(run / "spec.json")], env=env, cwd=ROOT, stdout=log, stderr=log,
+                            start_new_session=True)
+
+
+def torchrun(ranks: int) -> tuple[str, ...]:
+    return ("torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m")
+
+
+def finish(process: subprocess.Popen, spec: TrainSpec) -> dict:
+    code = process.wait(240)
+    assert code == 0, (Path(spec.out) / "_run" / "log").read_text()[-3000:]
+    return json.loads((Path(spec.out) / "_run" / "result.json").read_text())
+
+
+def interrupt(process: subprocess.Popen, spec: TrainSpec, step: int, number: int) -> int:
+    """Send a signal to all of a run's processes once ``step`` is logged; the launcher's exit code."""
+    metrics = Path(spec.out) / "_run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.is_file() or f'"step": {step},' not in metrics.read_text():
+        assert process.poll() is None and time.monotonic() < deadline, (Path(spec.out) / "_run" / "log").read_text()[-3000:]
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    return process.wait(60)
+
+
+def weights(spec: TrainSpec) -> bytes:
+    return (Path(spec.out) / "model.safetensors").read_bytes()
+
+
+def curve(spec: TrainSpec) -> dict[int, float]:
+    lines = [json.loads(line) for line in (Path(spec.out) / "_run" / "metrics.jsonl").read_text().splitlines()]
+    return {r["step"]: r["loss"] for r in lines if "loss" in r}
+
+
+@pytest.fixture(scope="session")
+def base(tokens, tmp_path_factory) -> TrainSpec:
+    """A small pretrained model, trained without a stop."""
+    spec = make_spec(tokens, tmp_path_factory.mktemp("base"))
+    result = finish(start(spec), spec)
+    assert result["val_loss"] < 3.5 and result["val_bits_per_byte"] == pytest.approx(result["val_loss"] / math.log(2) / 3, rel=0.02)
+    assert result["steps"] == 40 and result["tokens"] == 40 * 512
+    return spec
+
+
+def test_killed_pretraining_resumes_to_the_same_bits_and_curve(base, tokens, tmp_path) -> None:
+    spec = make_spec(tokens, tmp_path)
+    for step in (4, 17):
+        assert interrupt(start(spec), spec, step, signal.SIGKILL) == -signal.SIGKILL
+    finish(start(spec), spec)
+    assert weights(spec) == weights(base)
+    assert curve(spec) == curve(base)
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo"])
+def test_sft_and_dpo_stopped_by_sigterm_checkpoint_and_resume_to_the_same_bits(objective: str, base, tokens, tmp_path) -> None:
+    specs = [make_spec(tokens, tmp_path / name, objective, init=base.out, nll_weight=0.1, checkpoint_every=1000) for name in ("whole", "stopped")]
+    whole, stopped = start(specs[0]), start(specs[1])
+    assert interrupt(stopped, specs[1], 7, signal.SIGTERM) == 143
+    assert len(list((Path(specs[1].out) / "_run" / "checkpoints").glob("step-*"))) == 1
+    results = [finish(whole, specs[0]), finish(start(specs[1]), specs[1])]
+    assert weights(specs[0]) == weights(specs[1]) and curve(specs[0]) == curve(specs[1])
+    first = next(json.loads(line) for line in (Path(specs[0].out) / "_run" / "metrics.jsonl").open())
+    assert first["step"] == 0 and results[0]["val_loss"] < first["val_loss"]
+    if objective == "dpo":
+        assert first["val_margin"] == pytest.approx(0, abs=1e-3) and results[0]["val_accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "deepspeed"])
+def test_two_ranks_train_like_one_resume_to_the_bit_and_another_number_of_ranks_goes_on(engine: str, tokens, tmp_path) -> None:
+    specs = {name: make_spec(tokens, tmp_path / name, engine=engine, dtype="fp32", steps=16) for name in ("whole", "killed")}
+    finish(start(specs["whole"], torchrun(2)), specs["whole"])
+    interrupt(start(specs["killed"], torchrun(2)), specs["killed"], 8, signal.SIGKILL)
+    other = make_spec(tokens, tmp_path / "other", dtype="fp32", steps=16)
+    shutil.copytree(Path(specs["killed"].out) / "_run" / "checkpoints", tmp_path / "other" / "_run" / "checkpoints")
+    alone = start(other)
+    finish(start(specs["killed"], torchrun(2)), specs["killed"])
+    finish(alone, other)
+    assert weights(specs["whole"]) == weights(specs["killed"])
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("other", "whole"))
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], atol=5e-3, rtol=0)  # Newton-Schulz in bf16 spreads the last bit of a sum
+
+
+class Alone(Ranks):
+    """One rank inside the test's own process: no signal handler, no parent to watch."""
+
+    def __init__(self) -> None:
+        self.rank, self.world, self.device, self.orphan, self._told = 0, 1, torch.device("cpu"), False, False
+
+
+def test_out_of_memory_halves_the_micro_batch_and_goes_on(tokens, tmp_path, monkeypatch, capsys) -> None:
+    read = Loop._batch
+
+    def tight(self, split, numbers, norm_by):
+        if split == "train" and len(numbers) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return read(self, split, numbers, norm_by)
+
+    whole = train.train(make_spec(tokens, tmp_path / "whole", steps=5, dtype="fp32"), Alone())
+    monkeypatch.setattr(Loop, "_batch", tight)
+    halved = train.train(make_spec(tokens, tmp_path / "halved", steps=5, dtype="fp32"), Alone())
+    assert "going on with 2" in capsys.readouterr().out
+    assert halved["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-3)
+
+
+def test_steps_that_are_not_finite_are_skipped_and_many_of_them_fail(tokens, tmp_path, monkeypatch) -> None:
+    bad = {3, 4}
+    measure = Loop._gradient
+
+    def poisoned(self, rows, norm_by):
+        sums = measure(self, rows, norm_by)
+        if self.step in bad:
+            self.engine.grad[0] = float("nan")
+        return sums
+
+    monkeypatch.setattr(Loop, "_gradient", poisoned)
+    result = train.train(make_spec(tokens, tmp_path / "a", steps=10), Alone())
+    assert result["skipped_steps"] == 2 and result["train_loss"] < 10
+    bad.update(range(100))
+    with pytest.raises(Diverged, match="lower optim.lr"):
+        train.train(make_spec(tokens, tmp_path / "b", steps=SKIP_LIMIT + 5), Alone())
+
+
+def test_a_full_disk_leaves_no_checkpoint_that_looks_whole(tokens, tmp_path, monkeypatch) -> None:
+    import model.checkpoint as checkpoint
+
+    spec = make_spec(tokens, tmp_path, steps=9)
+    real = checkpoint.save_file
+
+    def full(values, path, **options):
+        real(values, path, **options)
+        if "step-00000006" in str(path) and "optimizer" in str(path):
+            os.truncate(path, 100)
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="free disk space"):
+        train.train(spec, Alone())
+    assert [p.name for p in (tmp_path / "_run" / "checkpoints").iterdir()] == ["step-00000003"]
+    monkeypatch.undo()
+    train.train(spec, Alone())
+    whole = make_spec(tokens, tmp_path / "whole", steps=9)
+    train.train(whole, Alone())
+    assert weights(spec) == weights(whole)
+
+
+def test_a_checkpoint_of_other_data_is_refused_and_a_damaged_one_passed_over(tokens, tmp_path) -> None:
+    spec = make_spec(tokens, tmp_path, steps=9)
+    train.train(spec, Alone())
+    newest = sorted((tmp_path / "_run" / "checkpoints").iterdir())[-1]
+    os.truncate(newest / "model.safetensors", 10)
+    before = weights(spec)
+    train.train(spec, Alone())
+    assert weights(spec) == before
+    with pytest.raises(ValueError, match="another spec"):
+        train.train(make_spec(tokens, tmp_path, steps=9, seed=1), Alone())
+
+
+def test_wrong_specs_are_refused_by_name(tokens, tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"optim\.lr_: unknown key"):
+        make_spec(tokens, tmp_path, optim={"lr_": 1})
+    with pytest.raises(ValueError, match="holds chat tokens, pretrain needs text"):
+        train.train(make_spec(tokens, tmp_path, data=str(tokens / "chat")), Alone())
+    with pytest.raises(ValueError, match="smaller than the tokenizer's"):
+        train.train(make_spec(tokens, tmp_path, model=MODEL | {"vocab_size": 5}), Alone())
