@@ -32,11 +32,11 @@ def full(cfg: Config, given: Inputs) -> dict[str, Any]:
     text = dedup(cfg.dedup, text, given.against)
     text = decontaminate(cfg.decontaminate, text, given.exams)
     shards = shard(cfg.shard, text)
-    vocabulary = tokenizer(cfg.tokenizer, shards, given.vocabulary)
+    vocabulary = tokenizer(cfg.tokenizer, shards)
     tokens = encode(cfg.encode, shards, vocabulary)
     base = pretrain(cfg.pretrain, tokens, vocabulary)
     chat = sft(cfg.sft, base, given.chats) if given.chats else base
     aligned = dpo(cfg.dpo, chat, given.preferences) if given.preferences else chat
     release = export.submit(cfg.export, aligned)
-    scores = evaluate.submit(cfg.evaluate, base, chat, aligned, tokens, given.exams)
+    scores = evaluate.submit(cfg.evaluate, base, chat, aligned, tokens, given.exams, given.chats)
     return {"model": release.result(), "report": scores.result()}

@@ -27,17 +27,17 @@ TRAINING, HELDOUT = "training", "heldout"
 """Names of the teaching set's two sets: questions the sft stage trained on, and questions it never saw. Others go by their source's name."""
 
 
-def write_exams(cfg: EvaluateSection, sources: Iterable[Any], out: Path) -> dict[str, int]:
+def write_exams(cfg: EvaluateSection, sources: Iterable[Any], out: Path, trained: Iterable[Item] = ()) -> dict[str, int]:
     """Write ``choices.jsonl``, ``answers.jsonl``, ``preferences.jsonl`` and ``skipped.jsonl`` into ``out``; returns their sizes.
 
-    ``sources`` are Source objects (``name``, ``files`` with ``relpath`` and ``location``). Raises ValueError when not one
-    line of them is an item.
+    ``sources`` are Source objects (``name``, ``files`` with ``relpath`` and ``location``); ``trained`` are the chats that the
+    sft stage learnt, asked as training questions. Raises ValueError when not one line of the sources is an item.
     """
     items, skipped = read_exams(sources)
     if skipped and not any(items.values()):
         first = skipped[0]
         raise ValueError(f"evaluate.sources: no line is an evaluation item; first: {first['path']}:{first['line']}: {first['why']}")
-    answers = items["answers"]
+    answers = [*items["answers"], *trained_items(trained, {i["question"] for i in items["answers"]})]
     kept = {
         "choices": sample(items["choices"], cfg.choices, cfg.seed),
         "answers": sample([i for i in answers if i["set"] == TRAINING], cfg.training_questions, cfg.seed)
@@ -76,6 +76,18 @@ def exam_items(sources: Iterable[Any]) -> list[dict[str, str]]:
     items, _ = read_exams(sources)
     asked = [item for kind in KINDS for item in items[kind] if item["set"] != TRAINING]
     return [{"id": item["id"], "set": item["set"], "text": item.get("question") or item["prompt"]} for item in asked]
+
+
+def trained_items(chats: Iterable[Item], known: set[str]) -> Iterator[Item]:
+    """Single-turn chats in normal form as training questions with their answer as reference; each question once, none that is ``known``."""
+    for chat in chats:
+        if [message["role"] for message in chat["messages"]] == ["user", "assistant"]:
+            question, answer = (message["content"] for message in chat["messages"])
+            if question not in known and answer.strip():
+                known.add(question)
+                name = hashlib.blake2b(question.encode(), digest_size=8).hexdigest()
+                yield {"id": f"{chat['source']}/{name}", "lang": _script(question), "set": TRAINING, "question": question, "answer": answer, "keywords": [],
+                       "source": chat["source"], "path": chat["path"], "line": chat["line"]}
 
 
 def recognise(row: Any, name: str, collection: str) -> Iterator[tuple[str, Item]]:

@@ -11,7 +11,7 @@ from storage.store import Artifact, Store
 from tasks.stage import Report, stage
 
 
-@stage(version=1, libs=("transformers", "safetensors"), kind="model", base="model")
+@stage(version=1, workers="model.verify", libs=("transformers", "safetensors"), kind="model", base="model")
 def export(cfg: ExportSection, model: Artifact, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
     """Publish weights, tokenizer, chat template and model card; prove that stock transformers gives equal logits."""
     from pipeline.export import export as make

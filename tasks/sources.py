@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, ConfigError
-from pipeline.sources import Source, SourceFile, resolve
-from storage.digest import digest_of, manifest, sha256_file, sha256_json
+from pipeline.sources import Source, resolve
+from storage.digest import digest_of, manifest, sha256_json
 from storage.store import Store
 
 
@@ -40,7 +40,6 @@ class Inputs:
     chats: SourceSet
     preferences: SourceSet
     exams: SourceSet
-    vocabulary: SourceSet
     against: SourceSet
 
 
@@ -57,12 +56,13 @@ def given(config: Config) -> Inputs:
 
     def named(section: str, kind: str, required: bool = False) -> SourceSet:
         names = list(getattr(config, section).sources)
+        if kind == "exam" and not names and "teaching" in [*config.ingest.sources, *config.sft.sources]:
+            names = ["teaching"]
         return gather(f"{section}.sources", kind, lambda: resolve(names, kind)) if names or required else SourceSet(kind)
 
     inputs = Inputs(
         text=named("ingest", "text", required=True), chats=named("sft", "chat"), preferences=named("dpo", "preference"),
         exams=named("evaluate", "exam"),
-        vocabulary=gather("tokenizer.existing", "tokenizer", lambda: list(_tokenizer(config.tokenizer.existing))),
         against=gather("dedup.against", "documents", lambda: [_documents(path) for path in config.dedup.against]),
     )
     if inputs.preferences and not inputs.chats:
@@ -76,15 +76,6 @@ def withdrawn(inputs: Inputs, store: Store) -> list[str]:
     """A line for every source that must not be used any more (``pipeline invalidate``); empty when all may."""
     return [f"{field.name}  {source.name} was withdrawn: {why}; leave it out, or `pipeline invalidate {source.name} --undo`"
             for field in fields(inputs) for source in getattr(inputs, field.name).sources if (why := store.withdrawals.source(source.digest))]
-
-
-def _tokenizer(existing: str) -> Iterator[Source]:
-    if existing:
-        path = Path(existing) / "tokenizer.json" if Path(existing).is_dir() else Path(existing)
-        if not path.is_file():
-            raise ValueError(f"{existing}: no tokenizer.json there")
-        digest = sha256_file(path)
-        yield Source(path.name, digest, (SourceFile(path.name, str(path), path.stat().st_size, digest),))
 
 
 def _documents(path: str) -> Source:

@@ -8,12 +8,11 @@ from typing import Any
 from pipeline.sections.resources import Resources
 from pipeline.sections.tokens import TokenizerSection
 from storage.store import Artifact
-from tasks.sources import SourceSet
 from tasks.stage import Report, stage
 
 
 @stage(version=1, libs=("tokenizers", "rustbpe"), kind="tokenizer")
-def tokenizer(cfg: TokenizerSection, shards: Artifact, existing: SourceSet, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
+def tokenizer(cfg: TokenizerSection, shards: Artifact, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
     """Train the vocabulary (or take an existing one) and measure its compression per language."""
     from pipeline.tokenizer import make_tokenizer
 

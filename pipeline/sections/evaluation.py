@@ -12,7 +12,8 @@ from pipeline.sections.base import Section, where
 class EvaluateSection(Section):
     """What the models are asked, and how much of it. Sets that are larger are sampled down by a hash of their items."""
 
-    sources: list[str] = where(default_factory=lambda: ["teaching"], description="evaluation sets: source names, or JSONL files")
+    sources: list[str] = where(default_factory=list, description="evaluation sets: source names, or JSONL files of choices, questions or preferences; "
+                               "none given takes the teaching set's, if the run learns from it")
     training_questions: int = Field(200, ge=0, description="questions that the sft stage trained on; 0 asks none")
     heldout_questions: int = Field(400, ge=0, description="paraphrases and questions that no stage saw; 0 asks none")
     choices: int = Field(400, ge=0, description="multiple-choice questions; 0 asks none")
