@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 Record = dict[str, Any]
-WIDTH, HEIGHT, GAP_X, GAP_Y, EDGE = 172, 74, 40, 20, 14
+WIDTH, HEIGHT, GAP_X, GAP_Y, EDGE = 186, 74, 32, 20, 14
 ROW, FOLD_Y, MARGIN, LANE = 8, 64, 34, 6
 """More layers than ROW make two rows, FOLD_Y apart; edges between them run in lanes LANE apart, beside the rows in the MARGIN."""
 HEADLINE = ("val_bits_per_byte", "val_loss", "accuracy", "docs_out", "sequences", "vocab_size", "tokens", "steps")
@@ -240,7 +240,7 @@ def _tooltip(record: Record) -> str:
 
 
 def _source_line(record: Record) -> str:
-    return f"{record['files']:,} files, {record.get('bytes', 0) / 1e6:,.1f} MB" if "files" in record else ""
+    return f"{record['files']:,} file{'s' * (record['files'] != 1)}, {record.get('bytes', 0) / 1e6:,.1f} MB" if "files" in record else ""
 
 
 def _short(record: Record) -> str:
