@@ -23,20 +23,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import pyarrow.parquet as pq  # noqa: E402
+import pyarrow.parquet as pq
 
-from pipeline.clean import clean  # noqa: E402
-from pipeline.decontaminate import decontaminate  # noqa: E402
-from pipeline.dedup import dedup  # noqa: E402
-from pipeline.executor import close_workers  # noqa: E402
-from pipeline.ingest import ingest  # noqa: E402
-from pipeline.language import identify, language  # noqa: E402
-from pipeline.sections import cleaning, data  # noqa: E402
-from pipeline.shard import shard  # noqa: E402
-from pipeline.sources import resolve  # noqa: E402
+from pipeline.clean import clean
+from pipeline.decontaminate import decontaminate
+from pipeline.dedup import dedup
+from pipeline.executor import close_workers
+from pipeline.ingest import ingest
+from pipeline.language import identify, language
+from pipeline.sections import cleaning, data
+from pipeline.shard import shard
+from pipeline.sources import resolve
 
 WORDS = re.compile(r"[\u2e80-\u2fdf\u3005-\u3007\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U00031fff]|[^\W_]+?(?=[\W_\u2e80-\u9fff\uf900-\ufaff]|$)")
-EXAMS = [{"id": str(i), "set": "made", "text": f"Which of these {i} statements about the history of printing in the province of Utrecht is right?"} for i in range(1000)]
+QUESTION = "Which of these {} statements about the history of printing in the province of Utrecht is right?"
+EXAMS = [{"id": str(i), "set": "made", "text": QUESTION.format(i)} for i in range(1000)]
 
 
 def stages(corpus: str, root: Path, workers: int):
@@ -77,7 +78,8 @@ def speed(corpus: str, scratch: Path, worker_counts: list[int]) -> None:
             continue
         close_workers()
         documents = rows[0][1]
-        print(f"### {workers} worker{'s' * (workers > 1)}\n\n| stage | documents in | out | wall s | cpu s of this process | documents/s (wall) |\n|---|---|---|---|---|---|")
+        print(f"### {workers} worker{'s' * (workers > 1)}\n")
+        print("| stage | documents in | out | wall s | cpu s of this process | documents/s (wall) |\n|---|---|---|---|---|---|")
         for name, n_in, n_out, wall, used in rows:
             print(f"| {name} | {n_in:,} | {n_out:,} | {wall:.2f} | {used:.2f} | {n_in / wall:,.0f} |")
         used = sum(row[4] for row in rows)
@@ -111,8 +113,8 @@ def near(scratch: Path) -> None:
 
     documents = read(scratch / "prep" / "language")
     kept = read(scratch / "prep" / "dedup")
-    by_text: dict[str, str] = {}
-    for name, row in documents.items():
+    by_text: dict[str, str] = {}  # one document for each exact text, the kept one if any
+    for name, row in sorted(documents.items(), key=lambda item: item[0] not in kept):
         by_text.setdefault("".join(row["text"].split()), name)
     names = sorted(by_text.values())
     texts = [documents[name]["text"] for name in names]
@@ -133,20 +135,22 @@ def near(scratch: Path) -> None:
         if name not in kept:
             rows[documents[name]["lang"], "near copies dropped"] += 1
             rows[documents[name]["lang"], "right"] += partners.get(i, 0) >= 0.7
-    print("### Near-dedup by true Jaccard (plain Python sets)\n\n| language | pairs >= 0.8 | of which one is gone | recall | dropped | with a kept copy >= 0.7 | precision |\n|---|---|---|---|---|---|---|")
+    print("### Near-dedup by true Jaccard (plain Python sets)\n")
+    print("| language | pairs >= 0.8 | of which one is gone | recall | dropped | with a kept copy >= 0.7 | precision |\n|---|---|---|---|---|---|---|")
     for lang in sorted({lang for lang, _ in rows}):
         p, f, d, r = (rows[lang, k] for k in ("pairs at 0.8 and more", "found", "near copies dropped", "right"))
         print(f"| {lang} | {p} | {f} | {f / max(p, 1):.2%} | {d} | {r} | {r / max(d, 1):.2%} |")
     sample = texts[:2000]
     used = time.process_time()
-    oracle = MinHash.bulk([[" ".join(s) for s in grams(t)] for t in sample], num_perm=128)
+    oracle = MinHash.bulk([[" ".join(s).encode() for s in grams(t)] for t in sample], num_perm=128)
     theirs = time.process_time() - used
     a, b = minhash.permutations(128, 1)
     used = time.process_time()
     ours = minhash.signatures(*shingles(sample, 5), a, b)
     mine = time.process_time() - used
     assert len(ours) == len(oracle)
-    print(f"\nsignatures of {len(sample)} documents: datasketch bulk {len(sample) / theirs:,.0f} documents/s, ours {len(sample) / mine:,.0f} ({theirs / mine:.0f} times)\n")
+    rates = f"datasketch bulk {len(sample) / theirs:,.0f} documents/s, ours {len(sample) / mine:,.0f} ({theirs / mine:.0f} times)"
+    print(f"\nsignatures of {len(sample)} documents: {rates}\n")
 
 
 def grams(text: str) -> list[tuple[str, ...]]:
@@ -208,7 +212,8 @@ def noise(scratch: Path, truth: dict[str, dict]) -> None:
     ingested, cleaned, final = (read(scratch / "prep" / stage) for stage in ("ingest", "clean", "dedup"))
     kept_languages = read(scratch / "prep" / "language")
     squeeze = lambda row: "".join(row["text"].split())  # noqa: E731
-    print("### Planted documents\n\n| kind | documents | dropped by clean | text equal to the twin's | left unlike the twin | handled | in the result |\n|---|---|---|---|---|---|---|")
+    print("### Planted documents\n")
+    print("| kind | documents | dropped by clean | text equal to the twin's | left unlike the twin | handled | in the result |\n|---|---|---|---|---|---|---|")
     for kind in sorted({t["kind"] for t in truth.values()} - {"plain"}):
         names = [n for n, t in truth.items() if t["kind"] == kind and n in ingested]
         dropped = sum(n not in cleaned for n in names)

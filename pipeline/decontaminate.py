@@ -13,11 +13,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline.clean import batches
 from pipeline.documents import Tally, finish, flat, plan, read_job, write_kept
@@ -108,13 +108,18 @@ def decontaminate_job(job: dict[str, Any]) -> dict[str, Any]:
             entry[0] += 1
             entry[1] = sorted([*entry[1], place["id"]])[:5]
             drop = job["drops"][item]
-            if drop and keep[first + row] or not drop:
+            if not drop or keep[first + row]:
                 why = f"holds {share:.0%} of the n-grams of evaluation item {job['names'][item]}"
-                tally.note("dropped" if drop else "reported", "contaminated" if drop else "overlap_reported", place, lambda t=texts[row]: (t, "" if drop else t), why)  # noqa: B023
+                texts_shown = partial(_shown, texts[row], drop)
+                tally.note("dropped" if drop else "reported", "contaminated" if drop else "overlap_reported", place, texts_shown, why)
             keep[first + row] &= not drop
         first += len(texts)
     tally.count("out", write_kept(Path(job["out"]), job, table, keep))
     return {**tally.json(), "hits": hits}
+
+
+def _shown(text: str, drop: bool) -> tuple[str, str]:
+    return text, "" if drop else text
 
 
 class _Index:
@@ -154,7 +159,9 @@ def _found(hashes: np.ndarray, starts: np.ndarray, n: int, table: np.ndarray) ->
     return tokens.lookup(grams, offsets, _salt(int(n)), table)
 
 
-def _write_items(cfg: DecontaminateSection, evals: Sequence[dict[str, Any]], judged: np.ndarray, results: list[dict[str, Any]], out: Path) -> dict[str, Any]:
+def _write_items(
+    cfg: DecontaminateSection, evals: Sequence[dict[str, Any]], judged: np.ndarray, results: list[dict[str, Any]], out: Path
+) -> dict[str, Any]:
     """Write ``contamination.jsonl`` and return how many items of each set came out how, with the sum under "all"."""
     hits: dict[str, list[Any]] = {}
     for result in results:

@@ -195,7 +195,8 @@ class _Run:
 
     def save_drops(self, exact: np.ndarray, near: np.ndarray) -> None:
         """Leave what the filter jobs read: drops (number, kept, exact), similarities and the kept documents' ids, by number."""
-        drops = np.concatenate([np.stack([exact[:, 1], exact[:, 0], np.ones(len(exact), np.int64)], 1), np.c_[near[:, :2].astype(np.int64), np.zeros(len(near), np.int64)]])
+        ones, zeros = np.ones(len(exact), np.int64), np.zeros(len(near), np.int64)
+        drops = np.concatenate([np.stack([exact[:, 1], exact[:, 0], ones], 1), np.c_[near[:, :2].astype(np.int64), zeros]])
         order = np.argsort(drops[:, 0])
         drops = drops[order]
         np.save(self.scratch / "drops.npy", drops)

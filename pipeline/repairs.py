@@ -91,7 +91,7 @@ def repair_mojibake(text: str) -> str:
             fixed = text.encode(wrong).decode(right)
         except UnicodeError:
             continue
-        if right == "utf-8" and fixed != text or right != "utf-8" and _is_common_chinese(fixed):
+        if fixed != text if right == "utf-8" else _is_common_chinese(fixed):
             return fixed
     import ftfy
 

@@ -14,7 +14,10 @@ ENGLISH = (
     "A tokenizer cuts text into pieces that a model can count. The pieces are learned from the data, so that common words are one "
     "piece and rare words are several. What the tokenizer has never seen it spells in bytes, and nothing is ever lost on the way."
 )
-CHINESE = "分词器把文本切成模型能够处理的小块。这些小块是从语料里学来的，常见的词是一个整体，少见的词由几块拼成。没有见过的字符用字节表示，所以任何文本都不会丢失信息。"
+CHINESE = (
+    "分词器把文本切成模型能够处理的小块。这些小块是从语料里学来的，常见的词是一个整"
+    "体，少见的词由几块拼成。没有见过的字符用字节表示，所以任何文本都不会丢失信息。"
+)
 
 
 def write(directory: Path, texts: list[str] | list[dict], parts: int = 1, **common) -> Path:
@@ -22,7 +25,8 @@ def write(directory: Path, texts: list[str] | list[dict], parts: int = 1, **comm
     rows = []
     for i, text in enumerate(texts):
         row = {"text": text} if isinstance(text, str) else text
-        base = {"id": hashlib.sha256(f"{i}".encode()).hexdigest()[:32], "lang": None, "source": "s", "path": "f.jsonl", "line": i + 1, "origin_id": str(i), "kind": "text"}
+        base = {"id": hashlib.sha256(f"{i}".encode()).hexdigest()[:32], "lang": None, "source": "s", "path": "f.jsonl"}
+        base |= {"line": i + 1, "origin_id": str(i), "kind": "text"}
         rows.append({**base, **common, **row})
     directory.mkdir(parents=True, exist_ok=True)
     step = -(-len(rows) // parts)

@@ -22,7 +22,7 @@ EVALS = [
 
 
 def results(out) -> dict[str, tuple[str, int]]:
-    return {e["id"]: (e["result"], e["documents"]) for e in map(json.loads, open(out / "contamination.jsonl"))}
+    return {e["id"]: (e["result"], e["documents"]) for e in map(json.loads, (out / "contamination.jsonl").read_text().splitlines())}
 
 
 def test_documents_that_hold_items_are_dropped_and_items_judged(tmp_path):
@@ -34,7 +34,7 @@ def test_documents_that_hold_items_are_dropped_and_items_judged(tmp_path):
         "1": ("overlapping", 1), "2": ("overlapping", 1), "3": ("clean", 0), "4": ("clean", 0), "5": ("too_short", 0), "6": ("in_distribution", 1),
     }  # fmt: skip
     assert stats["dropped/contaminated"] == 2 and stats["items/clean"] == 2
-    sample = [json.loads(line) for line in open(tmp_path / "out" / "samples.jsonl")][0]
+    sample = json.loads((tmp_path / "out" / "samples.jsonl").read_text().splitlines()[0])
     assert "evaluation item quiz/" in sample["why"]
 
 
@@ -47,8 +47,9 @@ def test_report_drops_nothing_and_chats_are_searched_too(tmp_path):
 
 
 def test_a_stock_phrase_in_a_long_item_is_no_overlap(tmp_path):
-    item = {"id": "1", "set": "quiz", "text": "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of a wife. " + OTHER}
-    docs = write(tmp_path / "in", [ENGLISH + " It is a truth universally acknowledged, that a single man in possession of a good fortune was here."])
+    phrase = "It is a truth universally acknowledged, that a single man in possession of a good fortune"
+    item = {"id": "1", "set": "quiz", "text": f"{phrase}, must be in want of a wife. {OTHER}"}
+    docs = write(tmp_path / "in", [f"{ENGLISH} {phrase} was here."])
     assert decontaminate(DecontaminateSection(), docs, [item], tmp_path / "out")["docs_out"] == 1
     assert decontaminate(DecontaminateSection(min_share=0.05), docs, [item], tmp_path / "strict")["docs_out"] == 0
 
@@ -63,4 +64,5 @@ def test_same_bytes_for_any_workers_and_no_evaluation_at_all(tmp_path):
 
 def test_items_that_lack_fields_are_named(tmp_path):
     with pytest.raises(ValueError, match="evaluation items 1, 2"):
-        decontaminate(DecontaminateSection(), write(tmp_path / "in", [ENGLISH]), [EVALS[0], {"id": "2"}, {"id": 3, "set": "q", "text": "t"}], tmp_path / "out")
+        items = [EVALS[0], {"id": "2"}, {"id": 3, "set": "q", "text": "t"}]
+        decontaminate(DecontaminateSection(), write(tmp_path / "in", [ENGLISH]), items, tmp_path / "out")

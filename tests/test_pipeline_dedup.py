@@ -98,7 +98,7 @@ def test_near_copies_by_true_similarity(tmp_path):
     gone = [not {i, i + 1} <= kept for i in range(0, len(texts), 2)]
     assert all(g == (s >= 0.75) for g, s in zip(gone, similar, strict=True) if abs(s - 0.75) > 1e-6)
     assert 50 < sum(gone) < 200
-    pairs = [json.loads(line) for line in open(tmp_path / "out" / "pairs.jsonl")]
+    pairs = [json.loads(line) for line in (tmp_path / "out" / "pairs.jsonl").read_text().splitlines()]
     assert pairs and all(p["copies"] == (p["similarity"] >= 0.75) and p["text_a"] != p["text_b"] for p in pairs)
 
 
@@ -150,6 +150,6 @@ def test_a_failed_run_is_resumed(tmp_path, monkeypatch):
 
 
 def test_impossible_bands_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="dedup.bands x dedup.rows"):
+    with pytest.raises(ValueError, match=r"dedup\.bands x dedup\.rows"):
         dedup(DedupSection(bands=64, rows=4), write(tmp_path / "in", [ENGLISH]), tmp_path / "out")
     assert dedup(DedupSection(), write(tmp_path / "none", []), tmp_path / "empty")["docs_out"] == 0

@@ -56,7 +56,7 @@ def test_a_changed_job_is_done_again(tmp_path):
 
 def test_killed_worker_is_named_and_a_rerun_finishes(tmp_path):
     jobs = jobs_for(tmp_path, job3={"kill": str(tmp_path / "killed")})
-    with pytest.raises(ShardFailed, match="shard-3.*killed by signal 9"):
+    with pytest.raises(ShardFailed, match=r"shard-3.*killed by signal 9"):
         run_shards(square, jobs, workers=2, done=tmp_path / "done")
     finished = {int(p.stem) for p in (tmp_path / "done").glob("*.json")}
     assert 3 not in finished and finished
@@ -74,7 +74,7 @@ def test_error_names_function_shard_and_reason(tmp_path, workers):
 def test_unfit_functions_and_engines_are_refused(tmp_path):
     with pytest.raises(ValueError, match="module-level"):
         run_shards(lambda job: job, [{}], workers=1, done=tmp_path / "done")
-    with pytest.raises(ValueError, match="resources.engine"):
+    with pytest.raises(ValueError, match=r"resources\.engine"):
         run_shards(square, [{}], workers=1, done=tmp_path / "done", engine="spark")
 
 
@@ -109,7 +109,7 @@ def test_ray_cluster_of_two_nodes_leaves_the_same_markers(tmp_path):
         assert run_shards(square, jobs, workers=2, done=tmp_path / "done", engine="ray") == [{"square": i * i} for i in range(6)]
         markers = {p.name: json.loads(p.read_text())["result"] for p in (tmp_path / "done").glob("*.json")}
         assert markers == {f"{i}.json": {"square": i * i} for i in range(6)}
-        with pytest.raises(ShardFailed, match="shard-1.*disk on fire"):
+        with pytest.raises(ShardFailed, match=r"shard-1.*disk on fire"):
             run_shards(square, jobs_for(tmp_path, job1={"fail": True}), workers=2, done=tmp_path / "again", engine="ray")
     finally:
         ray.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+# ruff: noqa: SIM109  (in compiled code a chain of comparisons is faster than membership)
 from enum import IntEnum, auto
 
 import numpy as np
@@ -176,7 +177,7 @@ def _lines(codes, offsets, classes, out):
         while j < end:
             line_hash = np.uint64(0)
             characters = letters = wide = hashes = 0
-            first = last = np.uint32(0)
+            first = second = last = np.uint32(0)
             while j < end and codes[j] != 10:
                 code = codes[j]
                 kind = classes[code]
@@ -184,7 +185,8 @@ def _lines(codes, offsets, classes, out):
                 if kind != SPACE and kind != CONTROL:
                     line_hash = (line_hash ^ np.uint64(code)) * np.uint64(0x9E3779B97F4A7C15)
                     line_hash ^= line_hash >> np.uint64(29)
-                    first = code if characters == 0 else first
+                    if characters == 0:
+                        first, second = code, codes[j] if j < end else np.uint32(0)
                     last = code
                     characters += 1
                     letters += kind >= DIGIT and kind <= LETTER
@@ -198,7 +200,7 @@ def _lines(codes, offsets, classes, out):
             row[_SHORT] += characters + wide < 30
             row[_ENDED] += classes[last] == TERMINAL
             row[_ENDS] = classes[last] == TERMINAL
-            row[_BULLETS] += first == 0x2022 or ((first == 45 or first == 42) and characters > 1)
+            row[_BULLETS] += first == 0x2022 or ((first == 45 or first == 42) and classes[second] == SPACE)
             row[_ELLIPSES] += last == 0x2026
             if letters >= 3:
                 slot = np.int64(line_hash >> np.uint64(20)) & (size - 1)
