@@ -63,6 +63,8 @@ def scan(codes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     classes = alphabet.tables()[0]
     _characters(codes, offsets, classes, _BYTE_LIKE, out)
     _lines(codes, offsets, classes, out)
+    out[:, _WORD_CHARACTERS] = out[:, [DIGIT, LATIN, HANGUL, CYRILLIC, LETTER]].sum(1)
+    out[:, _WIDTH] = np.diff(offsets) - out[:, NEWLINE] + out[:, [HAN, KANA, HANGUL, UNSPACED]].sum(1)
     return out
 
 
@@ -158,8 +160,6 @@ def _characters(codes, offsets, classes, byte_like, out):
                 row[_MOJIBAKE] += _misread(codes, j, end, byte_like)
         row[:CLASSES] = counts.sum(0)
         row[_WORDS], row[_URL] = words, urls
-        row[_WORD_CHARACTERS] = row[DIGIT] + row[LATIN] + row[HANGUL] + row[CYRILLIC] + row[LETTER]
-        row[_WIDTH] = end - start - row[NEWLINE] + row[HAN] + row[KANA] + row[HANGUL] + row[UNSPACED]
 
 
 @njit(cache=True, nogil=True)
