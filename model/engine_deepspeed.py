@@ -42,7 +42,8 @@ class DeepSpeed(Engine):
     def __init__(self, objective: Objective, spec: TrainSpec, device: torch.device, rank: int, world: int) -> None:
         import deepspeed
 
-        importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # a helper for inference on CPUs that takes minutes and a C++ compiler to build
+        # A helper for inference on CPUs; building it takes minutes and a C++ compiler.
+        importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         super().__init__(objective, spec, device, rank, world)
         self.stage = spec.zero_stage

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.moe import MoE
 
 
 class KVCache:
@@ -113,7 +114,7 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
-        self.mlp = FeedForward(config)
+        self.mlp = MoE(config) if config.experts else FeedForward(config)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Any, layer: int = 0, cache: KVCache | None = None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rope, mask, layer, cache)
@@ -181,6 +182,12 @@ class Transformer(nn.Module):
         h = self.hidden(ids, doc, cache)
         h = h[:, -1:] if last else h
         return F.linear(h, self.head.to(h.dtype)).float()
+
+    def balance(self) -> Tensor | float:
+        """Load-balancing loss of the last pass, weighed and averaged over layers; 0 without experts."""
+        if not self.config.experts:
+            return 0.0
+        return self.config.router_aux * torch.stack([block.mlp.balance for block in self.model.layers]).mean()
 
     def cache(self, batch: int, capacity: int, pad: Tensor | None = None) -> KVCache:
         """An empty cache that fits this model."""

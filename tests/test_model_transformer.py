@@ -14,6 +14,7 @@ KINDS = {
     "qwen3": ModelConfig(**SHAPE),
     "llama": ModelConfig(**SHAPE, qk_norm=False, tied=False, rope_theta=5e5),
     "wide_heads": ModelConfig(**SHAPE, head_dim=16, tied=False),
+    "qwen3_moe": ModelConfig(**SHAPE, experts=5, experts_per_token=2, expert_ffn=24),
     "yarn": ModelConfig(**SHAPE, rope_factor=4.0, rope_original_len=16),
 }
 
@@ -79,3 +80,14 @@ def test_weights_that_do_not_fit_are_named(tmp_path) -> None:
 def test_parameter_count_is_the_models() -> None:
     for config in KINDS.values():
         assert config.parameters() == sum(p.numel() for p in Transformer(config).parameters())
+
+
+def test_experts_get_gradients_and_balance_is_one_when_even() -> None:
+    model = make(KINDS["qwen3_moe"])
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.mlp.gate.weight.zero_()
+    ids = torch.randint(1, 101, (2, 20), generator=torch.Generator().manual_seed(2))
+    model(ids).logsumexp(-1).sum().backward()
+    assert model.balance().item() == pytest.approx(model.config.router_aux, rel=1e-4)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
