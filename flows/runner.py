@@ -27,9 +27,11 @@ def run(args: Any) -> int:
     """Run the flow of the parsed command line; prints progress and a summary, or with ``--json`` one object."""
     out = Console(file=sys.stderr if args.json else sys.stdout, highlight=False, soft_wrap=True)
     os.environ.update(QUIET)
-    os.environ["PREFECT_API_URL"] = ensure_prefect(home())
+    os.environ["PREFECT_API_URL"] = ensure_prefect(home(), wait=False)  # boots while Prefect is imported here
     tracking_ui = None if args.json else ensure_mlflow(home(), wait=False)
     from flows.full_pipeline import full_pipeline
+
+    ensure_prefect(home())
 
     out.print(f"[bold]full-pipeline[/] {args.preset} {' '.join(args.overrides)}", markup=True)
     watch = Watch(out)

@@ -47,7 +47,8 @@ def ensure_prefect(home: Path, wait: bool = True) -> str:
     Also points this process's Prefect files below ``home``. ``wait`` False returns while a new server still boots.
     """
     os.environ.setdefault("PREFECT_HOME", str(home / "prefect"))
-    if given := os.environ.get("PREFECT_API_URL"):
+    given = os.environ.get("PREFECT_API_URL")
+    if given and given != f"{_read(home).get('prefect', {}).get('url')}/api":
         if not _answers(f"{given.rstrip('/')}/health"):
             raise ServiceError(f"no Prefect server answers at PREFECT_API_URL={given}; start it, or unset PREFECT_API_URL to get one here")
         return given
