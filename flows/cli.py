@@ -68,6 +68,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--refresh", metavar="STAGE", action="append", default=[], help="build this stage again (repeatable)")
         sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
+    sub = command("sweep", _sweep, "run every combination of some values and compare one number")
+    sub.add_argument("preset")
+    sub.add_argument("overrides", nargs="*", metavar="section.key=value,value", help="values parted by commas; in [brackets] a list is one value")
+    sub.add_argument("--until", metavar="STAGE", help="stop every child after this stage")
+    sub.add_argument("--metric", metavar="STAGE.NUMBER", help="the number to sort by (default: held-out loss of the last swept training stage)")
+    sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
     sub = command("config", _config, "print a preset's whole config, overrides applied, or what every option means")
     sub.add_argument("preset")
     sub.add_argument("overrides", nargs="*", metavar="section.key=value")
@@ -149,6 +156,12 @@ def _plan(args: argparse.Namespace) -> int:
     with plan:
         full(config, inputs)
     return print_plan(plan.planned, args.json)
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from flows.sweep import sweep
+
+    return sweep(args)
 
 
 def _config(args: argparse.Namespace) -> int:

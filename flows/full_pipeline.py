@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from flows.console import duration, headline
 from flows.dag import full
 from pipeline.config import STAGES, ConfigError, load
 from pipeline.funnel import write_funnel
-from tasks.run import WATCHERS
+from tasks.run import WATCHERS, home
 from tasks.sources import given, withdrawn
 from tasks.stage import PrefectRun
 from tasks.tracking import start_tracker
@@ -24,7 +25,7 @@ StageName = Literal[STAGES]  # type: ignore[valid-type]
 
 @flow(name="full-pipeline", log_prints=False, persist_result=False)
 def full_pipeline(preset: str = "tiny", overrides: list[str] = [], until: StageName | None = None,  # noqa: B006
-                  refresh: list[StageName] = []) -> dict[str, Any]:  # noqa: B006
+                  refresh: list[StageName] = [], tags: dict[str, str] = {}) -> dict[str, Any]:  # noqa: B006
     """Raw text in, an aligned, evaluated, exported language model out.
 
     Args:
@@ -32,7 +33,9 @@ def full_pipeline(preset: str = "tiny", overrides: list[str] = [], until: StageN
         overrides: config overrides as ``section.key=value``.
         until: stop after this stage.
         refresh: stages to build again although they are cached.
+        tags: tags for the run in MLflow, to find runs that belong together.
     """
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(home() / "cache" / "numba"))  # compiled data kernels outlive the process
     config = load(preset, overrides)
     inputs = given(config)
     run = PrefectRun(new_run_id(), config.resources, until, tuple(refresh))
@@ -40,7 +43,7 @@ def full_pipeline(preset: str = "tiny", overrides: list[str] = [], until: StageN
     run.store.check()
     if problems := withdrawn(inputs, run.store):
         raise ConfigError(problems)
-    run.open(preset=preset, overrides=list(overrides), config=config.model_dump(mode="json"), until=until, refresh=list(refresh),
+    run.open(preset=preset, overrides=list(overrides), config=config.model_dump(mode="json"), until=until, refresh=list(refresh), tags=tags,
              prefect={"flow_run_id": str(runtime.flow_run.id), "flow_run_name": runtime.flow_run.name, "url": runtime.flow_run.ui_url})
     tracker = start_tracker(run.directory)
     began, state, error = time.monotonic(), "failed", None

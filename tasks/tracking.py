@@ -151,7 +151,7 @@ def _lock(run_dir: Path) -> Iterator[bool]:
 def sync(home: Path) -> dict[str, bool]:
     """Fill MLflow with every run under ``home`` that it does not have whole yet. Returns {run id: whether it has now}."""
     done = {}
-    for run_json in sorted((home / "runs").glob("*/run.json")):
+    for run_json in sorted([*(home / "runs").glob("*/run.json"), *(home / "sweeps").glob("*/run.json")]):
         run_dir = run_json.parent
         if summary(run_dir).get("complete"):
             continue

@@ -64,6 +64,8 @@ class Mirror:
             self._started(event)
         elif event["event"] == "stage_finished":
             self._ended(event)
+        elif event["event"] == "comparison":
+            self._compare(event)
         elif event["event"] == "run_finished":
             status = {"completed": "FINISHED", "cancelled": "KILLED"}.get(event["state"], "FAILED")
             self._finish(status, event["time"], event.get("error"))
@@ -112,6 +114,16 @@ class Mirror:
                 write_json(path / "_run" / "mlflow.json", {**entry, "tracking_uri": self.uri})
         self._save()
 
+    def _compare(self, event: dict[str, Any]) -> None:
+        """A sweep's page and table; its children get the number it is sorted by and move below it."""
+        for file in event["files"]:
+            self.client.log_artifact(self.parent, file)
+        for pipeline_run, value in event["runs"].items():
+            for found in self.client.search_runs([self.state["experiment_id"]], f"tags.`pipeline.run_id` = '{pipeline_run}' and tags.`pipeline.part` = 'run'"):
+                self._tag(found.info.run_id, {"mlflow.parentRunId": self.parent})
+                if value is not None:
+                    self._log(found.info.run_id, metrics=[Metric(as_key(event["metric"]), value, milliseconds(event["time"]), 0)])
+
     def _finish(self, status: str, time: float, error: str | None) -> None:
         for stage, building in list(self.open.items()):
             self._close_building(stage, None)
@@ -145,14 +157,16 @@ class Mirror:
             raise
 
     def _parent(self) -> str:
-        if known := self.state.get("parent_run_id") or self._find(f"tags.`pipeline.run_id` = '{self.run_dir.name}' and tags.`pipeline.part` = 'run'"):
+        part = self.facts.get("part", "run")
+        if known := self.state.get("parent_run_id") or self._find(f"tags.`pipeline.run_id` = '{self.run_dir.name}' and tags.`pipeline.part` = '{part}'"):
             self.state["parent_run_id"] = known
             return known
         git, prefect = self.facts.get("git") or {}, self.facts.get("prefect") or {}
         tags = {"mlflow.runName": f"{self.preset} {self.run_dir.name}", "mlflow.source.name": " ".join(self.facts.get("argv") or []),
                 "mlflow.source.type": "JOB", "mlflow.source.git.commit": git.get("commit", ""), "git.dirty": str(git.get("dirty", "")).lower(),
-                "pipeline.run_id": self.run_dir.name, "pipeline.part": "run", "preset": self.preset, "overrides": " ".join(self.facts.get("overrides") or []),
+                "pipeline.run_id": self.run_dir.name, "pipeline.part": part, "preset": self.preset, "overrides": " ".join(self.facts.get("overrides") or []),
                 "prefect.flow_run_id": prefect.get("flow_run_id") or "", "prefect.url": prefect.get("url") or ""}
+        tags |= self.facts.get("tags") or {}
         started = milliseconds((self.run_dir / "run.json").stat().st_mtime)
         run_id = self.client.create_run(self.state["experiment_id"], start_time=started, tags=as_tags(tags)).info.run_id
         self.state["parent_run_id"] = run_id

@@ -14,11 +14,11 @@ MICRO = str(ROOT / "tests" / "micro.toml")
 
 
 class Home:
-    """A pipeline home of its own, and the command line in it."""
+    """A pipeline home of its own, and the command line in it; ``more`` goes into its environment."""
 
-    def __init__(self, path):
+    def __init__(self, path, **more):
         self.path = path
-        self.env = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))} | {"PIPELINE_HOME": str(path), "COLUMNS": "160"}
+        self.env = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))} | {"PIPELINE_HOME": str(path), "COLUMNS": "160"} | more
 
     def command(self, *args):
         return [sys.executable, "-m", "flows.cli", *map(str, args)]
@@ -49,6 +49,26 @@ def prefect_url(home):
     code = "from pathlib import Path; from flows.services import ensure_prefect; import sys; print(ensure_prefect(Path(sys.argv[1])))"
     done = subprocess.run([sys.executable, "-c", code, str(home.path)], cwd=ROOT, env=home.env, capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def lab(prefect_url, tmp_path_factory):
+    """A second home, on the Prefect server of the first, with good and bad documents in ``lab.good`` and ``lab.bad``."""
+    place = Home(tmp_path_factory.mktemp("lab"), PREFECT_API_URL=prefect_url)
+    place.good, place.bad = place.path / "good.jsonl", place.path / "bad.jsonl"
+    told = "tells in plain words what a pipeline does with the text it is given. First the files are read, and every line that is broken is counted. " \
+        "Then repeated and empty documents leave, a tokenizer learns its vocabulary from what is left, and a small model is trained on it overnight."
+    lines = [json.dumps({"text": f"Document {i} {told}"}) for i in range(60)]
+    place.good.write_text("\n".join(lines))
+    place.bad.write_text("{not json\n" * 50)
+    return place
+
+
+@pytest.fixture(scope="session")
+def swept(lab):
+    """A sweep over sources (one of them broken) and a rule of the clean stage, in the lab."""
+    return json.loads(lab("sweep", MICRO, f"ingest.sources={lab.good},{lab.bad}", "clean.max_spam_density=0.5,1000", "--until", "clean",
+                          "--metric", "clean.docs_out", "--json", code=1).stdout)
 
 
 @pytest.fixture(scope="session")
