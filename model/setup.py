@@ -110,13 +110,13 @@ def choose(spec: TrainSpec, config: ModelConfig, ranks: Ranks, tokens: int, run:
     except (OSError, ValueError, TypeError):
         pass
     micro = spec.micro_batch or _micro_batch(spec, config, ranks)
-    compiled = _worth_compiling(spec, config, ranks, tokens, dtype, micro)
+    wanted = torch.tensor([micro, _worth_compiling(spec, config, ranks, tokens, dtype, micro)], dtype=torch.float64)
+    micro, compiled = (int(v) for v in ranks.total(wanted * (ranks.rank == 0)))  # measured speeds differ; rank 0 decides for all
     if cuda:
         attention = "flex" if compiled else "sdpa"
     else:
         attention = "manual" if spec.seq_len <= 512 else "sdpa"
-    made = Choices(str(dtype).removeprefix("torch."), attention, compiled, micro, max(spec.log_every, 10) if cuda else spec.log_every, made_for, str(path))
-    ranks.barrier()  # all have looked for earlier choices
+    made = Choices(str(dtype).removeprefix("torch."), attention, bool(compiled), micro, max(spec.log_every, 10) if cuda else spec.log_every, made_for, str(path))
     made.save(ranks)
     return made
 
