@@ -116,7 +116,8 @@ def choose(spec: TrainSpec, config: ModelConfig, ranks: Ranks, tokens: int, run:
         attention = "flex" if compiled else "sdpa"
     else:
         attention = "manual" if spec.seq_len <= 512 else "sdpa"
-    made = Choices(str(dtype).removeprefix("torch."), attention, bool(compiled), micro, max(spec.log_every, 10) if cuda else spec.log_every, made_for, str(path))
+    every = max(spec.log_every, 10) if cuda else spec.log_every
+    made = Choices(str(dtype).removeprefix("torch."), attention, bool(compiled), micro, every, made_for, str(path))
     made.save(ranks)
     return made
 
