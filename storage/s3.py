@@ -176,21 +176,21 @@ class S3Store(Store):
 
     def examine(self, stage: str, key: str) -> Look:
         look = super().examine(stage, key)
-        if look.artifact or "withdrawn" in look.why:
+        if look.state == "here":
             return look
         record = self._shared_record(stage, key)
         if record is None:
             return look
         withdrawn = self.withdrawals.because(record)
         if withdrawn:
-            return Look(why=f"{stage}/{key[:12]} was withdrawn: {withdrawn}")
-        return Look(Artifact(stage, key, record["digest"], self.directory(stage, key)), record, f"in {self.bucket.address}, not here yet")
+            return Look("withdrawn", why=f"{stage}/{key[:12]} was withdrawn: {withdrawn}")
+        return Look("there", Artifact(stage, key, record["digest"], self.directory(stage, key)), record, f"in {self.bucket.address}, not here yet")
 
     def ready(self, stage: str, key: str) -> Artifact | None:
         look = super().examine(stage, key)
-        if look.artifact is None:
-            if look.why or self.examine(stage, key).artifact is None:
-                return None
+        if look.state != "here":
+            if look.state != "absent" or self.examine(stage, key).state != "there":
+                return None  # a damaged copy is the lease holder's to deal with
             with super().lease(stage, key):  # of this machine only: one download at a time
                 return super().examine(stage, key).artifact or self._fetch(stage, key)
         if self._shared_record(stage, key) is None:

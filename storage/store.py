@@ -42,8 +42,12 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Look:
-    """What lies under a key: the artifact and its lineage record when it is a hit, else ``why`` it is not ("" when nothing is there)."""
+    """What lies under a key: ``state`` absent, damaged, withdrawn, here or there (in the bucket only), in words in ``why``.
 
+    The artifact and its lineage record are given when it is a hit, here or there.
+    """
+
+    state: str = "absent"
     artifact: Artifact | None = None
     record: dict[str, Any] | None = None
     why: str = ""
@@ -100,14 +104,14 @@ class Store:
             return Look()
         problem = _problem(path)
         if problem:
-            return Look(why=f"{stage}/{key[:12]} is damaged ({problem})")
+            return Look("damaged", why=f"{stage}/{key[:12]} is damaged ({problem})")
         record = _record(path / "lineage.json")
         if record is None:
             return Look()  # it was replaced just now
         withdrawn = self.withdrawals.because(record)
         if withdrawn:
-            return Look(why=f"{stage}/{key[:12]} was withdrawn: {withdrawn}")
-        return Look(Artifact(stage, key, record["digest"], path), record)
+            return Look("withdrawn", why=f"{stage}/{key[:12]} was withdrawn: {withdrawn}")
+        return Look("here", Artifact(stage, key, record["digest"], path), record)
 
     def ready(self, stage: str, key: str) -> Artifact | None:
         """The artifact, if it is whole and here or can be brought here. Needs no lease."""
@@ -116,7 +120,7 @@ class Store:
     def lookup(self, stage: str, key: str) -> Artifact | None:
         """As :meth:`ready`, and a damaged artifact is set aside. Only for the holder of the lease."""
         look = Store.examine(self, stage, key)
-        if look.artifact is None and "is damaged" in look.why and self.directory(stage, key).is_dir():
+        if look.state == "damaged":
             self.set_aside(stage, key, look.why)
         return look.artifact
 
