@@ -18,8 +18,9 @@ WIDTH, ROW = 720, 22
 def page(title: str, metric: str, children: Sequence[Any]) -> str:
     """HTML of a sweep. ``children``: best first, as flows/sweep.py makes them."""
     known = [c for c in children if c.value is not None]
-    plots = [(f"{metric} by child", dots([(label(c), c.value) for c in known], metric)), ("Effect of one setting", effect(known, metric))]
-    curves = [(label(c), _curve(c.curve, metric)) for c in known[:6] if c.curve]
+    swept = [path for path in (children[0].values if children else ()) if len({c.values[path] for c in children}) > 1]
+    plots = [(f"{metric} by child", dots([(label(c, swept), c.value) for c in known], metric)), ("Effect of one setting", effect(known, swept, metric))]
+    curves = [(label(c, swept), _curve(c.curve, metric)) for c in known[:6] if c.curve]
     drawn = svg.lines([(name, points) for name, points in curves if points], f"curves of {metric}", "step", height=260)
     if drawn:
         plots.append(("Curves" + (" of the best six" if len(known) > 6 else ""), _legend([name for name, points in curves if points]) + drawn))
@@ -29,9 +30,9 @@ def page(title: str, metric: str, children: Sequence[Any]) -> str:
             f'<body><main><h1>{escape(title)}</h1>\n' + "\n".join(sections) + "\n</main></body></html>\n")
 
 
-def label(child: Any) -> str:
-    """A child's values without the sections, which the table tells."""
-    return ", ".join(f"{path.rpartition('.')[2]} {value}" for path, value in child.values.items())
+def label(child: Any, swept: Sequence[str]) -> str:
+    """A child's values of the settings that differ, without their sections, which the table tells."""
+    return ", ".join(f"{path.rpartition('.')[2]} {child.values[path]}" for path in swept)
 
 
 def dots(rows: Sequence[tuple[str, float]], metric: str) -> str:
@@ -50,16 +51,16 @@ def dots(rows: Sequence[tuple[str, float]], metric: str) -> str:
     return f'<svg viewBox="0 0 {WIDTH} {ROW * len(rows)}" role="img" aria-label="{escape(metric)} by child">{"".join(parts)}</svg>'
 
 
-def effect(children: Sequence[Any], metric: str) -> str:
+def effect(children: Sequence[Any], swept: Sequence[str], metric: str) -> str:
     """The number against the first setting that has several numeric values, a line per combination of the others."""
-    for path in children[0].values if children else ():
+    for path in swept if children else ():
         numbers = {c.values[path]: _number(c.values[path]) for c in children}
         if len(numbers) < 2 or None in numbers.values():
             continue
         logarithmic = min(numbers.values()) > 0 and max(numbers.values()) / min(numbers.values()) >= 10
         groups: dict[str, list[tuple[float, float]]] = {}
         for c in children:
-            rest = ", ".join(f"{p.rpartition('.')[2]} {v}" for p, v in c.values.items() if p != path) or metric
+            rest = label(c, [other for other in swept if other != path]) or metric
             x = numbers[c.values[path]]
             groups.setdefault(rest, []).append((math.log10(x) if logarithmic else x, c.value))
         lines = [(name, sorted(points)) for name, points in sorted(groups.items())]

@@ -68,4 +68,4 @@ def test_ranking_knows_which_way_is_better_and_puts_failures_last(tmp_path):
     assert [c.value for c in rank(rows, "evaluate.choices")] == [3.0, 2.5, 2.0, None]
     html = page("sweep", "pretrain.val_loss", rank(rows, "pretrain.val_loss"))
     assert html.count("<circle") == 3 and "log10" in html and "polyline" in html and "&lt;b&gt;" in html and "<b>" not in html.split("<main>")[1]
-    assert effect([], "x") == ""
+    assert effect([], [], "x") == ""
