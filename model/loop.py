@@ -24,7 +24,7 @@ from model.config import TrainSpec
 from model.data import Order, Packed, Windows, share
 from model.engine import Engine
 from model.meter import Meter
-from model.objective import Batch, NextToken, Preference, batch
+from model.objective import Batch, Preference, batch
 from model.setup import Choices, Ranks
 
 SKIP_LIMIT = 10
@@ -192,7 +192,12 @@ class Loop:
         self.ranks.say(f"resumed at step {self.step} of {self.plan.steps}")
 
     def validate(self) -> dict[str, float]:
-        """Means over the validation split (``eval_tokens`` of it), and bits per byte for the next-token objectives."""
+        """Means over the validation split (``eval_tokens`` of it), and ``val_bits_per_byte``.
+
+        Those are the bits of the targets (dpo: of the chosen answers') over the UTF-8 bytes they spell, from the dataset's
+        ``meta.json``. It counts a split's bytes as a whole: a part of the split, and the chosen half of its pairs, is taken to
+        have its share of the bytes by targets.
+        """
         rows = np.arange(self.data.val.rows)
         if self.spec.eval_tokens:
             rows = rows[:max(1, self.spec.eval_tokens // self.spec.seq_len)]
@@ -202,9 +207,9 @@ class Loop:
         total = self.ranks.total(sums)
         out = self._means("val_", total)
         split = self.data.val.split
-        if isinstance(self.objective, NextToken) and split.bytes and total[-1]:
-            bytes_read = split.bytes * float(total[-1]) / self.data.val.all_targets
-            out["val_bits_per_byte"] = float(total[0]) / math.log(2) / bytes_read
+        nats, targets = (total[self.objective.names.index(name)] for name in self.objective.nats_per_target)
+        if split.bytes and targets:
+            out["val_bits_per_byte"] = float(nats / targets) / math.log(2) * self.data.val.all_targets / split.bytes
         return out
 
     def _observe(self, split: str, numbers: NDArray) -> torch.Tensor:

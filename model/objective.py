@@ -73,9 +73,13 @@ def batch(rows: Rows, norm: float, chunk: int, reference: NDArray | None = None)
 
 
 class Objective(nn.Module):
-    """Base: ``forward(batch) -> (loss, sums)``; ``names`` says what the sums [len(names)] are, the last being what to divide by."""
+    """Base: ``forward(batch) -> (loss, sums)``; ``names`` says what the sums [len(names)] are, the last being what to divide by.
+
+    ``nats_per_target`` names the two sums whose quotient is the cross-entropy of the answers that are to be likely.
+    """
 
     names: tuple[str, ...] = ()
+    nats_per_target: tuple[str, str] = ("loss", "targets")
 
     def __init__(self, model: Transformer, spec: TrainSpec) -> None:
         super().__init__()
@@ -102,9 +106,13 @@ class NextToken(Objective):
 
 
 class Preference(Objective):
-    """Direct preference optimization over packed pairs, plus ``nll_weight`` times the chosen answers' cross-entropy."""
+    """Direct preference optimization over packed pairs, plus ``nll_weight`` times the chosen answers' cross-entropy.
 
-    names = ("loss", "accuracy", "margin", "chosen_reward", "rejected_reward", "pairs")
+    ``chosen_nll`` and ``chosen_tokens`` are the nats and the targets of a chosen answer.
+    """
+
+    names = ("loss", "accuracy", "margin", "chosen_reward", "rejected_reward", "chosen_nll", "chosen_tokens", "pairs")
+    nats_per_target = ("chosen_nll", "chosen_tokens")
 
     def answers(self, batch: Batch) -> Tensor:
         """Log-probability of each sequence's answer [2 * pairs], nats."""
@@ -123,9 +131,10 @@ class Preference(Objective):
         chosen, rejected = answers[0::2], answers[1::2]
         reference = batch.reference.view(-1, 2)
         losses, margin = loss.preference(chosen, rejected, reference[:, 0], reference[:, 1], spec.beta, spec.label_smoothing)
+        length = torch.zeros_like(answers).index_add(0, batch.segment, (batch.weight > 0).float())[0::2]
         if spec.nll_weight:
-            length = torch.zeros_like(answers).index_add(0, batch.segment, (batch.weight > 0).float())[0::2].clamp_min(1)
-            losses = losses - spec.nll_weight * chosen / length
+            losses = losses - spec.nll_weight * chosen / length.clamp_min(1)
         sums = torch.stack((losses.sum(), (margin > 0).float().sum(), margin.sum(), spec.beta * (chosen - reference[:, 0]).sum(),
-                            spec.beta * (rejected - reference[:, 1]).sum(), torch.tensor(float(len(margin)), device=margin.device)))
+                            spec.beta * (rejected - reference[:, 1]).sum(), -chosen.sum(), length.sum(),
+                            torch.tensor(float(len(margin)), device=margin.device)))
         return losses.sum() * batch.weight.max(), sums.detach()

@@ -122,6 +122,11 @@ def test_killed_pretraining_resumes_to_the_same_bits_and_curve(base, tokens, tmp
     assert curve(spec) == curve(base)
 
 
+def bytes_per_target(data: Path) -> float:
+    """What meta.json says a validation target spells."""
+    return json.loads((data / "meta.json").read_text())["splits"]["val"]["bytes"] / (data / "val.mask.bin").read_bytes().count(1)
+
+
 @pytest.mark.parametrize("objective", ["sft", "dpo"])
 def test_sft_and_dpo_stopped_by_sigterm_checkpoint_and_resume_to_the_same_bits(objective: str, base, tokens, tmp_path) -> None:
     specs = [make_spec(tokens, tmp_path / name, objective, init=base.out, nll_weight=0.1, checkpoint_every=1000) for name in ("whole", "stopped")]
@@ -134,6 +139,9 @@ def test_sft_and_dpo_stopped_by_sigterm_checkpoint_and_resume_to_the_same_bits(o
     assert first["step"] == 0 and results[0]["val_loss"] < first["val_loss"]
     if objective == "dpo":
         assert first["val_margin"] == pytest.approx(0, abs=1e-3) and results[0]["val_accuracy"] > 0.9
+        bits_per_token = results[0]["val_chosen_nll"] / results[0]["val_chosen_tokens"] / math.log(2)
+        assert results[0]["val_bits_per_byte"] == pytest.approx(bits_per_token / bytes_per_target(tokens / "pairs"))
+        assert 0 < results[0]["val_bits_per_byte"] < 8
 
 
 @pytest.mark.parametrize("engine", ["ddp", "deepspeed"])
