@@ -91,8 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("chat", _chat, "talk to a model")
     sub.add_argument("model", help="a preset's name, a reference like dpo/3fa9, or a model directory")
     sub.add_argument("--prompt", help="answer this one prompt and print nothing else")
-    sub.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
-    sub.add_argument("--max-tokens", type=int, default=200)
+    sub.add_argument("--temperature", type=float, help="0 is greedy; default: what the model's generation_config.json says")
+    sub.add_argument("--max-tokens", type=int, default=0, help="longest answer; 0 takes the model's own limit")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--force", action="store_true", help="also when the model was withdrawn")
     sub = command("adopt", _adopt, "accept an artifact made by older code as what today's code would make")
@@ -203,26 +203,19 @@ def _chat(args: argparse.Namespace) -> int:
         directory = find_model(args.model, args.force)
     except LookupError as error:
         return fail(str(error))
-    from model.chat import answer, repl
+    from model.chat import Chat, converse
+    from model.generate import Sampling
 
-    options = {"temperature": args.temperature, "max_tokens": args.max_tokens, "seed": args.seed}
-    if args.prompt is not None:
-        print(answer(directory, args.prompt, **options))
-    else:
-        repl(directory, **options)
+    sampling = None if args.temperature is None else Sampling(args.temperature, seed=args.seed)
+    try:
+        chat = Chat(directory, sampling=sampling, max_new_tokens=args.max_tokens)
+        if args.prompt is None:
+            converse(chat)
+        else:
+            print(chat.answer([{"role": "user", "content": args.prompt}]))
+    except (ValueError, OSError) as error:
+        return fail(f"{args.model}  {error}")
     return 0
-
-
-def _adopt(args: argparse.Namespace) -> int:
-    from flows.curate import adopt
-
-    return adopt(args.ref, args.preset, args.overrides, args.force)
-
-
-def _invalidate(args: argparse.Namespace) -> int:
-    from flows.curate import invalidate, undo
-
-    return undo(args.what) if args.undo else invalidate(args.what, args.reason)
 
 
 def _verify(args: argparse.Namespace) -> int:

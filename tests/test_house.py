@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("flows", "tasks", "pipeline", "model", "storage")
 MAY = {
-    "flows": {"flows", "tasks", "pipeline", "storage", "model.chat", "model.estimate"},
+    "flows": {"flows", "tasks", "pipeline", "storage", "model.chat", "model.generate", "model.estimate"},
     "tasks": {"tasks", "pipeline", "storage", "model.config", "model.tokenizer"},
     "pipeline": {"pipeline", "model.config", "model.tokenizer"},
     "model": {"model"},
