@@ -218,6 +218,18 @@ def _chat(args: argparse.Namespace) -> int:
     return 0
 
 
+def _adopt(args: argparse.Namespace) -> int:
+    from flows.curate import adopt
+
+    return adopt(args.ref, args.preset, args.overrides, args.force)
+
+
+def _invalidate(args: argparse.Namespace) -> int:
+    from flows.curate import invalidate, undo
+
+    return undo(args.what) if args.undo else invalidate(args.what, args.reason)
+
+
 def _verify(args: argparse.Namespace) -> int:
     from flows.inspect import verify
 
