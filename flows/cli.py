@@ -80,6 +80,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("overrides", nargs="*", metavar="section.key=value")
     sub.add_argument("--explain", action="store_true", help="every option with its meaning, type and default")
 
+    sub = command("estimate", _estimate, "calculate memory and time of a preset's pretraining on GPUs, without any")
+    sub.add_argument("preset")
+    sub.add_argument("overrides", nargs="*", metavar="section.key=value")
+    sub.add_argument("--gpus", type=int, default=8, help="GPUs in all, 8 to a node (default 8)")
+    sub.add_argument("--gpu", choices=("h200", "h100", "a100", "4090"), default="h200")
+    sub.add_argument("--tokens", type=float, default=0.0, help="pretraining tokens in all, where the preset gives epochs and not steps")
+    sub.add_argument("--json", action="store_true")
+
     command("presets", _presets, "list the presets")
     sub = command("show", _show, "show an artifact: what it is, what made it, its files")
     sub.add_argument("ref", help="stage, stage/key or the start of a digest, e.g. pretrain or pretrain/3fa9")
@@ -173,6 +181,26 @@ def _config(args: argparse.Namespace) -> int:
     except ConfigError as error:
         return fail(error.problems)
     print(explain_config(config) if args.explain else json.dumps(config.model_dump(mode="json"), indent=1, ensure_ascii=False))
+    return 0
+
+
+def _estimate(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from model.estimate import Plan, describe, table
+    from pipeline.config import ConfigError, load
+
+    try:
+        config = load(args.preset, args.overrides)
+        section, on = config.pretrain, config.resources
+        model = replace(section.model, vocab_size=section.model.vocab_size or config.tokenizer.vocab_size)
+        tokens = args.tokens or float(section.steps * section.batch_tokens)
+        plan = Plan(model, section.optim, section.seq_len, section.batch_tokens, tokens, args.gpus, args.gpu, on.micro_batch, on.checkpointing, on.offload)
+    except ConfigError as error:
+        return fail(error.problems)
+    except ValueError as error:
+        return fail(str(error))
+    print(json.dumps(describe(plan), sort_keys=True) if args.json else table(plan))
     return 0
 
 
