@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from model.config import ModelConfig, OptimConfig, TrainSpec
 from pipeline.sections.base import Section, where
@@ -41,14 +43,75 @@ class TrainSection(Section):
         raise NotImplementedError
 
 
+DEPTH_HELP = (
+    "one dial for a compute-optimal model: N layers of width 64 N (from 1,024 on in heads of 128), feed-forward 8/3 of it, one key head for two query heads, "
+    "20 tokens a matrix parameter, batch and learning rate to suit; derives model.dim, layers, heads, kv_heads, ffn, optim.lr, batch_tokens and steps, "
+    "which must not be given beside it; 0 is off")
+
+
 class PretrainSection(TrainSection):
     """Base model: next-token prediction over packed documents."""
 
     model: ModelConfig = Field(default_factory=ModelConfig, description="shape of the decoder")
     optim: OptimConfig = Field(default_factory=OptimConfig, description="optimizer, rates and schedule")
+    depth: int = where(0, ge=0, le=128, description=DEPTH_HELP)  # not in the key: what it derives is
+    tokens_per_parameter: float = where(20.0, gt=0, description="with depth: training tokens for each parameter of the matrices inside blocks")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _turn_the_dial(cls, values: Any) -> Any:
+        """Fill in what ``depth`` derives. Raises ValueError naming fields that were given other values."""
+        if not isinstance(values, dict) or not isinstance(values.get("depth", 0), int) or values.get("depth", 0) < 1:
+            return values
+        derived = compute_optimal(values["depth"], float(values.get("tokens_per_parameter", 20.0)))
+        filled, wrong = dict(values), []
+        for name, value in derived.items():
+            if not isinstance(value, dict):
+                wrong += [name] if values.get(name, value) != value else []
+                filled[name] = value
+                continue
+            given = values.get(name, {})
+            if dataclasses.is_dataclass(given):  # an object cannot say which fields were left alone: its defaults are taken for those
+                default = type(given)()
+                given = {f.name: getattr(given, f.name) for f in dataclasses.fields(given) if getattr(given, f.name) != getattr(default, f.name)}
+            wrong += [f"{name}.{key}" for key in value if given.get(key, value[key]) != value[key]]
+            filled[name] = {**given, **value}
+        if wrong:
+            raise ValueError(f"depth = {values['depth']} derives {', '.join(wrong)} itself; leave that out, or set depth = 0 and choose every value")
+        return filled
 
     def objective(self) -> Literal["pretrain", "sft", "dpo"]:
         return "pretrain"
+
+
+def compute_optimal(depth: int, tokens_per_parameter: float = 20.0) -> dict[str, Any]:
+    """What ``pretrain.depth`` stands for: model {dim, layers, heads, kv_heads, ffn}, optim {lr}, batch_tokens and steps.
+
+    - Width 64 a layer: nanochat's depth dial (Karpathy 2025), which GPT-2 small (12 layers, 768) lies on; SwiGLU of 8/3 the
+      width has the parameters of a plain one of 4 (Shazeer 2020).
+    - Tokens: 20 a parameter (Chinchilla, Hoffmann et al. 2022, arXiv:2203.15556), counted over the matrices inside blocks, whose
+      scaling is the cleanest (nanochat finds 12 for matrices and head together, about 16 on this count).
+    - Batch: 2^19 tokens at depth 12, growing with tokens^0.383 (Power Lines, arXiv:2505.13738), to the next power of two.
+    - Rate: proportional to width^-1/2, at the demo's measured 6e-3 at width 256. An update of Muon scaled to AdamW's size has
+      a spectral norm of 0.2 sqrt(width) times the rate, and maximal-update scaling wants that constant (Yang et al. 2023, arXiv:2310.17813).
+    """
+    shape = _shape(depth)
+    tokens, reference = (tokens_per_parameter * _matrix_parameters(s) for s in (shape, _shape(12)))
+    batch = 2 ** round(math.log2(2**19 * (tokens / reference) ** 0.383))
+    rate = float(f"{6e-3 * (256 / shape['dim']) ** 0.5:.3g}")
+    return {"model": shape, "optim": {"lr": rate}, "batch_tokens": batch, "steps": max(1, round(tokens / batch))}
+
+
+def _shape(depth: int) -> dict[str, int]:
+    head = 64 if depth < 16 else 128  # attention kernels are fastest at 128, and a small model needs more than a few heads
+    dim = math.ceil(64 * depth / head) * head
+    heads = dim // head
+    return {"dim": dim, "layers": depth, "heads": heads, "kv_heads": heads // 2 if heads % 2 == 0 else heads, "ffn": math.ceil(dim * 8 / 3 / 64) * 64}
+
+
+def _matrix_parameters(shape: dict[str, int]) -> int:
+    attention = 2 * shape["dim"] ** 2 * (1 + shape["kv_heads"] / shape["heads"])
+    return round(shape["layers"] * (attention + 3 * shape["dim"] * shape["ffn"]))
 
 
 class SftSection(TrainSection):

@@ -1,0 +1,51 @@
+"""The pretraining section: what the depth dial stands for, and what it refuses."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from model.config import ModelConfig, OptimConfig
+from model.estimate import matrices
+from pipeline.config import ConfigError, load
+from pipeline.sections.training import PretrainSection, compute_optimal
+
+
+def test_the_dial_reaches_known_sizes_and_grows_evenly() -> None:
+    twelve = PretrainSection(depth=12)
+    model = twelve.model
+    assert (model.dim, model.layers, model.heads, model.ffn, twelve.batch_tokens) == (768, 12, 12, 2048, 2**19)  # GPT-2 small, nanochat's d12
+    assert PretrainSection(depth=4).model == ModelConfig(dim=256, layers=4, heads=4, kv_heads=2, ffn=704)
+    assert PretrainSection(depth=4).optim.lr == 6e-3 and PretrainSection(depth=16).optim.lr == 3e-3
+    sections = [PretrainSection(depth=d) for d in range(1, 40)]
+    assert all(s.steps * s.batch_tokens == pytest.approx(20 * matrices(s.model), rel=0.12) for s in sections[1:])
+    for name in ("batch_tokens", "steps"):
+        assert all(getattr(a, name) <= 2 * getattr(b, name) for a, b in pairwise(sections)), name
+    assert all(a.optim.lr >= b.optim.lr and a.batch_tokens <= b.batch_tokens for a, b in pairwise(sections))
+    assert all(s.batch_tokens >= s.seq_len and s.model.dim % s.model.heads == 0 for s in sections)
+
+
+def test_the_dial_is_the_same_as_its_values_written_out() -> None:
+    dialled = PretrainSection(depth=6, tokens_per_parameter=5)
+    values = compute_optimal(6, 5)
+    written = PretrainSection(model=ModelConfig(**values.pop("model")), optim=OptimConfig(**values.pop("optim")), **values)
+    assert dialled.identity() == written.identity() and "depth" not in written.identity()
+    assert PretrainSection.model_validate(dialled.model_dump()) == dialled
+    assert PretrainSection(depth=6, model=ModelConfig(rope_theta=5e5)).model.rope_theta == 5e5  # what it does not derive stays free
+
+
+@pytest.mark.parametrize("override, named", [("pretrain.model.layers=3", "model.layers"), ("pretrain.optim.lr=1", "optim.lr"), ("pretrain.steps=7", "steps"),
+                                             ("pretrain.batch_tokens=8192", "batch_tokens")])
+def test_a_value_that_the_dial_derives_is_refused(override: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=rf"pretrain  depth = 6 derives {named} itself; leave that out, or set depth = 0"):
+        load("depth", ["pretrain.depth=6", override])
+
+
+def test_the_preset_turns_with_the_dial_and_others_say_what_is_in_the_way() -> None:
+    small, large = (load("depth", [f"pretrain.depth={d}", "pretrain.optim.decay=0.5"]).pretrain for d in (4, 20))
+    assert small.model.layers == 4 and large.model.dim == 1280 and large.model.head_size == 128 and large.optim.decay == 0.5
+    with pytest.raises(ConfigError, match=r"derives model\.dim"):
+        load("gpt2-124m", ["pretrain.depth=20"])
+    with pytest.raises(ConfigError, match="greater than or equal to 0"):
+        load("depth", ["pretrain.depth=-1"])
