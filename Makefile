@@ -9,12 +9,14 @@ help:  ## list the verbs
 
 .venv/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "full-pipeline needs Python 3.11 or newer; set PYTHON=python3.x")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e .
+	@echo "installing into .venv (a few minutes, once)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
 .venv/.ready-dev: .venv/.ready
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "installing what the tests need"
+	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: .venv/.ready  ## make a small bilingual model from raw text, on this machine, and talk to it (PRESET=tiny)
@@ -23,7 +25,7 @@ demo: .venv/.ready  ## make a small bilingual model from raw text, on this machi
 
 test: .venv/.ready-dev  ## run all tests (real Prefect, MLflow, torchrun, DeepSpeed)
 	$(BIN)/pip check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/.ready-dev  ## check style
 	$(BIN)/ruff check .
