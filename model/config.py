@@ -164,8 +164,8 @@ class OptimConfig:
 class TrainSpec:
     """Everything one training run needs; the first block decides the weights, ``how`` fields only where and how fast.
 
-    ``data`` is a token dataset directory, ``tokenizer`` is copied into the model directory, ``init`` a model directory
-    to start from (null: fresh weights of ``model``). ``steps`` wins over ``epochs`` when it is not 0.
+    ``data`` is a token dataset directory, ``tokenizer`` is copied into the model directory, ``init`` a model directory (or a
+    MiniMind ``.pth``) to start from (null: fresh weights of ``model``). ``steps`` wins over ``epochs`` when it is not 0.
     """
 
     objective: Literal["pretrain", "sft", "dpo"]

@@ -70,9 +70,9 @@ def read_split(path: str | Path, split: str) -> Split:
 
 
 def fingerprint(path: str | Path) -> str:
-    """16 hex of a directory's file names, sizes and contents (first and last MiB of each file, and its size)."""
-    digest = hashlib.sha256()
-    for file in sorted(p for p in Path(path).iterdir() if p.is_file()):
+    """16 hex of a file's, or a directory's files', names, sizes and contents (first and last MiB of each)."""
+    digest, path = hashlib.sha256(), Path(path)
+    for file in [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file()):
         with open(file, "rb") as handle:
             size = file.stat().st_size
             digest.update(f"{file.name} {size}\n".encode() + handle.read(1 << 20))

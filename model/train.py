@@ -32,7 +32,7 @@ from model.meter import Meter
 from model.objective import NextToken, Preference
 from model.setup import Ranks, choose, prepare, warm_marker
 from model.transformer import Transformer, initialize
-from model.weights import from_hf, load_model, save_model
+from model.weights import load_model, read_config, save_model
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -102,12 +102,29 @@ def read_model_config(spec: TrainSpec) -> ModelConfig:
     """The model's shape, from the spec or the initial model, with the tokenizer's vocabulary size."""
     vocabulary = int(read_meta(spec.data)["vocab_size"])
     if spec.init is not None:
-        config = from_hf(json.loads((Path(spec.init) / "config.json").read_text(encoding="utf-8")), f"{spec.init}/config.json")
+        config = read_config(spec.init)
+        check_tokens(Path(spec.init) / "tokenizer.json", Path(spec.tokenizer) / "tokenizer.json")
     else:
         config = replace(spec.model, vocab_size=spec.model.vocab_size or vocabulary)
     if config.vocab_size < vocabulary:
         raise ValueError(f"vocab_size {config.vocab_size} is smaller than the tokenizer's {vocabulary} ({spec.data})")
     return config
+
+
+def check_tokens(known: Path, used: Path) -> None:
+    """Raises ValueError when a token has another id in ``used`` than in the tokenizer that the initial model knows (if it brings one)."""
+    if not known.is_file() or not used.is_file():
+        return
+    before, now = (_token_ids(path) for path in (known, used))
+    moved = [token for token, number in before.items() if now.get(token) != number]
+    if moved:
+        raise ValueError(f"{used}: {len(moved)} of the initial model's {len(before)} tokens have other ids or none, first {moved[0]!r}; "
+                         f"set tokenizer.existing={known.parent}")
+
+
+def _token_ids(path: Path) -> dict[str, int]:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    return values.get("model", {}).get("vocab", {}) | {token["content"]: token["id"] for token in values.get("added_tokens", [])}
 
 
 def fresh_model(spec: TrainSpec, config: ModelConfig) -> Transformer:

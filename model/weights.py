@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.minimind import read_minimind
 from model.transformer import Transformer
 
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen3ForCausalLM": "qwen3", "Qwen3MoeForCausalLM": "qwen3_moe"}
@@ -80,20 +81,30 @@ def from_hf(values: dict[str, Any], where: str = "config.json") -> ModelConfig:
         router_aux=values.get("router_aux_loss_coef", 0.01) if moe else 0.01)
 
 
-def load_model(path: str | Path) -> Transformer:
-    """The model in directory ``path``, weights fp32 on the CPU. Raises ValueError when files are missing or do not fit."""
+def read_config(path: str | Path) -> ModelConfig:
+    """The shape of the model in a directory or a MiniMind ``.pth``. Raises ValueError for what is neither."""
     path = Path(path)
+    if path.is_file():
+        return read_minimind(path)[0]
     try:
         values = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path}: no config.json; a model directory is needed") from None
-    config = from_hf(values, str(path / "config.json"))
-    shards = sorted(path.glob("model*.safetensors"))
-    if not shards:
-        raise ValueError(f"{path}: no model*.safetensors")
-    state: dict[str, Tensor] = {}
-    for shard in shards:
-        state |= load_file(shard)
+    return from_hf(values, str(path / "config.json"))
+
+
+def load_model(path: str | Path) -> Transformer:
+    """The model in a directory or a MiniMind ``.pth``, weights fp32 on the CPU. Raises ValueError when files are missing or do not fit."""
+    path = Path(path)
+    if path.is_file():
+        config, state = read_minimind(path)
+    else:
+        config, state = read_config(path), {}
+        shards = sorted(path.glob("model*.safetensors"))
+        if not shards:
+            raise ValueError(f"{path}: no model*.safetensors")
+        for shard in shards:
+            state |= load_file(shard)
     with torch.device("meta"):
         model = Transformer(config)
     model = model.to_empty(device="cpu")

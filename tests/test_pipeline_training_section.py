@@ -49,3 +49,23 @@ def test_the_preset_turns_with_the_dial_and_others_say_what_is_in_the_way() -> N
         load("gpt2-124m", ["pretrain.depth=20"])
     with pytest.raises(ConfigError, match="greater than or equal to 0"):
         load("depth", ["pretrain.depth=-1"])
+
+
+def test_initial_weights_enter_the_key_by_content_and_reach_the_worker(tmp_path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(b"weights")
+    one, two = (load("tiny", [f"pretrain.init={tmp_path / name}"]) for name in ("one", "two"))
+    assert one.pretrain.identity() == two.pretrain.identity() != load("tiny").pretrain.identity()
+    assert "model" not in one.pretrain.identity() and "init" not in load("tiny").pretrain.identity()
+    (tmp_path / "two" / "model.safetensors").write_bytes(b"other weights")
+    assert one.pretrain.identity() != two.pretrain.identity()
+    spec = one.pretrain.spec(one.resources, data=tmp_path, tokenizer=tmp_path, out=tmp_path)
+    assert spec.init == str(tmp_path / "one") and spec.model is None
+    fresh = load("tiny")
+    assert fresh.pretrain.spec(fresh.resources, data=tmp_path, tokenizer=tmp_path, out=tmp_path).model == fresh.pretrain.model
+    with pytest.raises(ConfigError, match=r"pretrain\.init  .*no folder with a config\.json"):
+        load("tiny", [f"pretrain.init={tmp_path / 'three'}"])
+    with pytest.raises(ConfigError, match="give one of them"):
+        load("depth", [f"pretrain.init={tmp_path / 'one'}"])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from model.config import ModelConfig, OptimConfig, TrainSpec
 from pipeline.sections.base import Section, where
@@ -30,13 +32,13 @@ class TrainSection(Section):
 
         Raises ValueError naming the field that cannot be.
         """
-        names = set(TrainSpec.__dataclass_fields__)
+        names = set(TrainSpec.__dataclass_fields__) - {"init", "model"}
         own = {name: getattr(self, name) for name in type(self).model_fields if name in names}
         engine = "deepspeed" if on.launcher == "deepspeed" else on.parallel
         same = ("micro_batch", "dtype", "compile", "device", "zero_stage", "offload", "checkpointing", "checkpoint_every", "threads")
         how: dict[str, Any] = {name: getattr(on, name) for name in same} | {"engine": engine}
         paths = {"data": str(data), "tokenizer": str(tokenizer), "out": str(out), "init": str(init) if init else None}
-        return TrainSpec(objective=self.objective(), **own, **how, **paths)
+        return TrainSpec(objective=self.objective(), model=None if init else getattr(self, "model", None), **own, **how, **paths)
 
     def objective(self) -> Literal["pretrain", "sft", "dpo"]:
         """What the worker minimises."""
@@ -56,6 +58,36 @@ class PretrainSection(TrainSection):
     optim: OptimConfig = Field(default_factory=OptimConfig, description="optimizer, rates and schedule")
     depth: int = where(0, ge=0, le=128, description=DEPTH_HELP)  # not in the key: what it derives is
     tokens_per_parameter: float = where(20.0, gt=0, description="with depth: training tokens for each parameter of the matrices inside blocks")
+
+    init: str = where("", description="weights to go on from instead of fresh ones: a model directory (Llama, Qwen3, Qwen3-MoE) or a MiniMind .pth; "
+                      "its shape then counts and not pretrain.model, and tokenizer.existing must name its tokenizer")
+
+    @field_validator("init")
+    @classmethod
+    def _is_there(cls, value: str) -> str:
+        path = Path(value).expanduser()
+        if value and not path.is_file() and not (path / "config.json").is_file():
+            raise ValueError(f"{path}: no such file, and no folder with a config.json; name a model directory or a MiniMind .pth")
+        return value
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> PretrainSection:
+        if self.init and self.depth:
+            raise ValueError("init brings its own shape and depth derives one; give one of them")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """The fields; with ``init`` the content of those weights in place of the shape: where they lie does not matter."""
+        own = super().identity()
+        if self.init:
+            del own["model"]
+            own["init"] = content_digest(Path(self.init).expanduser())
+        return own
+
+    def spec(self, on: Resources, *, data: Path, tokenizer: Path, out: Path, init: Path | None = None) -> TrainSpec:
+        """As for every stage, with this section's own starting point."""
+        start = Path(self.init).expanduser().resolve() if self.init else init
+        return super().spec(on, data=data, tokenizer=tokenizer, out=out, init=start)
 
     @model_validator(mode="before")
     @classmethod
@@ -82,6 +114,21 @@ class PretrainSection(TrainSection):
 
     def objective(self) -> Literal["pretrain", "sft", "dpo"]:
         return "pretrain"
+
+
+def content_digest(path: Path) -> str:
+    """sha256 over the weights file, or over config and weights of a model directory; read again only when a file changed."""
+    files = [path] if path.is_file() else [path / "config.json", *sorted(path.glob("*.safetensors"))]
+    return _digest_of(tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@functools.lru_cache(maxsize=8)
+def _digest_of(files: tuple[tuple[str, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for name, _, _ in files:
+        with open(name, "rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
 
 
 def compute_optimal(depth: int, tokens_per_parameter: float = 20.0) -> dict[str, Any]:
