@@ -107,7 +107,7 @@ def _around(before: str, after: str) -> tuple[str, str]:
 
 def _clean_batch(table: pa.Table, cfg: CleanSection, tally: Tally) -> pa.Table:
     batch = _Batch(table, cfg, tally)
-    facts = rules.gather(batch.texts, _repair(batch))
+    facts = rules.gather(batch.texts, _repair(batch, table["text"]))
     facts = _cut_boilerplate(batch, facts)
     keep = _judge(batch, facts)
     _mask(batch, facts, keep)
@@ -115,14 +115,15 @@ def _clean_batch(table: pa.Table, cfg: CleanSection, tally: Tally) -> pa.Table:
     return table.filter(pa.array(keep)).set_column(SCHEMA.get_field_index("text"), SCHEMA.field("text"), text)
 
 
-def _repair(batch: _Batch) -> np.ndarray:
+def _repair(batch: _Batch, column: pa.ChunkedArray) -> np.ndarray:
     """HTML, wrong decoding, control characters, NFC, white space: in this order, each where the scan asks for it.
 
     Returns the statistics of the repaired texts, int64 [n, COLUMNS].
     """
     pages = [i for i, text in enumerate(batch.texts) if batch.plain[i] and repairs.is_html(text)]
-    batch.change("html", pages, repairs.main_text, "an HTML page: its main text")
-    stats = scan.scan(*alphabet.encode(batch.texts))
+    extracted = batch.change("html", pages, repairs.main_text, "an HTML page: its main text")
+    stats = scan.scan(*alphabet.encode(column))
+    stats[extracted] = scan.scan(*alphabet.encode([batch.texts[i] for i in extracted]))
     suspects = np.flatnonzero(stats[:, Stat.MOJIBAKE])
     mended = batch.change("mojibake", suspects, repairs.repair_mojibake, "UTF-8 or GBK had been read in another encoding")
     stats[mended] = scan.scan(*alphabet.encode([batch.texts[i] for i in mended]))
@@ -143,8 +144,8 @@ def _cut_boilerplate(batch: _Batch, facts: rules.Facts) -> rules.Facts:
     changed = batch.change("boilerplate_lines", suspects, _without_furniture, why)
     if changed:
         again = rules.gather([batch.texts[i] for i in changed])
-        for old, new in ((facts.stats, again.stats), (facts.points, again.points), (facts.repeats, again.repeats)):
-            old[changed] = new
+        for fact in ("stats", "points", "repeats", "function_words"):
+            getattr(facts, fact)[changed] = getattr(again, fact)
     return facts
 
 
@@ -153,7 +154,7 @@ def _without_furniture(text: str) -> str:
     lines = text.split("\n")
     codes, offsets = alphabet.encode(lines)
     covered = rules.lexicon().points(codes, offsets)[:, 1]
-    kept = [line for line, n in zip(lines, covered, strict=True) if n < 0.3 * len(line.strip()) or n == 0]
+    kept = [line for line, n in zip(lines, covered, strict=True) if n == 0 or n < 0.3 * len(line.strip())]
     return "\n".join(kept).strip("\n ") if len(kept) < len(lines) else text
 
 

@@ -10,6 +10,7 @@ a reason to drop anything) or ``too_short`` to be judged, so that scores can be 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.clean import batches
 from pipeline.documents import Tally, finish, flat, plan, read_job, write_kept
@@ -45,10 +47,11 @@ def decontaminate(
         raise ValueError(f"evaluation items {', '.join(bad[:20])} lack a string id, set or text")
     (out / "_run").mkdir(parents=True, exist_ok=True)
     grams = _item_grams(cfg, [e["text"] for e in evals])
+    grams["drops"] = np.array([e["set"] not in cfg.in_distribution and cfg.action == "drop" for e in evals], bool)
+    grams["names"] = np.array([f"{e['set']}/{e['id']}" for e in evals], str)
     np.savez(out / "_run" / "evals.npz", **grams)
     told = {"out": str(out), "evals": str(out / "_run" / "evals.npz"), "cfg": cfg.model_dump(mode="json")}
-    told["drops"] = [e["set"] not in cfg.in_distribution and cfg.action == "drop" for e in evals]
-    told["names"] = [f"{e['set']}/{e['id']}" for e in evals]
+    told["digest"] = hashlib.sha256(b"".join(array.tobytes() for array in grams.values())).hexdigest()  # other items are another job
     jobs = [{**job, **told} for job in plan(docs)]
     results = run_shards(decontaminate_job, jobs, workers=workers, done=out / "_run" / "done", engine=engine, progress=progress)
     counts = _write_items(cfg, evals, np.diff(grams["starts"]) > 0, results, out)
@@ -69,22 +72,29 @@ def _item_grams(cfg: DecontaminateSection, texts: list[str]) -> dict[str, np.nda
     least = np.where(unspaced * 2 > length, cfg.min_characters, cfg.min_words)
     size = np.minimum(np.where(unspaced * 2 > length, cfg.characters, cfg.words), length)
     size[length < least] = 0
-    grams, anchors, ends = [], [], [0]
-    for i, n in enumerate(size.tolist()):
-        own = hashes[starts[i] : starts[i + 1]]
-        grams.append(_grams(own, n) if n else np.zeros(0, np.uint64))
-        anchors.append(_grams(own, int(least[i])) if n else grams[-1])
-        ends.append(ends[-1] + len(grams[-1]))
-    none = [np.zeros(0, np.uint64)]
+    grams, owner = _grams(hashes, starts, size)
+    anchors = _grams(hashes, starts, np.where(size > 0, least, 0))[0]
     return {
-        "grams": np.concatenate(none + grams), "starts": np.array(ends, np.int64), "sizes": np.unique(size[size > 0]).astype(np.int64),
-        "anchors": np.unique(np.concatenate(none + anchors)), "anchor_sizes": np.unique(least[size > 0]).astype(np.int64),
+        "grams": grams, "starts": np.searchsorted(owner, np.arange(len(texts) + 1)), "sizes": np.unique(size[size > 0]).astype(np.int64),
+        "anchors": np.unique(anchors), "anchor_sizes": np.unique(least[size > 0]).astype(np.int64),
     }  # fmt: skip
 
 
-def _grams(hashes: np.ndarray, n: int) -> np.ndarray:
-    """Unique salted n-gram hashes of one item."""
-    return np.unique(np.maximum(tokens.ngrams(hashes, np.array([0, len(hashes)]), n)[0] ^ _salt(n), np.uint64(1)))
+def _grams(hashes: np.ndarray, starts: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unique salted n-gram hashes of each item, n = `size` [items], none where that is 0: (uint64 [m], item of each int64 [m]), by item."""
+    found, owners = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+    for n in np.unique(size[size > 0]).tolist():
+        items = np.flatnonzero(size == n)
+        ends = np.concatenate([[0], np.cumsum(starts[items + 1] - starts[items])])
+        grams, offsets = tokens.ngrams(np.concatenate([hashes[starts[i] : starts[i + 1]] for i in items]), ends, n)
+        found.append(np.maximum(grams ^ _salt(n), np.uint64(1)))
+        owners.append(np.repeat(items, np.diff(offsets)))
+    grams, owner = np.concatenate(found), np.concatenate(owners)
+    order = np.lexsort((grams, owner))
+    grams, owner = grams[order], owner[order]
+    new = np.ones(len(grams), bool)
+    new[1:] = (grams[1:] != grams[:-1]) | (owner[1:] != owner[:-1])
+    return grams[new], owner[new]
 
 
 def _salt(n: int) -> np.uint64:
@@ -95,25 +105,25 @@ def decontaminate_job(job: dict[str, Any]) -> dict[str, Any]:
     """Do one shard and write its part; returns its tally and {"hits": {item: [documents, some ids]}}."""
     cfg, table, tally = DecontaminateSection(**job["cfg"]), read_job(job), Tally()
     evals = np.load(job["evals"])
+    drops, names = evals["drops"], evals["names"]
     index = _Index(evals, cfg.min_share)
     tally.count("in", table)
     keep = np.ones(table.num_rows, bool)
     hits: dict[str, list[Any]] = {}
     first = 0
     for batch in batches(table):
-        texts = batch["text"].to_pylist()
-        for row, item, share in index.overlaps(texts):
+        for row, item, share in index.overlaps(batch["text"]):
             place = {k: batch[k][row].as_py() for k in ("id", "source", "path", "line")}
             entry = hits.setdefault(str(item), [0, []])
             entry[0] += 1
             entry[1] = sorted([*entry[1], place["id"]])[:5]
-            drop = job["drops"][item]
+            drop = bool(drops[item])
             if not drop or keep[first + row]:
-                why = f"holds {share:.0%} of the n-grams of evaluation item {job['names'][item]}"
-                texts_shown = partial(_shown, texts[row], drop)
+                why = f"holds {share:.0%} of the n-grams of evaluation item {names[item]}"
+                texts_shown = partial(_shown, batch["text"][int(row)].as_py(), drop)
                 tally.note("dropped" if drop else "reported", "contaminated" if drop else "overlap_reported", place, texts_shown, why)
             keep[first + row] &= not drop
-        first += len(texts)
+        first += batch.num_rows
     tally.count("out", write_kept(Path(job["out"]), job, table, keep))
     return {**tally.json(), "hits": hits}
 
@@ -134,7 +144,7 @@ class _Index:
         self.sizes, self.anchor_sizes = evals["sizes"], evals["anchor_sizes"]
         self.table, self.anchors = tokens.hash_set(self.grams), tokens.hash_set(evals["anchors"])
 
-    def overlaps(self, texts: list[str]):
+    def overlaps(self, texts: pa.ChunkedArray):
         """Yield (row, item, share of the item's n-grams in the text) for each overlap, by row and item."""
         hashes, _, starts = tokens.tokenize(*alphabet.encode(texts))
         touched = [_found(hashes, starts, n, self.anchors)[0] for n in self.anchor_sizes]

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from model.tokenizer import render_chat
 from pipeline.cut import cut_files
-from pipeline.documents import PARQUET, ROW_GROUP, SCHEMA, Tally, finish, flat
+from pipeline.documents import ROW_GROUP, SCHEMA, WORKING, Tally, finish, flat
 from pipeline.executor import run_shards
 from pipeline.formats import BadRecord, as_chat, as_preference, kind_of, own_id, text_of
 from pipeline.formats.chat import CHAT_MARKS
@@ -244,7 +244,7 @@ class _Part:
         columns = zip(zip(*self.rows, strict=True), SCHEMA, strict=True)
         table = pa.Table.from_arrays([pa.array(column, field.type) for column, field in columns], schema=SCHEMA)
         if self.writer is None:
-            self.writer = pq.ParquetWriter(self.partial, SCHEMA, **{**PARQUET, "compression_level": 1})  # read once, by clean
+            self.writer = pq.ParquetWriter(self.partial, SCHEMA, **WORKING)
         self.writer.write_table(table, row_group_size=ROW_GROUP)
         self.tally.count("out", table)
         self.rows, self.chars = [], 0

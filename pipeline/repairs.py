@@ -15,10 +15,13 @@ _BLOCK = re.compile(r"</(?:p|div|li|td|tr|h[1-6]|ul|table|article|section)>|<br\
 # C0 and C1 controls, soft hyphen, zero-width and directional marks, tags, lone surrogates. Joiners only next to ASCII, Chinese,
 # Japanese or Korean: emoji sequences and Indic, Arabic-script and Khmer spelling need theirs.
 _CONTROL = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0001-\U000e007f]"
-    "|(?<=[\x00-\u024f\u2e80-\u9fff\uac00-\ud7af])[\u200c\u200d]+|[\u200c\u200d]+(?=[\x00-\u024f\u2e80-\u9fff\uac00-\ud7af]|$)"
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0001-\U000e007f]+"
+)
+_JOINER = re.compile(
+    "(?<=[\x00-\u024f\u2e80-\u9fff\uac00-\ud7af])[\u200c\u200d]+|[\u200c\u200d]+(?=[\x00-\u024f\u2e80-\u9fff\uac00-\ud7af]|$)"
 )
 _ODD_SPACE = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f]")
+_SPACED_END = re.compile("\n(?<=[ \t\u3000]\n)")
 _BLANK_LINES = re.compile(r"\n{3,}")
 
 _EMAIL_NAME = re.compile(r"[A-Za-z0-9._%+-]{1,64}$")
@@ -26,13 +29,13 @@ _EMAIL_HOST = re.compile(r"(?:[A-Za-z0-9-]{1,63}\.){1,4}[A-Za-z]{2,24}(?![A-Za-z
 # Each pattern below starts with one character class and looks behind afterwards: the engine then skips to candidates quickly.
 _ID_CARD = re.compile(r"[1-9](?<!\d.)\d{5}(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx](?![\dA-Za-z])")
 _PHONE = re.compile(
-    r"\d(?<![A-Za-z0-9_./=+-].)(?:"
+    r"[0-9+(](?:(?<=\d)(?<![A-Za-z0-9_./=+-].)(?:"
     r"(?<=1)[3-9]\d[- ]?\d{4}[- ]?\d{4}(?![\d.]*\d)|(?<=8)6[- ]?1[3-9]\d[- ]?\d{4}[- ]?\d{4}(?![\d.]*\d)"  # Chinese mobile
     r"|(?<=0)\d{2,3}- ?\d{7,8}(?![\d-])|(?<=[48])00-\d{3,4}-?\d{3,4}(?![\d-])"  # Chinese landline and service numbers
     r"|(?<=[2-9])\d\d[-. ][2-9]\d\d[-. ]\d{4}(?![\d.-]*\d)|(?<=1)[-. ]\(?[2-9]\d\d\)?[-. ][2-9]\d\d[-. ]\d{4}(?![\d.-]*\d))"  # North America
-    r"|[+(](?<![A-Za-z0-9_.].)(?:"
+    r"|(?<=[+(])(?<![A-Za-z0-9_.].)(?:"
     r"(?<=\()0\d{2,3}\) ?\d{7,8}(?![\d-])|(?<=\()[2-9]\d\d\) ?[2-9]\d\d[-. ]\d{4}(?![\d.-]*\d)"
-    r"|(?<=\+)\d{1,3}[- .]?(?:\(\d{1,4}\)[- .]?)?\d{2,4}(?:[- .]?\d{2,4}){2,4}(?!\d))"  # international
+    r"|(?<=\+)\d{1,3}[- .]?(?:\(\d{1,4}\)[- .]?)?\d{2,4}(?:[- .]?\d{2,4}){2,4}(?!\d)))"  # international
 )
 _IPV4 = re.compile(r"\d(?<![A-Za-z0-9_.].)\d{0,2}(?:\.\d{1,3}){3}(?!\.?\d)")
 _IPV6 = re.compile(r"[23](?<![A-Za-z0-9_:].)[0-9A-Fa-f]{3}:(?:[0-9A-Fa-f]{0,4}:){1,6}[0-9A-Fa-f]{0,4}(?![\w:])")
@@ -107,7 +110,10 @@ def _is_common_chinese(text: str) -> bool:
 
 def strip_controls(text: str) -> str:
     """Without control, zero-width and directional characters (line breaks and tabs stay; carriage returns become line breaks)."""
-    return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = _CONTROL.sub("", text)
+    return _JOINER.sub("", text) if "\u200c" in text or "\u200d" in text else text
 
 
 def nfc(text: str) -> str:
@@ -117,8 +123,13 @@ def nfc(text: str) -> str:
 
 def tidy(text: str) -> str:
     """Odd spaces to spaces, no space at line ends, one blank line at most, nothing around the text. Indentation stays."""
-    text = _ODD_SPACE.sub(" ", text.replace("\u2028", "\n").replace("\u2029", "\n"))
-    text = "\n".join([line.rstrip(" \t\u3000") for line in text.split("\n")])
+    if not text.isascii():
+        text = _ODD_SPACE.sub(" ", text.replace("\u2028", "\n").replace("\u2029", "\n"))
+    pieces, done = [], 0
+    for end in _SPACED_END.finditer(text):
+        pieces.append(text[done : end.start()].rstrip(" \t\u3000"))
+        done = end.start()
+    text = "".join(pieces) + text[done:]
     if "\n\n\n" in text:
         text = _BLANK_LINES.sub("\n\n", text)
     return text.strip("\n").rstrip()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -26,11 +27,13 @@ _compiled: list[Terms] = []
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a batch of n documents: ``stats`` int64 [n, COLUMNS], ``points`` int64 [n, 4], ``repeats`` float32 [n, 2]."""
+    """What is known of a batch of n documents: ``stats`` int64 [n, COLUMNS], ``points`` int64 [n, 3], ``repeats`` float32 [n, 2],
+    ``function_words`` int64 [n], which counts no further than 2."""
 
     stats: np.ndarray
     points: np.ndarray
     repeats: np.ndarray
+    function_words: np.ndarray
 
     def __getitem__(self, stat: int) -> np.ndarray:
         return self.stats[:, stat]
@@ -60,6 +63,12 @@ def lexicon() -> Terms:
     return _compiled[0]
 
 
+@lru_cache(1)
+def _function_words() -> np.ndarray:
+    """The set of their token hashes."""
+    return tokens.hash_set(tokens.tokenize(*alphabet.encode(terms.FUNCTION_WORDS.split("|")))[0])
+
+
 def gather(texts: list[str], stats: np.ndarray | None = None) -> Facts:
     """Measure a batch of texts; `stats` when they were scanned already."""
     codes, offsets = alphabet.encode(texts)
@@ -67,7 +76,8 @@ def gather(texts: list[str], stats: np.ndarray | None = None) -> Facts:
     hashes, lengths, starts = tokens.tokenize(codes, offsets, urls=False)
     unspaced = stats[:, HAN] + stats[:, KANA] + stats[:, UNSPACED]
     scale = np.where(unspaced > stats[:, Stat.WORDS], 2, 1)
-    return Facts(stats, lexicon().points(codes, offsets), repeats.repeats(hashes, lengths, starts, scale))
+    words = tokens.at_least(hashes, starts, _function_words(), 2)
+    return Facts(stats, lexicon().points(codes, offsets), repeats.repeats(hashes, lengths, starts, scale), words)
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -124,12 +134,12 @@ def ellipsis_lines(f: Facts, c: CleanSection) -> Verdict:
 def function_words(f: Facts, c: CleanSection) -> Verdict:
     """Gopher asks for two of eight English stop words; here for function words of twenty languages, in long Latin texts alone."""
     latin = (f[LATIN] > 0.9 * f.stats[:, LATIN : LETTER + 1].sum(1)) & (f[Stat.WORDS] >= 100) & (f[CYRILLIC] == 0)
-    value = f.points[:, 2]
+    value = f.function_words
     return latin & (value < 2), value, "{:.0f} function words (the, of, und, les …), fewer than 2 in a text of 100 words and more"
 
 
 def lorem_ipsum(f: Facts, c: CleanSection) -> Verdict:
-    value = 1000 * _share(f.points[:, 3], f.characters)
+    value = 1000 * _share(f.points[:, 2], f.characters)
     return value > 1, value, "{:.1f} 'lorem ipsum' in 1000 characters, more than 1"
 
 

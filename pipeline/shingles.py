@@ -7,6 +7,7 @@ file: a band is merged range by range, in memory that does not grow with the num
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +23,23 @@ EVERYONE, RECENT = 32, 8
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
-def exact_keys(texts: list[str]) -> np.ndarray:
+def exact_keys(texts: pa.ChunkedArray) -> np.ndarray:
     """xxh3-128 of each text without its white space: uint64 [n, 2]."""
     import xxhash
 
-    digests = [xxhash.xxh3_128_digest(_bare(text)) for text in texts]
+    data, offsets = alphabet.squeeze(*alphabet.utf8(texts))
+    view, ends = memoryview(data), offsets.tolist()
+    digests = [xxhash.xxh3_128_digest(view[start:end]) for start, end in itertools.pairwise(ends)]
     return np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
 
 
-def _bare(text: str) -> bytes:
-    return text.replace("\u3000", "").encode("utf-8", "surrogatepass").translate(None, b" \t\n\r\x0b\x0c")
-
-
-def shingles(texts: list[str], ngram: int) -> tuple[np.ndarray, np.ndarray]:
+def shingles(texts: list[str] | pa.ChunkedArray, ngram: int) -> tuple[np.ndarray, np.ndarray]:
     """Hashes of the `ngram`-token shingles of each text, in order, with repetition: (uint32 [m], offsets int64 [n + 1])."""
-    hashes, _, starts = tokens.tokenize(*alphabet.encode(texts))
+    return _shingles(*alphabet.encode(texts), ngram)
+
+
+def _shingles(codes: np.ndarray, places: np.ndarray, ngram: int) -> tuple[np.ndarray, np.ndarray]:
+    hashes, _, starts = tokens.tokenize(codes, places)
     grams, offsets = tokens.ngrams(hashes, starts, ngram)
     return (grams >> np.uint64(32)).astype(np.uint32), offsets
 
@@ -58,16 +61,16 @@ def survey_job(job: dict[str, Any]) -> dict[str, Any]:
     a, b = minhash.permutations(job["permutations"], job["seed"])
     first = 0
     for batch in batches(table):
-        texts = batch["text"].to_pylist()
-        lengths.append(np.fromiter(map(len, texts), np.int64, len(texts)))
-        exact.append(exact_keys(texts))
+        codes, places = alphabet.encode(batch["text"])
+        lengths.append(np.diff(places))
+        exact.append(exact_keys(batch["text"]))
         if job["near"]:
             plain = np.array([kind != "chat" for kind in batch["kind"].to_pylist()], bool)
-            hashes, offsets = shingles([t if p else "" for t, p in zip(texts, plain, strict=True)], job["ngram"])
-            has = np.flatnonzero(np.diff(offsets) > 0)
+            hashes, offsets = _shingles(codes, places, job["ngram"])
+            has = np.flatnonzero(plain & (np.diff(offsets) > 0))
             signed.append(minhash.signatures(hashes, offsets, a, b)[has])
             rows.append(first + has)
-        first += len(texts)
+        first += batch.num_rows
     _save(job, "length", np.concatenate(lengths or [np.zeros(0, np.int64)]))
     _save(job, "id", np.array(table["id"].to_pylist() or [""], dtype="S"))
     whole = np.concatenate(exact or [np.zeros((0, 2), np.uint64)])
@@ -125,7 +128,7 @@ def sets_job(job: dict[str, Any]) -> dict[str, Any]:
     sets, starts = [], [np.zeros(1, np.int64)]
     total = 0
     for batch in batches(table):
-        hashes, offsets = shingles(batch["text"].to_pylist(), job["ngram"])
+        hashes, offsets = shingles(batch["text"], job["ngram"])
         owner = np.repeat(np.arange(len(offsets) - 1, dtype=np.uint64), np.diff(offsets))
         both = np.sort((owner << np.uint64(32)) | hashes)  # one sort for the whole batch: by owner, then by hash
         both = both[np.concatenate([[True], both[1:] != both[:-1]])] if len(both) else both

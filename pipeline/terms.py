@@ -63,9 +63,13 @@ FUNCTION_WORDS = (
     "the|be|to|of|and|that|have|with|in|is|for|it|this|are|you|le|la|les|des|et|est|une|que|dans|der|die|und|das|ist|nicht|el|los|de|en|y|por|con|para|"
     "di|il|che|non|per|em|um|uma|não|het|een|van|och|att|som|på|ve|bir|và|của|i|na|się|w|jest"
 )
+ENGLISH = (
+    "the|and|of|to|that|with|this|you|are|it|for|from|which|have|can|will|not|is|a|in|as|on|be|or|by|if|an|we|was|has|but|its|your|when"
+)
+"""Words that make up four tenths of English prose. Other languages share some, never so many."""
 LOREM = "lorem ipsum|dolor sit amet"
 
-CATEGORIES = ("spam", "boilerplate", "function_words", "lorem_ipsum")
+CATEGORIES = ("spam", "boilerplate", "lorem_ipsum")
 
 
 def weighted() -> list[tuple[str, int, int]]:
@@ -73,6 +77,5 @@ def weighted() -> list[tuple[str, int, int]]:
     found = [(t, 0, points) for group in (GAMBLING, ADVERTISING) for points, terms in group.items() for t in terms.split()]
     found += [(t, 0, points) for group in (GAMBLING_EN, ADVERTISING_EN) for points, terms in group.items() for t in terms.split("|")]
     found += [(t, 1, len(t)) for t in BOILERPLATE.split("|")]  # so that the points of a line are the characters covered
-    for category, terms in ((2, FUNCTION_WORDS), (3, LOREM)):
-        found += [(t, category, 1) for t in terms.split("|")]
+    found += [(t, 2, 1) for t in LOREM.split("|")]
     return sorted({(t, c): (t, c, p) for t, c, p in found if len(t) > 1}.values())

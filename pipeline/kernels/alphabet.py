@@ -6,9 +6,15 @@ Classes are chosen for what the rules ask: which script, does it count as a lett
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numba import njit
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 OTHER, SPACE, NEWLINE, DIGIT, LATIN, HAN, KANA, HANGUL, CYRILLIC, UNSPACED, LETTER, TERMINAL, CONTROL = range(13)
 CLASSES = 13
@@ -26,7 +32,7 @@ _SCRIPTS = (
 @lru_cache(1)
 def tables() -> tuple[np.ndarray, np.ndarray]:
     """(classes, lower): uint8 class of every code point, and uint32 lower case (simple, one to one) below 0x10000."""
-    classes = np.zeros(0x110000, np.uint8)
+    classes = np.zeros(1 << 21, np.uint8)
     lower = np.arange(0x10000, dtype=np.uint32)
     for code in range(0x10000):
         char = chr(code)
@@ -50,9 +56,63 @@ def tables() -> tuple[np.ndarray, np.ndarray]:
     return classes, lower
 
 
-def encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(codes uint32 [characters], offsets int64 [n + 1]): text i is ``codes[offsets[i]:offsets[i + 1]]``. Lone surrogates pass."""
+def encode(texts: Sequence[str] | pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """(codes uint32 [characters], offsets int64 [n + 1]): text i is ``codes[offsets[i]:offsets[i + 1]]``.
+
+    An Arrow column without nulls is decoded from its UTF-8 buffer, without a Python string. Lone surrogates in Python strings pass.
+    """
+    if not isinstance(texts, list):
+        return _decode(*utf8(texts))
     codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
     offsets = np.zeros(len(texts) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)), out=offsets[1:])
     return codes, offsets
+
+
+def utf8(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes of an Arrow string column, without a copy when it is in one piece: (uint8 [bytes], offsets int32 [n + 1])."""
+    if hasattr(column, "chunks"):
+        column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    _, offsets, data = column.buffers()
+    if not len(column) or data is None:
+        return np.zeros(0, np.uint8), np.zeros(len(column) + 1, np.int32)
+    return np.frombuffer(data, np.uint8), np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
+
+
+@njit(cache=True, nogil=True)
+def _decode(data, places):
+    """Code points of UTF-8, which Arrow has checked; broken bytes would give wrong code points, but none of 2**21 and more."""
+    codes = np.empty(places[-1] - places[0], np.uint32)
+    offsets = np.zeros(places.size, np.int64)
+    count = 0
+    for i in range(places.size - 1):
+        for byte in data[places[i] : places[i + 1]]:
+            if byte < 0x80:
+                codes[count] = byte
+                count += 1
+            elif byte < 0xC0:
+                codes[count - 1] = (codes[count - 1] << np.uint32(6) | np.uint32(byte & 0x3F)) & np.uint32(0x1FFFFF)
+            else:
+                codes[count] = byte & (0x1F if byte < 0xE0 else 0x0F if byte < 0xF0 else 0x07)
+                count += 1
+        offsets[i + 1] = count
+    return codes[:count], offsets
+
+
+@njit(cache=True, nogil=True)
+def squeeze(data, places):
+    """UTF-8 texts without white space (ASCII's and U+3000): (uint8 [bytes], offsets int64 [n + 1]); arguments as from :func:`utf8`."""
+    out = np.empty(places[-1] - places[0], np.uint8)
+    offsets = np.zeros(places.size, np.int64)
+    count = 0
+    for i in range(places.size - 1):
+        skip = 0
+        for j in range(places[i], places[i + 1]):
+            byte = data[j]
+            if byte == 0xE3 and j + 2 < places[i + 1] and data[j + 1] == 0x80 and data[j + 2] == 0x80:
+                skip = 3
+            out[count] = byte
+            count += skip == 0 and byte != 32 and (byte < 9 or byte > 13)
+            skip -= skip > 0
+        offsets[i + 1] = count
+    return out[:count], offsets

@@ -26,7 +26,6 @@ def repeats(tokens, lengths, offsets, scale):
     while size < 4 * longest:
         size *= 2
     seen = np.zeros(size, np.uint64)
-    stamp = np.full(size, -1, np.int64)
     counts = np.zeros((3, _BUCKETS), np.int32)
     prefix = np.zeros(longest + 1, np.uint64)  # polynomial over the tokens so far; an n-gram's is a difference of two
     characters = np.zeros(longest + 1, np.int64)  # the same for lengths
@@ -45,7 +44,8 @@ def repeats(tokens, lengths, offsets, scale):
         mask = 31
         while mask < 2 * (last - first):
             mask = 2 * mask + 1
-        best = 0.0
+        seen[: mask + 1] = 0
+        best = 0
         covered = repeated = 0
         step = scale[i]
         for j in range(1, last - first + 1):
@@ -56,20 +56,19 @@ def repeats(tokens, lengths, offsets, scale):
                     bucket = np.int64(gram >> np.uint64(52))
                     counts[k, bucket] += 1
                     if counts[k, bucket] >= 3:
-                        best = max(best, counts[k, bucket] * (characters[j] - characters[j - n]) / total)
+                        best = max(best, counts[k, bucket] * (characters[j] - characters[j - n]))
             n = 5 * step
             if j >= n:
                 gram = prefix[j] - prefix[j - n] * powers[n]
-                gram ^= gram >> np.uint64(29)
-                slot = np.int64(gram) & mask
-                while stamp[slot] == i and seen[slot] != gram:
+                gram = (gram ^ (gram >> np.uint64(29))) | np.uint64(1 << 63)  # never 0, which is an empty slot
+                slot = np.int64(gram & np.uint64(mask))
+                while seen[slot] != 0 and seen[slot] != gram:
                     slot = (slot + 1) & mask
-                if stamp[slot] == i:
+                if seen[slot] == gram:
                     repeated += characters[j] - characters[max(covered, j - n)]
                     covered = j
                 else:
-                    stamp[slot] = i
                     seen[slot] = gram
-        out[i, 0] = min(best, 1.0)
+        out[i, 0] = min(best / total, 1.0)
         out[i, 1] = repeated / total
     return out

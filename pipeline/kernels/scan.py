@@ -62,7 +62,7 @@ def scan(codes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     out = np.zeros((offsets.size - 1, COLUMNS), np.int64)
     classes = alphabet.tables()[0]
     _characters(codes, offsets, classes, _BYTE_LIKE, out)
-    _lines(codes, offsets, classes, out)
+    _lines(codes, offsets, classes, _SUMS, out)
     out[:, _WORD_CHARACTERS] = out[:, [DIGIT, LATIN, HANGUL, CYRILLIC, LETTER]].sum(1)
     out[:, _WIDTH] = np.diff(offsets) - out[:, NEWLINE] + out[:, [HAN, KANA, HANGUL, UNSPACED]].sum(1)
     return out
@@ -81,7 +81,12 @@ def _byte_like() -> np.ndarray:
     return table
 
 
-_BYTE_LIKE = _byte_like()
+def _sums() -> np.ndarray:
+    """uint64 [CLASSES]: what a character adds to a line's sums: 1 character, from bit 21 letters, from bit 42 wide ones."""
+    return np.array([1 | (DIGIT <= k <= LETTER) << 21 | (k in (HAN, KANA, HANGUL, UNSPACED)) << 42 for k in range(CLASSES)], np.uint64)
+
+
+_BYTE_LIKE, _SUMS = _byte_like(), _sums()
 
 
 @njit(cache=True, nogil=True)
@@ -99,6 +104,14 @@ def _misread(codes, j, end, byte_like):
 
 
 @njit(cache=True, nogil=True)
+def _is_untidy(code, before, after, classes):
+    """Is this white space that :func:`pipeline.repairs.tidy` would change?"""
+    if code == 10:
+        return classes[before] == SPACE or (before == 10 and after == 10)
+    return code == 13 or (code >= 0x80 and code != 0x3000)
+
+
+@njit(cache=True, nogil=True)
 def _characters(codes, offsets, classes, byte_like, out):
     """Fill the columns that ask for characters and words."""
     counts = np.zeros((4, CLASSES), np.int64)  # four of each, so that runs of one class do not wait for each other's sums
@@ -106,7 +119,7 @@ def _characters(codes, offsets, classes, byte_like, out):
         row = out[i]
         counts[:] = 0
         start, end = offsets[i], offsets[i + 1]
-        in_url = word = run = gap = chain = urls = words = 0
+        in_url = word = run = gap = chain = urls = words = misread = 0
         dot = start - 9
         for j in range(start, end):
             code = codes[j]
@@ -114,7 +127,7 @@ def _characters(codes, offsets, classes, byte_like, out):
             counts[j & 3, kind] += 1
             if kind == HAN:  # the two most frequent classes first
                 word = run = in_url = 0
-                row[_MOJIBAKE] += code < 0x10000 and byte_like[code] == 2
+                misread += code < 0x10000 and byte_like[code] == 2
                 continue
             if kind == LATIN and code < 128:
                 words += 1 - word
@@ -140,10 +153,8 @@ def _characters(codes, offsets, classes, byte_like, out):
             urls += in_url
             before = codes[j - 1] if j > start else np.uint32(0)
             after = codes[j + 1] if j + 1 < end else np.uint32(0)
-            if code == 10:
-                row[_UNTIDY] += classes[before] == SPACE or (before == 10 and after == 10)
-            elif code == 13 or (kind == SPACE and code >= 0x80 and code != 0x3000):
-                row[_UNTIDY] += 1
+            if kind >= SPACE and kind <= NEWLINE or code == 13:
+                row[_UNTIDY] += _is_untidy(code, before, after, classes)
             elif code == 47 and before == 47 and j > start + 1 and codes[j - 2] == 58:
                 in_url = 1
             elif code == 46 and classes[before] == DIGIT and classes[after] == DIGIT:
@@ -157,13 +168,13 @@ def _characters(codes, offsets, classes, byte_like, out):
             elif code == 0xFFFD:
                 row[_REPLACED] += 1
             elif code >= 0xC2 and code <= 0xF4:
-                row[_MOJIBAKE] += _misread(codes, j, end, byte_like)
+                misread += _misread(codes, j, end, byte_like)
         row[:CLASSES] = counts.sum(0)
-        row[_WORDS], row[_URL] = words, urls
+        row[_WORDS], row[_URL], row[_MOJIBAKE] = words, urls, misread
 
 
 @njit(cache=True, nogil=True)
-def _lines(codes, offsets, classes, out):
+def _lines(codes, offsets, classes, sums, out):
     """Fill the columns that ask for lines. A line is hashed without its white space and looked up among the document's own."""
     size = 64
     for i in range(offsets.size - 1):
@@ -175,34 +186,33 @@ def _lines(codes, offsets, classes, out):
         row = out[i]
         j, end = offsets[i], offsets[i + 1]
         while j < end:
-            line_hash = np.uint64(0)
-            characters = letters = wide = hashes = 0
+            line_hash = total = np.uint64(0)
+            hashes = 0
             first = second = last = np.uint32(0)
             while j < end and codes[j] != 10:
                 code = codes[j]
                 kind = classes[code]
                 j += 1
                 if kind != SPACE and kind != CONTROL:
-                    line_hash = (line_hash ^ np.uint64(code)) * np.uint64(0x9E3779B97F4A7C15)
-                    line_hash ^= line_hash >> np.uint64(29)
-                    if characters == 0:
+                    line_hash = (line_hash + np.uint64(code)) * np.uint64(0x9E3779B97F4A7C15)
+                    if total == 0:
                         first, second = code, codes[j] if j < end else np.uint32(0)
                     last = code
-                    characters += 1
-                    letters += kind >= DIGIT and kind <= LETTER
-                    wide += kind == HAN or kind == KANA or kind == HANGUL or kind == UNSPACED
+                    total += sums[kind]
                     hashes += code == 35 or code == 0x2026
             j += 1
-            if characters == 0:
+            if total == 0:
                 continue
+            characters = np.int64(total & np.uint64(0x1FFFFF))
             row[_HASHES] += hashes - (first == 35 or first == 0x2026)
             row[_LINES] += 1
-            row[_SHORT] += characters + wide < 30
+            row[_SHORT] += characters + np.int64(total >> np.uint64(42)) < 30
             row[_ENDED] += classes[last] == TERMINAL
             row[_ENDS] = classes[last] == TERMINAL
             row[_BULLETS] += first == 0x2022 or ((first == 45 or first == 42) and classes[second] == SPACE)
             row[_ELLIPSES] += last == 0x2026
-            if letters >= 3:
+            if (total >> np.uint64(21)) & np.uint64(0x1FFFFF) >= np.uint64(3):
+                line_hash ^= line_hash >> np.uint64(29)
                 slot = np.int64(line_hash >> np.uint64(20)) & (size - 1)
                 while stamp[slot] == i and seen[slot] != line_hash:
                     slot = (slot + 1) & (size - 1)

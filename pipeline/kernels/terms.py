@@ -1,4 +1,6 @@
-"""Count many fixed terms in a batch of texts in one pass (after Wu and Manber: a table of two-character prefixes, then compare).
+"""Count many fixed terms in a batch of texts in one pass (after Wu and Manber: a table of prefixes, then compare).
+
+A prefix is two characters, or three where the first is ASCII, because two letters say little in Latin text.
 
 The case of ASCII letters does not count, any white space matches a space, and a term that begins or ends with a Latin letter or a digit
 matches whole words only.
@@ -15,7 +17,10 @@ from pipeline.kernels import alphabet
 
 
 class Terms:
-    """A compiled list of (term, category, weight); terms have two characters or more, categories are numbered from 0."""
+    """A compiled list of (term, category, weight); categories are numbered from 0.
+
+    ValueError for a term of one character, or of two of which the first is ASCII.
+    """
 
     def __init__(self, terms: Sequence[tuple[str, int, int]]) -> None:
         self.codes, self.offsets = alphabet.encode([term.lower() for term, _, _ in terms])
@@ -23,12 +28,14 @@ class Terms:
         self.weight = np.array([w for _, _, w in terms], np.int64)
         self.head = np.full(1 << 16, -1, np.int32)
         self.next = np.full(len(terms), -1, np.int32)
-        self.possible = np.zeros(1 << 16, np.uint8)
+        self.possible = np.zeros(1 << 10, np.uint64)  # one bit a slot: 8 KB stay in the fastest cache
         for i in range(len(terms)):
-            a, b = self.codes[self.offsets[i] : self.offsets[i] + 2]
-            slot = (int(a) * 31 + int(b) * 1031) & 0xFFFF
+            a, b, *rest = self.codes[self.offsets[i] : self.offsets[i + 1]].tolist()
+            if a < 128 and not rest:
+                raise ValueError(f"term {terms[i][0]!r}: a term that starts with an ASCII character has three characters or more")
+            slot = _slot(a, b, rest[0] if rest else 0)
             self.next[i], self.head[slot] = self.head[slot], i
-            self.possible[slot] = 1
+            self.possible[slot >> 6] |= np.uint64(1 << (slot & 63))
 
     def points(self, codes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """Sum of the weights of all occurrences: int64 [texts, categories]."""
@@ -39,37 +46,51 @@ class Terms:
 @njit(cache=True, nogil=True)
 def _fold(code):
     """Lower case for ASCII, and every white space a space: all that the terms need."""
-    if code >= 65 and code <= 90:
-        return code + np.uint32(32)
-    if code < 32 or code == 0xA0 or code == 0x3000:
-        return np.uint32(32)
-    return code
+    low = code + np.uint32(32) * ((code >= 65) & (code <= 90))
+    return np.uint32(32) if (code < 32) | (code == 0xA0) | (code == 0x3000) else np.uint32(low)
 
 
 @njit(cache=True, nogil=True)
 def _is_word(code):
-    return (code >= 48 and code <= 57) or (code >= 97 and code <= 122) or (code >= 0xC0 and code <= 0x24F)
+    return ((code >= 48) & (code <= 57)) | ((code >= 97) & (code <= 122)) | ((code >= 0xC0) & (code <= 0x24F))
+
+
+@njit(cache=True, nogil=True)
+def _slot(first, second, third):
+    return (np.int64(first) * 31 + np.int64(second) * 1031 + np.int64(third) * 8209 * (first < 128)) & 0xFFFF
+
+
+@njit(cache=True, nogil=True)
+def _candidates(codes, start, end, possible, places):
+    """Write to `places` where a term may start: its first two characters fit, and no word goes on. Without a branch, which would be missed often."""
+    count = 0
+    current = np.uint32(32)
+    following = _fold(codes[start]) if end > start else current
+    third = _fold(codes[start + 1]) if end > start + 1 else current
+    inside = False
+    for j in range(start, end - 1):
+        current, following = following, third
+        third = _fold(codes[min(j + 2, end - 1)])
+        word = _is_word(current)
+        slot = _slot(current, following, third)
+        places[count] = j
+        count += np.int64(possible[slot >> 6] >> np.uint64(slot & 63) & np.uint64(1)) & (1 - (word & inside))
+        inside = word
+    return count
 
 
 @njit(cache=True, nogil=True)
 def _points(codes, offsets, term_codes, term_offsets, category, weight, possible, head, chain, categories):
     texts = offsets.size - 1
     out = np.zeros((texts, categories), np.int64)
+    longest = np.int64(1)
+    for i in range(texts):
+        longest = max(longest, offsets[i + 1] - offsets[i])
+    places = np.empty(longest, np.int64)
     for i in range(texts):
         end = offsets[i + 1]
-        following = _fold(codes[offsets[i]]) if end > offsets[i] else np.uint32(0)
-        inside = False
-        for j in range(offsets[i], end - 1):
-            current = following
-            following = _fold(codes[j + 1])
-            word = _is_word(current)
-            if word and inside:  # no term starts inside a word: most positions of a Latin text end here
-                continue
-            inside = word
-            slot = (current * 31 + following * 1031) & 0xFFFF
-            if not possible[slot]:
-                continue
-            term = head[slot]
+        for j in places[: _candidates(codes, offsets[i], end, possible, places)]:
+            term = head[_slot(_fold(codes[j]), _fold(codes[j + 1]), _fold(codes[min(j + 2, end - 1)]))]
             while term >= 0:
                 size = term_offsets[term + 1] - term_offsets[term]
                 same = j + size <= end

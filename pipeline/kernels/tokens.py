@@ -41,40 +41,56 @@ def _tokenize(codes, offsets, classes, lower, urls):
         current = np.uint64(BASE)
         length = 0
         in_url = False
-        for j in range(offsets[i], offsets[i + 1]):
-            code = codes[j]
+        before = second = np.uint32(0)
+        for code in codes[offsets[i] : offsets[i + 1]]:
             kind = classes[code]
             letter = kind >= DIGIT and kind <= LETTER
             if not urls:
                 if in_url:
                     in_url = not (code <= 32 or code >= 127 or code == 41 or code == 93 or code == 34 or code == 39 or code == 62)
                     letter = letter and not in_url
-                elif code == 47 and j >= offsets[i] + 2 and codes[j - 1] == 47 and codes[j - 2] == 58:
-                    in_url = True
-            alone = kind == HAN or kind == KANA or kind == UNSPACED
-            if length > 0 and (alone or not letter):
+                elif code == 47:
+                    in_url = before == 47 and second == 58
+                second, before = before, code
+            if letter and kind != HAN and kind != KANA and kind != UNSPACED:
+                low = np.uint64(lower[code] if code < 0x10000 else code)
+                current = (current ^ low) * np.uint64(PRIME)
+                current ^= current >> np.uint64(31)
+                length += 1
+                continue
+            if length > 0:
                 hashes[count] = current
                 lengths[count] = length
                 count += 1
                 current = np.uint64(BASE)
                 length = 0
-            if letter:
-                low = np.uint64(lower[code] if code < 0x10000 else code)
-                current = (current ^ low) * np.uint64(PRIME)
-                current ^= current >> np.uint64(31)
-                length += 1
-                if alone:
-                    hashes[count] = current
-                    lengths[count] = 1
-                    count += 1
-                    current = np.uint64(BASE)
-                    length = 0
+            if letter:  # a character of an unspaced script is a token
+                alone = (np.uint64(BASE) ^ np.uint64(code)) * np.uint64(PRIME)
+                hashes[count] = alone ^ (alone >> np.uint64(31))
+                lengths[count] = 1
+                count += 1
         if length > 0:
             hashes[count] = current
             lengths[count] = length
             count += 1
         starts[i + 1] = count
-    return hashes[:count].copy(), lengths[:count].copy(), starts
+    return hashes[:count], lengths[:count], starts
+
+
+@njit(cache=True, nogil=True)
+def at_least(tokens, offsets, table, enough):
+    """How many tokens of each text are in `table` (see :func:`hash_set`), counted up to `enough`: int64 [texts]."""
+    out = np.zeros(offsets.size - 1, np.int64)
+    for i in range(offsets.size - 1):
+        for j in range(offsets[i], offsets[i + 1]):
+            slot = np.int64(tokens[j] >> np.uint64(20)) & (table.size - 1)
+            while table[slot] != 0 and table[slot] != tokens[j]:
+                slot = (slot + 1) & (table.size - 1)
+            if table[slot] == tokens[j]:
+                out[i] += 1
+                if out[i] == enough:
+                    break
+    return out
 
 
 @njit(cache=True, nogil=True)
@@ -102,7 +118,7 @@ def _ngrams(tokens, offsets, n):
                 out[count] = mixed ^ (mixed >> np.uint64(33))
                 count += 1
         starts[i + 1] = count
-    return out[:count].copy(), starts
+    return out[:count], starts
 
 
 def hash_set(grams: np.ndarray) -> np.ndarray:
