@@ -21,7 +21,6 @@ help:  ## list the verbs
 
 demo: .venv/.ready  ## make a small bilingual model from raw text, on this machine, and talk to it (PRESET=tiny)
 	$(BIN)/pipeline run $(PRESET)
-	@echo; for q in "什么是 MinHash？" "What does a tokenizer do?"; do echo "> $$q"; $(BIN)/pipeline chat $(PRESET) --prompt "$$q"; done
 
 test: .venv/.ready-dev  ## run all tests (real Prefect, MLflow, torchrun, DeepSpeed)
 	$(BIN)/pip check

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,11 @@ def run(args: Any) -> int:
     return 0
 
 
+def command() -> str:
+    """How to call this command line from here: by name where it is on the path, else as it was called."""
+    return "pipeline" if shutil.which("pipeline") else os.path.relpath(sys.argv[0])
+
+
 def readable(error: BaseException) -> list[str]:
     """An error as lines for a person: what failed and why, no traceback."""
     text = str(error).strip() or type(error).__name__
@@ -77,6 +83,17 @@ def score_lines(metrics: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def sample_lines(evaluated: Path) -> list[str]:
+    """The first held-out question of each language with the last model's answer, right or wrong; not chosen for looks."""
+    answers = [json.loads(line) for line in (evaluated / "answers.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    lines: list[str] = []
+    for lang in ("zh", "en"):
+        for answer in [a for a in answers if a["lang"] == lang and a["set"] != "training"][:1]:
+            model = next(name for name in ("dpo", "sft", "base") if name in answer["said"])
+            lines += [f"  > {answer['question']}", f"    {answer['said'][model] or '(nothing)'}  {'✓' if answer['right'][model] else '✗'}"]
+    return [*(["  asked what it never saw in training:"] if lines else []), *lines, *([""] if lines else [])]
+
+
 def _summary(out: Console, result: dict[str, Any], args: Any, tracking_ui: str | None) -> None:
     stages = result["stages"]
     cached = sum(s["state"] == "cached" for s in stages)
@@ -94,10 +111,11 @@ def _summary(out: Console, result: dict[str, Any], args: Any, tracking_ui: str |
     if tracking_ui:
         rows += [("MLflow", _run_page(tracking_ui, result.get("mlflow") or {}))]
     if "dpo" in by_name or "sft" in by_name or "export" in by_name:
-        rows += [("talk to it", f"pipeline chat {args.preset}")]
-    rows += [("made from", f"pipeline lineage {args.preset}")]
+        rows += [("talk to it", f"{command()} chat {args.preset}")]
+    rows += [("made from", f"{command()} lineage {args.preset}")]
     out.print()
-    for line in [*score_lines(by_name.get("evaluate", {}).get("metrics", {})), *summary_lines(rows)]:
+    seen = by_name.get("evaluate")
+    for line in [*(score_lines(seen["metrics"]) + sample_lines(Path(seen["path"])) if seen else []), *summary_lines(rows)]:
         out.print(line, markup=False, soft_wrap=True)
 
 
