@@ -84,11 +84,12 @@ def score_lines(metrics: dict[str, Any]) -> list[str]:
 
 
 def sample_lines(evaluated: Path) -> list[str]:
-    """The first held-out question of each language with the last model's answer, right or wrong; not chosen for looks."""
+    """Two held-out questions of each language with the last model's answer, right or wrong; not chosen for looks."""
     answers = [json.loads(line) for line in (evaluated / "answers.jsonl").read_text(encoding="utf-8").split("\n") if line]
     lines: list[str] = []
     for lang in ("zh", "en"):
-        for answer in [a for a in answers if a["lang"] == lang and a["set"] != "training"][:1]:
+        asked = [a for a in answers if a["lang"] == lang and a["set"] != "training"]
+        for answer in asked[:: max(1, len(asked) // 2)][:2]:
             model = next(name for name in ("dpo", "sft", "base") if name in answer["said"])
             lines += [f"  > {answer['question']}", f"    {answer['said'][model] or '(nothing)'}  {'✓' if answer['right'][model] else '✗'}"]
     return [*(["  asked what it never saw in training:"] if lines else []), *lines, *([""] if lines else [])]
