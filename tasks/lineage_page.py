@@ -262,7 +262,7 @@ CSS = """
  --cached: #5cc893; --failed: #ff8080; --source: #d9b85c; --edge: #566273; } }
 body { font: 14px/1.5 system-ui, sans-serif; background: var(--back); color: var(--fore); margin: 24px; }
 h1 { font-size: 18px; font-weight: 600; margin: 0 0 16px; } h3 { font-size: 12px; color: var(--soft); margin: 8px 0 2px; }
-.picture { overflow-x: auto; padding: 4px 0 12px; } svg { display: block; } a { color: var(--ran); }
+.picture { overflow-x: auto; padding: 4px 0 12px; } svg { display: block; max-width: 100%; height: auto; min-width: 900px; } a { color: var(--ran); }
 .node rect { fill: var(--card); stroke: var(--line); stroke-width: 1.2; } .node:hover rect { stroke-width: 2.4; } .node text { fill: var(--fore); }
 .node.ran rect { stroke: var(--ran); } .node.cached rect { stroke: var(--cached); } .node.failed rect { stroke: var(--failed); }
 .node.source rect { stroke: var(--source); stroke-dasharray: 4 3; } .edge { fill: none; stroke: var(--edge); stroke-width: 1.5; }
