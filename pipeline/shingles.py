@@ -23,12 +23,12 @@ EVERYONE, RECENT = 32, 8
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
-def exact_keys(texts: pa.ChunkedArray) -> np.ndarray:
-    """xxh3-128 of each text without its white space: uint64 [n, 2]."""
+def exact_keys(codes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """xxh3-128 of each text (as code points) without its white space: uint64 [n, 2]."""
     import xxhash
 
-    data, offsets = alphabet.squeeze(*alphabet.utf8(texts))
-    view, ends = memoryview(data), offsets.tolist()
+    bare, ends = alphabet.squeeze(codes, offsets)
+    view, ends = memoryview(bare).cast("B"), (4 * ends).tolist()
     digests = [xxhash.xxh3_128_digest(view[start:end]) for start, end in itertools.pairwise(ends)]
     return np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
 
@@ -63,7 +63,7 @@ def survey_job(job: dict[str, Any]) -> dict[str, Any]:
     for batch in batches(table):
         codes, places = alphabet.encode(batch["text"])
         lengths.append(np.diff(places))
-        exact.append(exact_keys(batch["text"]))
+        exact.append(exact_keys(codes, places))
         if job["near"]:
             plain = np.array([kind != "chat" for kind in batch["kind"].to_pylist()], bool)
             hashes, offsets = _shingles(codes, places, job["ngram"])

@@ -17,9 +17,9 @@ from pipeline.formats.chat import CHAT_MARKS, as_chat, is_chat
 from pipeline.formats.messages import BadRecord
 from pipeline.formats.preference import as_preference, is_preference
 
-__all__ = ["BadRecord", "as_chat", "as_preference", "kind_of", "own_id", "text_of"]
+__all__ = ["MARKS", "BadRecord", "as_chat", "as_preference", "kind_of", "own_id", "text_of"]
 
-_MARKS = CHAT_MARKS | {"chosen", "rejected"}
+MARKS = CHAT_MARKS | {"chosen", "rejected"}
 
 
 def kind_of(record: Any, text_fields: tuple[str, ...]) -> str:
@@ -29,7 +29,7 @@ def kind_of(record: Any, text_fields: tuple[str, ...]) -> str:
     the turns, and the turns are the better information.
     """
     if isinstance(record, dict):
-        if _MARKS.isdisjoint(record):
+        if MARKS.isdisjoint(record):
             if any(field in record for field in text_fields):
                 return "text"
         elif is_preference(record):

@@ -62,14 +62,14 @@ def encode(texts: Sequence[str] | pa.Array | pa.ChunkedArray) -> tuple[np.ndarra
     An Arrow column without nulls is decoded from its UTF-8 buffer, without a Python string. Lone surrogates in Python strings pass.
     """
     if not isinstance(texts, list):
-        return _decode(*utf8(texts))
+        return _decode(*_utf8(texts))
     codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
     offsets = np.zeros(len(texts) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)), out=offsets[1:])
     return codes, offsets
 
 
-def utf8(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+def _utf8(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """The bytes of an Arrow string column, without a copy when it is in one piece: (uint8 [bytes], offsets int32 [n + 1])."""
     if hasattr(column, "chunks"):
         column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
@@ -100,19 +100,14 @@ def _decode(data, places):
 
 
 @njit(cache=True, nogil=True)
-def squeeze(data, places):
-    """UTF-8 texts without white space (ASCII's and U+3000): (uint8 [bytes], offsets int64 [n + 1]); arguments as from :func:`utf8`."""
-    out = np.empty(places[-1] - places[0], np.uint8)
-    offsets = np.zeros(places.size, np.int64)
+def squeeze(codes, offsets):
+    """The same texts without white space (ASCII's and U+3000), in the form of :func:`encode`."""
+    out = np.empty(codes.size, np.uint32)
+    ends = np.zeros(offsets.size, np.int64)
     count = 0
-    for i in range(places.size - 1):
-        skip = 0
-        for j in range(places[i], places[i + 1]):
-            byte = data[j]
-            if byte == 0xE3 and j + 2 < places[i + 1] and data[j + 1] == 0x80 and data[j + 2] == 0x80:
-                skip = 3
-            out[count] = byte
-            count += skip == 0 and byte != 32 and (byte < 9 or byte > 13)
-            skip -= skip > 0
-        offsets[i + 1] = count
-    return out[:count], offsets
+    for i in range(offsets.size - 1):
+        for code in codes[offsets[i] : offsets[i + 1]]:
+            out[count] = code
+            count += (code != 32) & ((code < 9) | (code > 13)) & (code != 0x3000)
+        ends[i + 1] = count
+    return out[:count], ends
