@@ -139,6 +139,8 @@ class PrefectRun(Run):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.submitted: list[_Call] = []
+        self.states: dict[tuple[str, str], Any] = {}
+        """Prefect's state of every finished call by (stage, key): what its UI draws the DAG's edges from."""
 
     def call(self, stage: Stage, cfg: Any, inputs: dict[str, Any]) -> Artifact:
         return self._prepare(stage, cfg, inputs).direct()
@@ -190,11 +192,11 @@ class _Call:
 
     def direct(self) -> Artifact:
         self.began = time.monotonic()
-        return self._finish(self._task()(return_state=True))
+        return self._finish(self._task()(return_state=True, wait_for=self._upstream()))
 
     def start(self) -> _Call:
         self.began = time.monotonic()
-        self.future = self._task().submit()
+        self.future = self._task().submit(wait_for=self._upstream())
         return self
 
     def result(self) -> Artifact:
@@ -202,6 +204,10 @@ class _Call:
             self.future.wait()
             return self._finish(self.future.state)
         return self.made
+
+    def _upstream(self) -> list[Any]:
+        places = [(value.stage, value.key) for value in self.inputs.values() if isinstance(value, Artifact)]
+        return [self.run.states[place] for place in places if place in self.run.states]
 
     def _task(self) -> Any:
         from prefect import task
@@ -248,6 +254,7 @@ class _Call:
             self.run.emit("stage_finished", **event, state="failed", digest=None, path=str(self.run.store.directory(name, self.key)) + ".partial",
                           seconds=round(time.monotonic() - self.began, 3), metrics={}, error=f"{type(error).__name__}: {error}")
             raise error
+        self.run.states[name, self.key] = state
         record = self.run.store.lineage(name, self.key)
         artifact = self.made = Artifact(name, self.key, record["digest"], self.run.store.directory(name, self.key))
         self.run.emit("stage_finished", **event, state="cached" if self.hit else "ran", digest=artifact.digest, path=str(artifact.path),
