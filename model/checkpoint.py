@@ -77,7 +77,7 @@ class Checkpoints:
 
     def _prune(self) -> None:
         whole = self.whole()
-        scores = {path: json.loads((path / "state.json").read_text())["best_loss"] for path in whole}
+        scores = {path: json.loads((path / "state.json").read_text())["val_loss"] for path in whole}
         known = [path for path in whole if scores[path] is not None]
         best = {min(known, key=lambda path: scores[path])} if known else set()
         for path in whole[: -self.keep]:

@@ -129,6 +129,8 @@ class OptimConfig:
     """Rate at the end, as a share of ``lr``."""
     clip: float = 1.0
     """Largest gradient norm; 0 never clips."""
+    spike: float = 6.0
+    """An update whose gradient norm lies so many standard deviations above the recent ones' mean is skipped; 0 never skips."""
     z_loss: float = 0.0
     """Weight of ``log(Z)^2`` (PaLM), which keeps logits from drifting."""
     batch_warmup: float = 0.0
@@ -138,7 +140,7 @@ class OptimConfig:
         _need(self.name in ("muon", "adamw"), f"name must be muon or adamw, not {self.name}")
         _need(self.schedule in ("wsd", "cosine", "linear", "constant"), f"schedule must be wsd, cosine, linear or constant, not {self.schedule}")
         _need(self.lr > 0 and math.isfinite(self.lr), f"lr must be positive, not {self.lr}")
-        for name in ("embed_lr", "weight_decay", "clip", "z_loss"):
+        for name in ("embed_lr", "weight_decay", "clip", "spike", "z_loss"):
             _need(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}")
         for name in ("warmup", "decay", "final", "batch_warmup"):
             _need(0 <= getattr(self, name) <= 1, f"{name} is a share between 0 and 1, not {getattr(self, name)}")

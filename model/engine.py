@@ -23,6 +23,12 @@ from model.objective import Objective
 from model.optim import MuonAdamW, groups, orthogonalize
 
 State = dict[str, Tensor]
+UNLIMITED = torch.tensor(float("inf"))
+
+
+def fine(norm: Tensor, limit: Tensor) -> Tensor:
+    """Whether an update with this gradient norm is applied (scalar bool)."""
+    return torch.isfinite(norm) & (norm <= limit.to(norm.device))
 
 
 class Engine:
@@ -50,8 +56,8 @@ class Engine:
         """Add a micro-batch's gradient; ``last`` marks the update's final one."""
         loss.backward()
 
-    def step(self, factor: float) -> Tensor:
-        """Update with rates times ``factor``; the gradient norm before clipping. A norm that is not finite changes nothing."""
+    def step(self, factor: float, limit: Tensor = UNLIMITED) -> Tensor:
+        """Update with rates times ``factor``; the gradient norm before clipping. A norm above ``limit``, or not finite, changes nothing."""
         raise NotImplementedError
 
     def whole(self, group: dict[str, Any], tensors: list[Tensor]) -> list[Tensor]:
@@ -148,31 +154,31 @@ class Replicas(Engine):
     def clear(self) -> None:
         self.grad.zero_()
 
-    def step(self, factor: float) -> Tensor:
+    def step(self, factor: float, limit: Tensor = UNLIMITED) -> Tensor:
         if self.world > 1:
             dist.all_reduce(self.grad)
         norm = torch.linalg.vector_norm(self.grad)
         self.rates(factor)
         if self.device.type == "cpu":
-            if not torch.isfinite(norm):
+            if not fine(norm, limit):
                 self.grad.zero_()
                 return norm
             if self.spec.optim.clip and norm > self.spec.optim.clip:
                 self.grad.mul_(self.spec.optim.clip / (norm + 1e-6))
         else:
-            self._clip_without_waiting(norm)
+            self._clip_without_waiting(norm, limit)
         self.optimizer.step()
         self.grad.zero_()
         return norm
 
-    def _clip_without_waiting(self, norm: Tensor) -> None:
+    def _clip_without_waiting(self, norm: Tensor, limit: Tensor) -> None:
         """On a GPU nothing may read ``norm`` on the host: a bad gradient becomes zero and its rates too, so weights stay."""
-        fine = torch.isfinite(norm).float()
+        good = fine(norm, limit).float()
         torch.nan_to_num_(self.grad, 0.0, 0.0, 0.0)
         clip = self.spec.optim.clip or float("inf")
-        self.grad.mul_(fine * (clip / (norm + 1e-6)).clamp(max=1.0).nan_to_num(0.0))
+        self.grad.mul_(good * (clip / (norm + 1e-6)).clamp(max=1.0).nan_to_num(0.0))
         for group in self.optimizer.param_groups:
-            group["lr"] = fine * group["lr"]
+            group["lr"] = good * group["lr"]
 
 
 class Fsdp(Engine):
@@ -213,7 +219,7 @@ class Fsdp(Engine):
         self.objective.set_requires_gradient_sync(last)
         (loss * self.world).backward()  # FSDP2 averages over ranks, ours is a sum
 
-    def step(self, factor: float) -> Tensor:
+    def step(self, factor: float, limit: Tensor = UNLIMITED) -> Tensor:
         square = torch.zeros((), device=self.device)
         for group in self.optimizer.param_groups:
             for name, p in zip(group["names"], group["params"], strict=True):
@@ -222,7 +228,7 @@ class Fsdp(Engine):
         dist.all_reduce(square)
         norm = square.sqrt()
         self.rates(factor)
-        if torch.isfinite(norm):
+        if fine(norm, limit):
             if self.spec.optim.clip and norm > self.spec.optim.clip:
                 torch._foreach_mul_([p.grad for g in self.optimizer.param_groups for p in g["params"]], self.spec.optim.clip / (norm + 1e-6))
             self.optimizer.step()

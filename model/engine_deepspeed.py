@@ -11,28 +11,34 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from model.config import TrainSpec
-from model.engine import Engine
+from model.engine import UNLIMITED, Engine, fine
 from model.objective import Objective
 from model.optim import MuonAdamW, gather
 
 
 class _Guarded(MuonAdamW):
-    """For ZeRO 0, which hands over plain summed gradients: clips, and skips an update whose norm is not finite."""
+    """Skips an update whose gradient norm is not fine. ZeRO 1 to 3 have clipped and give ``known`` its norm; ZeRO 0 leaves both to us."""
 
     norm: Tensor = torch.zeros(())
+    limit: Tensor = UNLIMITED
+    known: Callable[[], Any] | None = None
 
     def step(self, closure: Any = None) -> None:
-        grads = [p.grad for g in self.param_groups for p in g["params"]]
-        self.norm = torch.stack([torch.linalg.vector_norm(g) for g in grads]).norm()
-        if torch.isfinite(self.norm):
+        if self.known is not None:
+            self.norm = torch.as_tensor(self.known(), dtype=torch.float32)
+        else:
+            grads = [p.grad for g in self.param_groups for p in g["params"]]
+            self.norm = torch.stack([torch.linalg.vector_norm(g) for g in grads]).norm()
             if self.config.clip and self.norm > self.config.clip:
                 torch._foreach_mul_(grads, self.config.clip / (self.norm + 1e-6))
+        if fine(self.norm, self.limit):
             super().step()
 
 
@@ -47,9 +53,10 @@ class DeepSpeed(Engine):
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         super().__init__(objective, spec, device, rank, world)
         self.stage = spec.zero_stage
-        self.optimizer = (MuonAdamW if self.stage else _Guarded)([dict(g) for g in self.groups], spec.optim, self.pieces)
+        self.optimizer = _Guarded([dict(g) for g in self.groups], spec.optim, self.pieces)
         self.engine, _, _, _ = deepspeed.initialize(model=objective, optimizer=self.optimizer, config=self._config(), dist_init_required=False)
         self.zero = self.engine.optimizer
+        self.optimizer.known = (lambda: self.zero._global_grad_norm) if self.stage else None  # public only once the step is over
 
     def _config(self) -> dict[str, Any]:
         zero: dict[str, Any] = {"stage": self.stage, "round_robin_gradients": False}
@@ -69,8 +76,9 @@ class DeepSpeed(Engine):
         if not last:
             self.engine.step()  # only counts the micro-batch
 
-    def step(self, factor: float) -> Tensor:
+    def step(self, factor: float, limit: Tensor = UNLIMITED) -> Tensor:
         self.rates(factor)
+        self.optimizer.limit = limit
         self.engine.step()
         return torch.as_tensor(self.engine.get_global_grad_norm() if self.stage else self.optimizer.norm, dtype=torch.float32)
 

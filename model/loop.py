@@ -26,6 +26,7 @@ from model.engine import Engine
 from model.meter import Meter
 from model.objective import Batch, Preference, batch
 from model.setup import Choices, Ranks
+from model.spikes import SpikeGuard
 
 SKIP_LIMIT = 10
 """Updates in a row with a loss or gradient that is not finite, after which training fails."""
@@ -54,7 +55,7 @@ class Loop:
         self.plan = Plan(spec, data.train.rows)
         self.step = self.position = self.tokens = self.skipped = 0
         self.best: float | None = None
-        self._bad = 0
+        self.guard = SpikeGuard(spec.optim.spike, engine.device)
         self._saved = time.monotonic()
 
     def run(self) -> dict[str, Any]:
@@ -69,8 +70,10 @@ class Loop:
             done = self.step == self.plan.steps
             if not done and self.spec.eval_every and self.step % self.spec.eval_every == 0 and self.data.val.rows:
                 found = self.validate()
-                self.best = found["val_loss"] if self.best is None else min(self.best, found["val_loss"])
                 self.meter.log({"step": self.step, "total_steps": self.plan.steps, **found})
+                if self.best is None or found["val_loss"] < self.best:
+                    self.best = found["val_loss"]
+                    self.save(self.best)
             self._housekeeping(done)
         if self.data.val.rows:
             report = self.validate()
@@ -83,7 +86,9 @@ class Loop:
         norm_by = float(self.data.train.units[rows].sum())
         if norm_by:
             sums = self._gradient(rows, norm_by)
-            gradient = self.engine.step(self.spec.optim.factor(self.step, self.plan.steps))
+            limit = self.guard.limit()
+            gradient = self.engine.step(self.spec.optim.factor(self.step, self.plan.steps), limit)
+            self.guard.saw(gradient, limit)
         else:  # a batch of conversations that were all cut before the first answer
             sums, gradient = torch.zeros(len(self.objective.names), device=self.engine.device), torch.zeros(())
         filled = int(self.data.train.filled[rows].sum())
@@ -138,23 +143,24 @@ class Loop:
         return made
 
     def _check(self, gradient: torch.Tensor) -> None:
-        """Count updates that were skipped because they were not finite; on a GPU only when numbers are read anyway."""
-        if self.engine.device.type != "cpu" and self.step % self.choices.log_every:
+        """Count and tell updates that were skipped; on a GPU only when numbers are read anyway."""
+        if self.engine.device.type != "cpu" and self.step % self.choices.log_every and self.step != self.plan.steps:
             return
-        if math.isfinite(float(gradient)):
-            self._bad = 0
-            return
-        self._bad += 1
-        self.skipped += 1
-        self.ranks.say(f"step {self.step}: gradient is not finite, update skipped ({self._bad} in a row)")
-        if self._bad >= SKIP_LIMIT:
-            raise Diverged(f"the gradient was not finite {self._bad} updates in a row (step {self.step}); lower optim.lr (now {self.spec.optim.lr}), "
+        infinite, spikes, in_a_row = self.guard.counts.tolist()
+        if infinite + spikes > self.skipped:
+            norm = f"gradient norm {float(gradient):.3g} far above the recent ones (optim.spike)"
+            why = f"gradient is not finite ({in_a_row} in a row)" if in_a_row else norm
+            self.ranks.say(f"step {self.step}: {why}, update skipped; {infinite + spikes} skipped so far")
+        self.skipped = infinite + spikes
+        if in_a_row >= SKIP_LIMIT:
+            raise Diverged(f"the gradient was not finite {in_a_row} updates in a row (step {self.step}); lower optim.lr (now {self.spec.optim.lr}), "
                            "lengthen optim.warmup, or check the initial weights")
 
     def _log(self, sums: torch.Tensor, gradient: torch.Tensor) -> None:
         values = self._means("", self.ranks.total(sums))
         rate = self.spec.optim.lr * self.spec.optim.factor(self.step - 1, self.plan.steps)
-        self.meter.log({"step": self.step, "total_steps": self.plan.steps, "lr": rate, "grad_norm": float(gradient), **values}, speed=True)
+        shown = {"lr": rate, "grad_norm": float(gradient), "skipped_steps": self.skipped}
+        self.meter.log({"step": self.step, "total_steps": self.plan.steps, **shown, **values}, speed=True)
 
     def _means(self, prefix: str, sums: torch.Tensor) -> dict[str, float]:
         values, count = sums.tolist()[:-1], max(float(sums[-1]), 1.0)
@@ -173,11 +179,12 @@ class Loop:
             self.ranks.say(f"stopped at step {self.step}, checkpoint written; run again to resume")
             raise SystemExit(143)
 
-    def save(self) -> None:
-        """Write a checkpoint of this step (rank 0 writes, all take part)."""
+    def save(self, val_loss: float | None = None) -> None:
+        """Write a checkpoint of this step (rank 0 writes, all take part); ``val_loss`` says that its weights were validated."""
         state = self.engine.state()
         if self.ranks.rank == 0:
-            self.checkpoints.save(state, {"step": self.step, "position": self.position, "tokens": self.tokens, "skipped": self.skipped, "best_loss": self.best})
+            self.checkpoints.save(state, {"step": self.step, "position": self.position, "tokens": self.tokens, "best_loss": self.best,
+                                          "val_loss": val_loss, "guard": self.guard.state()})
         self._saved = time.monotonic()
 
     def _resume(self) -> None:
@@ -187,7 +194,9 @@ class Loop:
         tensors, state = found
         self.engine.load(tensors)
         self.step, self.position, self.tokens = state["step"], state["position"], state["tokens"]
-        self.skipped, self.best = state["skipped"], state["best_loss"]
+        self.best = state["best_loss"]
+        self.guard.load(state["guard"])
+        self.skipped = int(self.guard.counts[:2].sum())
         self.meter.rewind(self.step)
         self.ranks.say(f"resumed at step {self.step} of {self.plan.steps}")
 

@@ -19,9 +19,11 @@ from safetensors.torch import load_file
 from test_model_data import write_tokens
 
 from model import train
+from model.checkpoint import Checkpoints
 from model.config import TrainSpec, dump, parse
-from model.loop import SKIP_LIMIT, Diverged, Loop
+from model.loop import SKIP_LIMIT, Diverged, Loop, Plan
 from model.setup import Ranks
+from model.spikes import LEAST, WINDOW, SpikeGuard
 
 ROOT = Path(__file__).parent.parent
 MODEL = {"dim": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 96}
@@ -214,6 +216,64 @@ def test_steps_that_are_not_finite_are_skipped_and_many_of_them_fail(tokens, tmp
     bad.update(range(100))
     with pytest.raises(Diverged, match=r"lower optim\.lr"):
         train.train(make_spec(tokens, tmp_path / "b", steps=SKIP_LIMIT + 5), Alone())
+
+
+@pytest.mark.parametrize("spike, skipped", [(6.0, 1), (0.0, 0)])
+def test_an_update_of_a_gradient_spike_is_skipped_and_training_goes_on(spike: float, skipped: int, tokens, tmp_path, monkeypatch, capsys) -> None:
+    measure = Loop._gradient
+
+    def spiked(self, rows, norm_by):
+        sums = measure(self, rows, norm_by)
+        if self.step == 45:
+            self.engine.grad.mul_(1000)
+        return sums
+
+    monkeypatch.setattr(Loop, "_gradient", spiked)
+    result = train.train(make_spec(tokens, tmp_path, steps=50, optim={"lr": 3e-3, "name": "adamw", "spike": spike}), Alone())
+    assert result["skipped_steps"] == skipped and ("step 46: gradient norm" in capsys.readouterr().out) == bool(skipped)
+
+
+def test_the_spike_guard_needs_company_and_follows_a_new_level() -> None:
+    guard = SpikeGuard(6.0, torch.device("cpu"))
+    noise = (1 + 0.1 * torch.randn(300, generator=torch.Generator().manual_seed(0))).abs()
+    for norm in [100.0, *noise[:LEAST - 1]]:  # the first may be large
+        guard.saw(torch.as_tensor(norm), guard.limit())
+    assert guard.counts.tolist() == [0, 0, 0]
+    for norm in noise[LEAST:LEAST + WINDOW]:
+        guard.saw(norm, guard.limit())
+    other = SpikeGuard(6.0, torch.device("cpu"))
+    other.load(json.loads(json.dumps(guard.state())))
+    assert other.limit() == guard.limit() == pytest.approx(1.6, abs=0.2)
+    for norm in 5 * noise[:WINDOW]:  # not a spike but a new level: most of it is taken
+        guard.saw(norm, guard.limit())
+    assert 1 <= guard.counts[1] <= 5 and guard.limit() > 5
+    guard.saw(torch.tensor(float("nan")), guard.limit())
+    assert guard.counts[0] == guard.counts[2] == 1 and guard.limit().isfinite()
+
+
+def test_the_batch_warms_up_from_a_quarter_and_an_epoch_stays_one(tokens, tmp_path) -> None:
+    spec = make_spec(tokens, tmp_path, steps=0, epochs=2.0, optim={"batch_warmup": 0.5})
+    rows = train.read_data(spec).train.rows
+    plan = Plan(spec, rows)
+    counts = [plan.rows(step) for step in range(plan.steps)]
+    assert counts[0] == 2 and counts[-1] == 8 and counts == sorted(counts) and counts[plan.steps // 2:] == [8] * (plan.steps - plan.steps // 2)
+    assert sum(counts) == pytest.approx(2 * rows, abs=8)
+    result = train.train(spec, Alone())
+    assert result["tokens"] == sum(counts) * spec.seq_len
+
+
+def test_the_newest_checkpoints_stay_and_the_one_that_validated_best(tokens, tmp_path) -> None:
+    checkpoints = Checkpoints(tmp_path, 2, {})
+    for step, val_loss in ((1, 3.0), (2, 2.0), (3, None), (4, 2.5), (5, None)):
+        checkpoints.save({"param:x": torch.zeros(2)}, {"step": step, "val_loss": val_loss})
+    checkpoints.wait()
+    assert [path.name[-1] for path in checkpoints.whole()] == ["2", "4", "5"]
+    spec = make_spec(tokens, tmp_path / "run", steps=10, eval_every=2, checkpoint_every=100, keep_checkpoints=1)
+    train.train(spec, Alone())
+    kept = [json.loads((path / "state.json").read_text()) for path in sorted((tmp_path / "run" / "_run" / "checkpoints").iterdir())]
+    losses = {r["step"]: r["val_loss"] for r in map(json.loads, (tmp_path / "run" / "_run" / "metrics.jsonl").open()) if "val_loss" in r}
+    losses.pop(10)
+    assert [k["step"] for k in kept] == [min(losses, key=losses.get), 10] and kept[0]["val_loss"] == min(losses.values())
 
 
 def test_a_full_disk_leaves_no_checkpoint_that_looks_whole(tokens, tmp_path, monkeypatch) -> None:
