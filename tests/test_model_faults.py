@@ -1,0 +1,78 @@
+"""Faults of single ranks under the real launcher: one is killed, one hangs; both end readable, leave nothing behind, and resume to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+from test_model_data import write_tokens
+
+from model.config import TrainSpec, dump, parse
+from pipeline.sections.resources import Resources
+from tasks import launch as launching
+from tasks.failure import WorkerFailed
+from tasks.launch import launch
+
+
+def ranks_of(out: Path) -> dict[int, psutil.Process]:
+    """The living training processes that write into ``out``, by rank."""
+    found = {}
+    for process in psutil.process_iter():
+        try:
+            line, rank = process.cmdline(), process.environ().get("RANK")
+            if rank is not None and str(out / "_run" / "spec.json") in line and process.status() != psutil.STATUS_ZOMBIE:
+                found[int(rank)] = process
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def train(spec: TrainSpec, fault: signal.Signals | None = None, step: int = 0) -> dict:
+    """Train on two ranks under torchrun; rank 1 gets ``fault`` once ``step`` is reported."""
+    on, hit = Resources(nproc=2, device="cpu", threads=1, no_progress_seconds=300), []
+
+    def report(record: dict) -> None:
+        if fault and not hit and record["step"] >= step:
+            hit.append(record["step"])
+            os.kill(ranks_of(Path(spec.out))[1].pid, fault)
+            if fault == signal.SIGSTOP:
+                on.__dict__["no_progress_seconds"] = 2  # from now on: starting up takes longer than that
+
+    return launch("model.train", dump(spec), Path(spec.out), on, report)
+
+
+def test_a_killed_and_a_hung_rank_end_the_run_readably_and_it_resumes_to_the_same_bytes(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(launching, "POLL_SECONDS", 0.05)
+    monkeypatch.setenv("PIPELINE_GRACE_SECONDS", "1")
+    monkeypatch.setenv("PIPELINE_HOME", str(tmp_path / "home"))
+    write_tokens(tmp_path / "text", [[*range(3 + i % 40, 60), 0] for i in range(200)], None, "text", 64, [[*range(3, 60), 0]] * 4)
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text('{"added_tokens": []}')
+    (tmp_path / "tokenizer" / "tokenizer_config.json").write_text("{}")
+    shape = {"dim": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 96}
+    base = {"objective": "pretrain", "data": str(tmp_path / "text"), "tokenizer": str(tmp_path / "tokenizer"), "model": shape, "seq_len": 64, "dtype": "fp32",
+            "batch_tokens": 512, "threads": 1, "steps": 120, "checkpoint_every": 10, "compile": "off"}
+    whole, broken = (parse(TrainSpec, base | {"out": str(tmp_path / name)}) for name in ("whole", "broken"))
+    undisturbed = threading.Thread(target=train, args=(whole,))
+    undisturbed.start()
+
+    with pytest.raises(WorkerFailed, match=r"model.train failed on rank 1: killed by signal 9") as killed:
+        train(broken, signal.SIGKILL, 15)
+    assert killed.value.reason == "signal" and not ranks_of(tmp_path / "broken")
+    with pytest.raises(WorkerFailed, match=r"made no progress(.|\n)*run again to resume") as hung:
+        train(broken, signal.SIGSTOP, 40)
+    assert hung.value.reason == "no_progress" and not ranks_of(tmp_path / "broken")
+    assert train(broken)["steps"] == 120
+    undisturbed.join()
+
+    log = (tmp_path / "broken" / "_run" / "logs" / "launcher.log").read_text()
+    assert log.count("resumed at step") == 2
+    ours, theirs = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("broken", "whole"))
+    assert ours == theirs
+    curves = [[json.loads(line) for line in (tmp_path / name / "_run" / "metrics.jsonl").open()] for name in ("broken", "whole")]
+    assert [(r["step"], r.get("loss")) for r in curves[0]] == [(r["step"], r.get("loss")) for r in curves[1]]
