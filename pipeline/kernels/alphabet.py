@@ -62,7 +62,9 @@ def encode(texts: Sequence[str] | pa.Array | pa.ChunkedArray) -> tuple[np.ndarra
     An Arrow column without nulls is decoded from its UTF-8 buffer, without a Python string. Lone surrogates in Python strings pass.
     """
     if not isinstance(texts, list):
-        return _decode(*_utf8(texts))
+        codes, offsets = _decode(*_utf8(texts))
+        codes.flags.writeable = False  # as those below: kernels are compiled for one type of array
+        return codes, offsets
     codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
     offsets = np.zeros(len(texts) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)), out=offsets[1:])
@@ -75,7 +77,7 @@ def _utf8(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
         column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     _, offsets, data = column.buffers()
     if not len(column) or data is None:
-        return np.zeros(0, np.uint8), np.zeros(len(column) + 1, np.int32)
+        return np.frombuffer(b"", np.uint8), np.frombuffer(bytes(4 * len(column) + 4), np.int32)
     return np.frombuffer(data, np.uint8), np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
 
 
