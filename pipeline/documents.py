@@ -80,7 +80,7 @@ def read_job(job: dict[str, Any], columns: list[str] | None = None) -> pa.Table:
 def write_part(out: Path, index: int, table: pa.Table) -> None:
     """Write part ``index`` of an artifact under a temporary name and rename it into place."""
     path = out / f"part-{index:05d}.parquet"
-    partial = path.with_suffix(f".{os.getpid()}.tmp")
+    partial = path.with_suffix(".tmp")
     pq.write_table(table, partial, row_group_size=ROW_GROUP, **WORKING)
     os.replace(partial, path)
 
@@ -90,7 +90,7 @@ def write_kept(out: Path, job: dict[str, Any], table: pa.Table, keep: np.ndarray
     table = table if keep.all() else table.filter(pa.array(keep, pa.bool_()))
     if keep.all() and job["rows"] == pq.ParquetFile(job["part"]).metadata.num_rows and job["rows"] <= ROW_GROUP:
         path = out / f"part-{job['index']:05d}.parquet"
-        partial = path.with_suffix(f".{os.getpid()}.tmp")
+        partial = path.with_suffix(".tmp")
         shutil.copyfile(job["part"], partial)
         os.replace(partial, path)
     else:

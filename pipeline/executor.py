@@ -77,7 +77,7 @@ def do_job(name: str, job: Job, index: int, done: str) -> Job:
         shard = job.get("shard", index)
         raise ShardFailed(f"{name} failed on shard {shard}: {type(error).__name__}: {error}\n{traceback.format_exc()}") from error
     marker = Path(done) / f"{index}.json"
-    partial = marker.with_suffix(f".{os.getpid()}.tmp")
+    partial = marker.with_suffix(".tmp")
     partial.write_text(json.dumps({"job": job, "result": result}, ensure_ascii=False))
     os.replace(partial, marker)
     return result

@@ -227,7 +227,7 @@ class _Part:
     """The part that a job writes: rows are gathered into row groups, and the file appears under its name when it is whole."""
 
     def __init__(self, path: Path, tally: Tally) -> None:
-        self.path, self.partial, self.tally = path, path.with_suffix(f".{os.getpid()}.tmp"), tally
+        self.path, self.partial, self.tally = path, path.with_suffix(".tmp"), tally
         self.rows: list[tuple[Any, ...]] = []
         self.chars = 0
         self.writer: pq.ParquetWriter | None = None

@@ -167,7 +167,7 @@ def _write_slices(job: dict[str, Any], table: pa.Table, rows: np.ndarray, order:
     """One record batch for every (split, output part) that has rows; returns where each lies."""
     path = Path(job["work"], "slices", f"{job['index']:06d}.arrow")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.tmp")
+    partial = path.with_suffix(".tmp")
     parts = np.where(held, job["buckets"]["val"], job["buckets"]["train"]).astype(np.uint64)
     bucket = (((order >> np.uint64(32)) * parts) >> np.uint64(32)).astype(np.int64)  # equal spans of the order, so parts follow each other
     by_slice = np.lexsort((order, bucket, held))
@@ -206,7 +206,7 @@ def gather_job(job: dict[str, Any]) -> dict[str, Any]:
     table = pa.Table.from_batches(batches, _ORDERED)
     table = table.take(pc.sort_indices(table, [("order", "ascending"), ("id", "ascending")])).drop_columns("order")
     path = Path(job["out"], job["split"], f"part-{job['index']:05d}.parquet")
-    partial = path.with_suffix(f".{os.getpid()}.tmp")
+    partial = path.with_suffix(".tmp")
     pq.write_table(table, partial, row_group_size=job["rows"], **PARQUET)
     os.replace(partial, path)
     tally = Tally()

@@ -120,7 +120,7 @@ def tree_of(pid):
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_kill_9_of_the_flow_leaves_no_process_and_resumes_to_the_same_weights(home, first, launcher):
-    how = [f"resources.launcher={launcher}", "resources.nproc=2", "pretrain.seed=5", "--until", "pretrain"]
+    how = [f"resources.launcher={launcher}", "resources.nproc=2", f"pretrain.seed={len(launcher)}", "--until", "pretrain"]
     flow = subprocess.Popen(home.command("run", MICRO, *how), cwd=ROOT, env=home.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     store = home.path / "store" / "pretrain"
     deadline = time.time() + 180
