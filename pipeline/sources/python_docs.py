@@ -4,7 +4,7 @@ Read from ``.py`` files by their syntax trees; nothing is imported, so nothing r
 boilerplate, vendored copies, reST markup, deprecation notes, and near-duplicates by the hundred.
 
 One document is a module's docstring with its short members, or one top-level class or function with a long docstring. The
-standard library and the topics come first, then the modules of installed distributions in a mixed but fixed order (by the hash of their
+standard library and the topics come first, then the modules of the well-known packages the project brings, in a mixed but fixed order (by the hash of their
 path). A cap on characters is shared over runs of modules by their size, so that runs can be read in parallel and give the same.
 """
 
@@ -28,6 +28,11 @@ from pipeline.sources import SourceFile
 LOCATION = "python-docs"
 VERSION = 1
 """Raise when the documents made from the same installation change."""
+PACKAGES = frozenset({
+    "boto3", "botocore", "deepspeed", "fastapi", "matplotlib", "mlflow", "numba", "numpy", "pandas", "prefect", "pyarrow", "pydantic", "requests", "rich",
+    "safetensors", "scikit_learn", "scipy", "sqlalchemy", "torch", "transformers", "urllib3",
+})  # fmt: skip
+"""Distributions that come with the project itself. Others are left out: installing one must not make a new corpus of the same machine."""
 _SKIP = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3", "pydoc_data", "_vendor_test"})
 _SOURCE_PER_CHAR = 6
 """About one character in six of Python source is a docstring's (measured on the standard library: 6.8)."""
@@ -42,9 +47,9 @@ def list_python_docs() -> list[SourceFile]:
 
 
 def _distributions() -> list[str]:
-    """Names of the ``*.dist-info`` directories, which are names and versions; one directory listing each, no metadata read."""
+    """``*.dist-info`` directories of :data:`PACKAGES`, which are names and versions; one directory listing each, no metadata read."""
     names = {entry for base in _site_dirs() for entry in os.listdir(base) if entry.endswith(".dist-info")}
-    return sorted(name for name in names if not name.startswith("full_pipeline-"))
+    return sorted(name for name in names if name.split("-")[0].lower() in PACKAGES)
 
 
 def _site_dirs() -> list[Path]:
