@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -96,7 +95,6 @@ def test_workers_end_with_their_parent(tmp_path):
     raise AssertionError("the worker outlived its parent by ten seconds")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the ray extra")
 def test_ray_cluster_of_two_nodes_leaves_the_same_markers(tmp_path):
     import ray
     from ray.cluster_utils import Cluster

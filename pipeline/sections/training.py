@@ -7,7 +7,7 @@ import functools
 import hashlib
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,6 +18,8 @@ from pipeline.sections.resources import Resources
 
 class TrainSection(Section):
     """What every training stage reads."""
+
+    OBJECTIVE: ClassVar[Literal["pretrain", "sft", "dpo"]]
 
     seq_len: int = Field(256, ge=8, description="slots in one packed row; longer sequences are cut")
     batch_tokens: int = Field(8192, ge=8, description="global batch: slots in one update, whatever the number of ranks")
@@ -38,11 +40,7 @@ class TrainSection(Section):
         same = ("micro_batch", "dtype", "compile", "device", "zero_stage", "offload", "checkpointing", "checkpoint_every", "threads")
         how: dict[str, Any] = {name: getattr(on, name) for name in same} | {"engine": engine}
         paths = {"data": str(data), "tokenizer": str(tokenizer), "out": str(out), "init": str(init) if init else None}
-        return TrainSpec(objective=self.objective(), model=None if init else getattr(self, "model", None), **own, **how, **paths)
-
-    def objective(self) -> Literal["pretrain", "sft", "dpo"]:
-        """What the worker minimises."""
-        raise NotImplementedError
+        return TrainSpec(objective=self.OBJECTIVE, model=None if init else getattr(self, "model", None), **own, **how, **paths)
 
 
 DEPTH_HELP = (
@@ -54,6 +52,7 @@ DEPTH_HELP = (
 class PretrainSection(TrainSection):
     """Base model: next-token prediction over packed documents."""
 
+    OBJECTIVE = "pretrain"
     model: ModelConfig = Field(default_factory=ModelConfig, description="shape of the decoder")
     optim: OptimConfig = Field(default_factory=OptimConfig, description="optimizer, rates and schedule")
     depth: int = where(0, ge=0, le=128, description=DEPTH_HELP)  # not in the key: what it derives is
@@ -112,9 +111,6 @@ class PretrainSection(TrainSection):
             raise ValueError(f"depth = {values['depth']} derives {', '.join(wrong)} itself; leave that out, or set depth = 0 and choose every value")
         return filled
 
-    def objective(self) -> Literal["pretrain", "sft", "dpo"]:
-        return "pretrain"
-
 
 def content_digest(path: Path) -> str:
     """sha256 over the weights file, or over config and weights of a model directory; read again only when a file changed."""
@@ -164,22 +160,18 @@ def _matrix_parameters(shape: dict[str, int]) -> int:
 class SftSection(TrainSection):
     """Supervised fine-tuning: next-token prediction at the assistant's tokens only."""
 
+    OBJECTIVE = "sft"
     sources: list[str] = where(default_factory=lambda: ["teaching"], description="chat data: source names, files, globs, directories")
     epochs: float = Field(3.0, gt=0, description="passes over the conversations, when steps is 0")
     optim: OptimConfig = Field(default_factory=lambda: OptimConfig(lr=1e-3), description="optimizer, rates and schedule")
-
-    def objective(self) -> Literal["pretrain", "sft", "dpo"]:
-        return "sft"
 
 
 class DpoSection(TrainSection):
     """Direct preference optimization (Rafailov et al. 2023) against the SFT model."""
 
+    OBJECTIVE = "dpo"
     sources: list[str] = where(default_factory=lambda: ["teaching"], description="preference data: source names, files, globs, directories")
     beta: float = Field(0.1, gt=0, description="strength of the pull to the SFT model")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of pairs taken to be labelled the wrong way round")
     nll_weight: float = Field(0.1, ge=0, description="weight of the chosen answer's own cross-entropy; keeps it from becoming less likely")
     optim: OptimConfig = Field(default_factory=lambda: OptimConfig(lr=1e-4), description="optimizer, rates and schedule")
-
-    def objective(self) -> Literal["pretrain", "sft", "dpo"]:
-        return "dpo"
