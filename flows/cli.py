@@ -88,6 +88,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--tokens", type=float, default=0.0, help="pretraining tokens in all, where the preset gives epochs and not steps")
     sub.add_argument("--json", action="store_true")
 
+    _artifact_commands(command)
+    command("up", _up, "start the Prefect server, MLflow and a worker on this machine, and deploy the flow")
+    command("down", _down, "stop what `up` or a run started")
+    return parser
+
+
+def _artifact_commands(command: Any) -> None:
+    """The commands on presets, and on what runs left behind; ``command(name, run, text)`` adds one."""
     command("presets", _presets, "list the presets")
     sub = command("show", _show, "show an artifact: what it is, what made it, its files")
     sub.add_argument("ref", help="stage, stage/key or the start of a digest, e.g. pretrain or pretrain/3fa9")
@@ -117,9 +125,6 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("gc", _gc, "delete artifacts that no kept run reaches")
     sub.add_argument("--keep", type=int, default=5, metavar="N", help="runs to keep, newest first (default 5)")
     sub.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
-    command("up", _up, "start the Prefect server, MLflow and a worker on this machine, and deploy the flow")
-    command("down", _down, "stop what `up` or a run started")
-    return parser
 
 
 def _checked(args: argparse.Namespace) -> tuple[Any, Any] | int:
