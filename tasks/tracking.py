@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tasks.tracking_mlflow import Mirror
 
 log = logging.getLogger("tracking")
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.2
 RETRY_SECONDS = 10.0
 # A server that is down should be noticed in seconds; MLflow's defaults retry for minutes. Its telemetry stays off.
 ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -96,7 +96,7 @@ def follow(run_dir: Path, pipe: int | None) -> bool:
     again, tries = 0.0, 0
     over = pipe is None
     while True:
-        over = over or _closed(pipe, POLL_SECONDS)
+        over = over or _closed(pipe, POLL_SECONDS if mirror else 0.0)  # at first MLflow's import is all there is to wait for
         waiting.extend(tail.read(last=over))
         over = over or any(event["event"] == "run_finished" for event in waiting)
         if time.monotonic() < again:
