@@ -17,8 +17,7 @@ FOLLOW_UP = re.compile(
     r"ChildFailedError|SignalException|Dist(?:Backend|Network|Store)Error|[Cc]onnection closed by peer|Connection reset by peer|"
     r"Broken pipe|ncclRemoteError|CalledProcessError")
 EXCEPTION = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning|Failure)\b.*$|^[A-Za-z_][\w.]*: .+$")
-ELASTIC_CODE = re.compile(r"exitcode\s*:\s*(-?\d+)")
-ELASTIC_RANK = re.compile(r"rank\s*:\s*(\d+)")
+ELASTIC_RANK = re.compile(r"^\s*rank\s*:\s*(\d+).*\n\s*exitcode\s*:\s*(-?\d+)", re.MULTILINE)
 DEEPSPEED_CODE = re.compile(r"exits with return code = (-?\d+)")
 LESS_MEMORY = "lower resources.micro_batch (the global batch stays), set resources.checkpointing=true, or use fewer resources.nproc"
 
@@ -85,10 +84,11 @@ def _name(number: int) -> str:
 
 def _inner_code(text: str, code: int) -> tuple[int, int | None]:
     """The failed rank's own exit code behind the launcher's, and which rank it was, as far as the launcher says."""
-    root = text.rpartition("Root Cause")[2]
-    if root is not text and (found := ELASTIC_CODE.search(root)):
-        rank = ELASTIC_RANK.search(root)
-        return int(found[1]), int(rank[1]) if rank else None
+    ranks = [(int(status), int(rank)) for rank, status in ELASTIC_RANK.findall(text.rpartition("ChildFailedError")[2])]
+    if ranks:
+        # The root cause comes last, but when two ranks end at once torchrun may take the one that lost its peer for it: a
+        # rank that a signal killed (not the launcher's own TERM) did not do so because of another.
+        return next((found for found in ranks if found[0] < 0 and found[0] != -signal.SIGTERM), ranks[-1])
     if found := DEEPSPEED_CODE.search(text):
         return int(found[1]), None
     return code, None
