@@ -70,10 +70,13 @@ def test_a_second_machine_gets_every_hit(tmp_path, player, s3):
 
 def test_two_machines_build_a_key_once(tmp_path, player, s3):
     one, two, other = tmp_path / "one", tmp_path / "two", player.another()
-    player.start(one, s3.env | {"SLOW": "1"})
-    other.start(two, s3.env | {"SLOW": "1"})
-    player.finish(), other.finish()  # whether one meets the other at work depends on their start; tests/test_tasks_stage.py makes them meet
+    player.start(one, s3.env | {"SLOW": "3"})
+    while not any(one.glob("store/first/*.partial")):  # the second machine comes while the first one is at work
+        time.sleep(0.05)
+    other.start(two, s3.env | {"SLOW": "3"})
+    results = [player.finish(), other.finish()]
     assert sorted(built(one) + built(two)) == ["first", "second", "third"]
+    assert any("is building this already" in line for r in results for line in r["notes"])
 
 
 def test_half_an_upload_is_no_hit_and_is_completed(tmp_path, s3):
