@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from model.config import OptimConfig
+from model.machine import pick_dtype
 
 Pieces = Callable[[dict[str, Any], list[Tensor]], list[Tensor]]
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # maximises the slope at zero; singular values end in about [0.7, 1.2]
@@ -24,9 +25,9 @@ ROUNDS = 5
 
 
 def newton_schulz(g: Tensor) -> Tensor:
-    """Nearest semi-orthogonal matrices, roughly: [n, rows, columns] in any dtype to bf16 of the same shape."""
+    """Nearest semi-orthogonal matrices, roughly: [n, rows, columns] in any dtype to the same shape in bf16 where that is native, else fp32."""
     a, b, c = NEWTON_SCHULZ
-    x = g.bfloat16()
+    x = g.to(_dtype(g))
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT.contiguous()
@@ -35,6 +36,11 @@ def newton_schulz(g: Tensor) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
+
+
+def _dtype(g: Tensor) -> torch.dtype:
+    """bf16 is exact enough for Newton-Schulz; a CPU that has no units for it takes 26 times as long as in fp32."""
+    return torch.bfloat16 if g.is_cuda else pick_dtype("auto", g.device)
 
 
 def muon_scale(shape: Iterable[int]) -> float:
@@ -64,10 +70,10 @@ def _share(stack: Tensor, rank: int, world: int) -> Tensor:
         return newton_schulz(stack)
     size = -(-stack.shape[0] // world)
     mine = stack[rank * size:(rank + 1) * size]
-    part = torch.zeros((size, *stack.shape[1:]), dtype=torch.bfloat16, device=stack.device)
+    part = torch.zeros((size, *stack.shape[1:]), dtype=_dtype(stack), device=stack.device)
     if len(mine):
         part[:len(mine)] = newton_schulz(mine)
-    whole = torch.empty((world * size, *stack.shape[1:]), dtype=torch.bfloat16, device=stack.device)
+    whole = torch.empty((world * size, *stack.shape[1:]), dtype=_dtype(stack), device=stack.device)
     gather(whole, part)
     return whole[:stack.shape[0]]
 
