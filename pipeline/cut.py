@@ -1,8 +1,9 @@
 """Cutting input files into pieces of about one part each, so that one large file keeps all workers busy.
 
-Plain JSONL is cut at line ends by byte offsets. A compressed JSONL file has no such places, so a moderate one is first inflated into pieces on
+Plain JSONL is cut at line ends by byte offsets. A compressed JSONL file has no such places, so a moderate one is inflated into pieces on
 disk (``spool``), which are read like plain ones; one above :data:`SPOOL_LIMIT`, or one of many, is read by one worker from end to end. Parquet is cut
-at row groups. How a file is cut depends on the file and the config alone, never on the number of workers.
+at row groups. How a file is cut depends on the files and the config alone, never on the number of workers. A single file is cut while its first
+pieces are read already; several are cut side by side before.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.executor import run_shards
-from pipeline.readers.streams import CHUNK, Broken, chunks, local_path, utf8
+from pipeline.readers.streams import CHUNK, Broken, chunks, local_path
 from pipeline.sections.data import IngestSection
 from pipeline.sources.kinds import compression_of, format_of
 
@@ -21,21 +22,36 @@ SPOOL_LIMIT = 1 << 29
 """Compressed bytes up to which a file is inflated to disk first (about 2 GB of text)."""
 _SPOOL_FILES = 16
 """With more compressed files than this there is enough to do side by side without inflating them first."""
+_PIECES, _LEAST = 32, 1 << 20
+"""A small input is cut into about 32 pieces, so that no worker waits long for the last; but into none of less than a megabyte."""
 
 
-def cut_files(files: list[dict[str, Any]], cfg: IngestSection, work: Path, *, workers: int, engine: str) -> list[dict[str, Any]]:
+def cut_files(files: list[dict[str, Any]], cfg: IngestSection, work: Path, *, workers: int, engine: str) -> Iterator[dict[str, Any]]:
     """Pieces of ``files`` in order. A file has source, relpath, location, bytes, sha256; a piece adds format, and start, end, first_line or groups."""
+    size = piece_bytes(files, cfg)
     squeezed = sum(compression_of(f["location"]) is not None for f in files) <= _SPOOL_FILES
-    jobs = []
+    jobs = {}
     for i, file in enumerate(files):
-        how = _how(file, cfg.part_mb << 20, squeezed)
+        how = _how(file, size, squeezed)
         if how:
-            spool = work / "spool" / f"{i:05d}"
-            limits = {"size": cfg.part_mb << 20, "limit": cfg.max_record_mb << 20}
-            jobs.append({"file": file, "how": how, "spool": str(spool), "shard": file["relpath"], "at": i, **limits})
-    done = run_shards(cut_job, jobs, workers=workers, done=work / "cut", engine=engine)
-    cut = {job["at"]: result["pieces"] for job, result in zip(jobs, done, strict=True)}
-    return [piece for i, file in enumerate(files) for piece in (cut[i] if i in cut else _whole(file, cfg))]
+            sizes = {"size": size, "longest": cfg.max_record_mb << 20}
+            jobs[i] = {"file": file, "how": how, "spool": str(work / "spool" / f"{i:05d}"), "shard": file["relpath"], **sizes}
+    cut = {}
+    if len(jobs) > 1:
+        done = run_shards(cut_job, list(jobs.values()), workers=workers, done=work / "cut", engine=engine)
+        cut = {i: result["pieces"] for i, result in zip(jobs, done, strict=True)}
+    for i, file in enumerate(files):
+        yield from cut[i] if i in cut else _pieces(jobs[i]) if i in jobs else _whole(file, cfg)
+
+
+def piece_bytes(files: list[dict[str, Any]], cfg: IngestSection) -> int:
+    """About how large a piece is: ``part_mb``, less for a small input."""
+    return max(_LEAST, min(cfg.part_mb << 20, sum(map(_inflated, files)) // _PIECES))
+
+
+def _inflated(file: dict[str, Any]) -> int:
+    """Bytes when inflated: compressed text comes out about four times as large."""
+    return file["bytes"] * (4 if compression_of(file["location"]) else 1)
 
 
 def _how(file: dict[str, Any], size: int, squeezed: bool) -> str | None:
@@ -61,23 +77,28 @@ def _whole(file: dict[str, Any], cfg: IngestSection) -> list[dict[str, Any]]:
         return [{**file, **run, "format": LOCATION, "bytes": cfg.part_mb << 20} for run in runs(cfg.python_docs_chars)]
     if file["source"] == "teaching" and Path(file["location"]).parent == FACTS:
         return [{**file, "format": "teaching"}]
-    # Compressed text comes out about four times as large.
-    return [{**file, "format": format_of(file["location"]), "bytes": file["bytes"] * (4 if compression_of(file["location"]) else 1)}]
+    return [{**file, "format": format_of(file["location"]), "bytes": _inflated(file)}]
 
 
 def cut_job(job: dict[str, Any]) -> dict[str, Any]:
-    """Cut one file; returns ``{"pieces": […]}``. A file that cannot be cut is one piece, and its reader says what is wrong."""
-    file, size = job["file"], job["size"]
-    base = {**file, "format": format_of(file["location"])}
+    """Cut one file; returns ``{"pieces": […]}``."""
+    return {"pieces": list(_pieces(job))}
+
+
+def _pieces(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The pieces of one file. One that cannot be opened is one piece, and its reader says what is wrong."""
+    base, size = {**job["file"], "format": format_of(job["file"]["location"])}, job["size"]
     try:
-        if job["how"] == "groups":
-            return {"pieces": list(_groups(base, size))}
-        if _must_stay_whole(file["location"]):
-            return {"pieces": [base]}
-        cut = _ranges(base, size) if job["how"] == "lines" else _spooled(base, size, Path(job["spool"]), job["limit"])
-        return {"pieces": list(cut)}
+        whole = job["how"] != "groups" and _must_stay_whole(base["location"])
+        runs = list(_groups(base, size)) if job["how"] == "groups" else []
     except (OSError, ValueError, Broken):
-        return {"pieces": [base]}
+        whole = True
+    if whole:
+        yield base
+    elif job["how"] == "spool":
+        yield from _spooled(base, size, job["longest"], Path(job["spool"]))
+    else:
+        yield from runs or _ranges(base, size)
 
 
 def _must_stay_whole(location: str) -> bool:
@@ -103,33 +124,39 @@ def _ranges(base: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
         yield {**base, "start": start, "end": at, "bytes": at - start, "first_line": line}
 
 
-def _spooled(base: dict[str, Any], size: int, spool: Path, limit: int) -> Iterator[dict[str, Any]]:
-    """Inflate into files of whole lines below ``spool``. Where the compression breaks off, the last piece carries the reason."""
-    spool.mkdir(parents=True, exist_ok=True)
-    index, line, kept, held, broken = 0, 1, [], 0, None
-    stream = utf8(chunks(base))
-    while True:
-        try:
-            data = next(stream, b"")
-        except Broken as error:
-            data, broken = b"", [error.reason, error.detail]
-        end = data.rfind(b"\n") + 1
-        if data and (not end or held + end < size):
-            kept.append(data)
-            held += len(data)
-            if held > limit + size:
-                raise ValueError("no end of line for longer than a record may be")
-            continue
-        kept.append(data[:end])
-        whole = b"".join(kept)
-        if whole or broken:
-            path = spool / f"{index:05d}.jsonl"
-            path.write_bytes(whole)
-            piece = {**base, "location": str(path), "start": 0, "end": len(whole), "bytes": len(whole), "first_line": line}
-            yield {**piece, "broken": broken} if broken else piece
-        if not data:
-            return
-        index, line, kept, held = index + 1, line + whole.count(b"\n"), [data[end:]], len(data) - end
+def _spooled(base: dict[str, Any], size: int, longest: int, spool: Path) -> Iterator[dict[str, Any]]:
+    """Inflate into files of whole lines below ``spool``. Where the compression breaks off, the last piece carries the reason.
+
+    What cannot be spooled (the disk is full, a line is longer than a record may be) is one last piece, which its reader inflates again.
+    """
+    index, line, at, held, broken = 0, 1, 0, 0, None
+    kept: list[bytes] = []
+    try:
+        spool.mkdir(parents=True, exist_ok=True)
+        stream = chunks(base)
+        while True:
+            try:
+                data = next(stream, b"")
+            except Broken as error:
+                data, broken = b"", [error.reason, error.detail]
+            end = data.rfind(b"\n") + 1
+            if data and (not end or held + end < size):
+                kept.append(data)
+                held += len(data)
+                if held > longest + size:
+                    raise OSError("no end of line for longer than a record may be")
+                continue
+            whole = b"".join([*kept, data[:end]])
+            if whole or broken:
+                path = spool / f"{index:05d}.jsonl"
+                path.write_bytes(whole)
+                piece = {**base, "location": str(path), "start": 0, "end": len(whole), "bytes": len(whole), "first_line": line}
+                yield {**piece, "broken": broken} if broken else piece
+            if not data:
+                return
+            index, line, at, kept, held = index + 1, line + whole.count(b"\n"), at + len(whole), [data[end:]], len(data) - end
+    except OSError:
+        yield {**base, "skip": at, "first_line": line}
 
 
 def _groups(base: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:

@@ -20,7 +20,8 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -36,32 +37,47 @@ class ShardFailed(RuntimeError):
 
 
 def run_shards(
-    fn: Callable[[Job], Job], jobs: Sequence[Job], *, workers: int, done: Path, engine: str = "local", progress: Progress = quiet
+    fn: Callable[[Job], Job], jobs: Iterable[Job], *, workers: int, done: Path, engine: str = "local", progress: Progress = quiet
 ) -> list[Job]:
     """``[fn(job) for job in jobs]``, in parallel and resumable.
 
     Args:
         fn: a module-level function from a JSON dict to a JSON dict; it renames its output into place before it returns.
-        jobs: JSON dicts; an optional key ``shard`` names the job in errors.
+        jobs: JSON dicts; an optional key ``shard`` names the job in errors. An iterator is drawn from while the first jobs already run.
         workers: processes at once; 1 or less runs in this process.
         done: directory of the markers, visible to all workers.
         engine: "local" or "ray" (the running or a new Ray cluster; needs the ``ray`` extra).
-        progress: called with (finished, all, "shards").
+        progress: called with (finished, all that are known, "shards").
     Raises:
         ShardFailed: a job raised, or its worker died. Run again to do only what is missing.
         ValueError: an unknown engine.
     """
-    done.mkdir(parents=True, exist_ok=True)
-    results: list[Job | None] = [_finished(done, i, job) for i, job in enumerate(jobs)]
-    missing = [i for i, result in enumerate(results) if result is None]
-    progress(len(jobs) - len(missing), len(jobs), "shards")
     if engine not in ("local", "ray"):
         raise ValueError(f"resources.engine: {engine!r} is not an engine; use local or ray")
-    drive = _on_ray if engine == "ray" else _on_processes if workers > 1 and len(missing) > 1 else _in_process
-    for i, result in drive(fn, jobs, missing, done, workers):
+    done.mkdir(parents=True, exist_ok=True)
+    results: list[Job | None] = []
+    unfinished: set[int] = set()
+    least = len(jobs) if isinstance(jobs, Sequence) else 0
+    missing = _missing(jobs, done, results, unfinished)
+    two = list(islice(missing, 2))
+    progress(len(results) - len(unfinished), max(least, len(results)), "shards")
+    drive = _on_ray if engine == "ray" else _on_processes if workers > 1 and len(two) > 1 else _in_process
+    for i, result in drive(_name(fn), chain(two, missing), str(done), workers):
         results[i] = result
-        progress(sum(r is not None for r in results), len(jobs), "shards")
+        unfinished.discard(i)
+        progress(len(results) - len(unfinished), max(least, len(results)), "shards")
     return results  # type: ignore[return-value]
+
+
+def _missing(jobs: Iterable[Job], done: Path, results: list[Job | None], unfinished: set[int]) -> Iterator[tuple[int, Job]]:
+    """Each job that left no marker, with its number; ``results`` and ``unfinished`` are filled in as jobs are drawn."""
+    for i, job in enumerate(jobs):
+        result = _finished(done, i, job)
+        if result is None:
+            unfinished.add(i)
+        results.append(result)
+        if result is None:
+            yield i, job
 
 
 def do_job(name: str, job: Job, index: int, done: str) -> Job:
@@ -98,50 +114,57 @@ def _name(fn: Callable[[Job], Job]) -> str:
     return f"{fn.__module__}:{fn.__qualname__}"
 
 
-def _in_process(fn: Any, jobs: Sequence[Job], missing: list[int], done: Path, workers: int) -> Any:
-    for i in missing:
-        yield i, do_job(_name(fn), jobs[i], i, str(done))
+def _in_process(name: str, jobs: Iterator[tuple[int, Job]], done: str, workers: int) -> Iterator[tuple[int, Job]]:
+    for i, job in jobs:
+        yield i, do_job(name, job, i, done)
 
 
-def _on_processes(fn: Any, jobs: Sequence[Job], missing: list[int], done: Path, workers: int) -> Any:
-    """Threads feed one worker process each; the first failure stops the feeding and is raised when all have come to rest."""
-    name, waiting, finished = _name(fn), queue.SimpleQueue(), queue.SimpleQueue()
-    for i in missing:
-        waiting.put(i)
+def _on_processes(name: str, jobs: Iterator[tuple[int, Job]], done: str, workers: int) -> Iterator[tuple[int, Job]]:
+    """One thread draws the jobs, others feed a worker process each; the first failure stops all and is raised when they have come to rest."""
+    waiting, finished = queue.SimpleQueue(), queue.SimpleQueue()
+    stopped: list[Exception | None] = []
+
+    def draw() -> None:
+        try:
+            for job in jobs:
+                waiting.put(job)
+                if stopped:
+                    break
+        finally:
+            for _ in range(workers):
+                waiting.put(None)
 
     def feed() -> None:
-        worker = _take()
-        try:
-            while True:
-                i = waiting.get_nowait()
-                finished.put((i, worker.do(name, jobs[i], i, str(done))))
-        except queue.Empty:
+        while (item := waiting.get()) is not None and not stopped:
+            i, job = item
+            worker = _take()
+            try:
+                finished.put((i, worker.do(name, job, i, done)))
+            except BaseException:
+                worker.close()
+                raise
             with _LOCK:
                 _IDLE.append(worker)
+
+    def run(task: Callable[[], None]) -> None:
+        try:
+            task()
         except Exception as error:
-            worker.close()
-            while not waiting.empty():
-                waiting.get_nowait()
-            finished.put((None, error))
-        finished.put((None, None))
+            stopped.append(error)
+        finished.put(None)
 
-    threads = [threading.Thread(target=feed, daemon=True) for _ in range(min(workers, len(missing)))]
-    for thread in threads:
-        thread.start()
-    running, failure = len(threads), None
-    while running:
-        i, result = finished.get()
-        if i is not None:
-            yield i, result
-        elif result is None:
-            running -= 1
-        else:
-            failure = failure or result
-    if failure is not None:
-        raise failure
+    try:
+        for task in [draw] + [feed] * workers:
+            threading.Thread(target=run, args=(task,), daemon=True).start()
+        for _ in range(1 + workers):
+            yield from iter(finished.get, None)
+        if stopped:
+            raise stopped[0]
+    finally:
+        stopped.append(None)  # also when nobody waits for the results any more
 
 
-def _on_ray(fn: Any, jobs: Sequence[Job], missing: list[int], done: Path, workers: int) -> Any:
+def _on_ray(name: str, jobs: Iterator[tuple[int, Job]], done: str, workers: int) -> Iterator[tuple[int, Job]]:
     """Each job is a Ray task; Ray itself starts a task again whose worker or node died."""
     try:
         import ray
@@ -150,7 +173,7 @@ def _on_ray(fn: Any, jobs: Sequence[Job], missing: list[int], done: Path, worker
     if not ray.is_initialized():
         ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, include_dashboard=False)
     task = ray.remote(num_cpus=1, max_retries=2)(do_job)
-    pending = {task.remote(_name(fn), jobs[i], i, str(done)): i for i in missing}
+    pending = {task.remote(name, job, i, done): i for i, job in jobs}
     while pending:
         ready, _ = ray.wait(list(pending), num_returns=1)
         try:

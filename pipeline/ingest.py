@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.tokenizer import render_chat
-from pipeline.cut import cut_files
+from pipeline.cut import cut_files, piece_bytes
 from pipeline.documents import ROW_GROUP, SCHEMA, WORKING, Tally, finish, flat
 from pipeline.executor import run_shards
 from pipeline.formats import MARKS, BadRecord, as_chat, as_preference, kind_of, own_id, text_of
@@ -87,23 +87,30 @@ def _judge(cfg: IngestSection, stats: dict[str, Any], out: Path) -> None:
         raise ValueError("\n".join(problems))
 
 
-def _jobs(cfg: IngestSection, sources: Sequence[Source], out: Path, work: Path, workers: int, engine: str) -> list[dict[str, Any]]:
-    """Pieces of about ``part_mb`` each, in source and file order; a function of the input alone."""
+def _jobs(cfg: IngestSection, sources: Sequence[Source], out: Path, work: Path, workers: int, engine: str) -> Iterator[dict[str, Any]]:
+    """Pieces put together to about the same size, in source and file order; a function of the input alone."""
     files = [{"source": s.name, "relpath": f.relpath, "location": f.location, "bytes": f.bytes, "sha256": f.sha256} for s in sources for f in s.files]
-    pieces = cut_files(files, cfg, work, workers=workers, engine=engine)
     common = {
         "out": str(out), "sample": cfg.sample, "text_fields": list(cfg.text_fields), "id_fields": list(cfg.id_fields),
         "max_record": cfg.max_record_mb << 20, "max_text": cfg.max_text_chars,
     }  # fmt: skip
-    jobs: list[dict[str, Any]] = []
-    size = 0
+    pieces = cut_files(files, cfg, work, workers=workers, engine=engine)
+    for index, group in enumerate(_gathered(pieces, piece_bytes(files, cfg))):
+        yield {**common, "pieces": group, "index": index, "shard": f"{group[0]['source']}: {group[0]['relpath']}"}
+
+
+def _gathered(pieces: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    """Runs of pieces of ``size`` bytes together; a larger piece is alone."""
+    group: list[dict[str, Any]] = []
+    held = 0
     for piece in pieces:
-        if not jobs or size + piece["bytes"] > cfg.part_mb << 20:
-            jobs.append({**common, "pieces": [], "index": len(jobs), "shard": f"{piece['source']}: {piece['relpath']}"})
-            size = 0
-        jobs[-1]["pieces"].append(piece)
-        size += piece["bytes"]
-    return jobs
+        if group and held + piece["bytes"] > size:
+            yield group
+            group, held = [], 0
+        group.append(piece)
+        held += piece["bytes"]
+    if group:
+        yield group
 
 
 def ingest_job(job: dict[str, Any]) -> dict[str, Any]:

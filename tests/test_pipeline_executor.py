@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,26 @@ def test_killed_worker_is_named_and_a_rerun_finishes(tmp_path):
 def test_error_names_function_shard_and_reason(tmp_path, workers):
     with pytest.raises(ShardFailed, match=r"square failed on shard shard-4: RuntimeError: disk on fire"):
         run_shards(square, jobs_for(tmp_path, job4={"fail": True}), workers=workers, done=tmp_path / "done")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_jobs_are_drawn_while_the_first_ones_run(tmp_path, workers):
+    def jobs():
+        yield from jobs_for(tmp_path, 3)
+        while not (tmp_path / "done/0.json").exists():  # waits for ever unless the first job is at work already
+            time.sleep(0.01)
+        yield jobs_for(tmp_path, 4)[3]
+
+    for _ in range(2):
+        assert run_shards(square, jobs(), workers=workers, done=tmp_path / "done") == [{"square": i * i} for i in range(4)]
+    assert runs(tmp_path) == [0, 1, 2, 3]
+
+    def broken():
+        yield from jobs_for(tmp_path, 3)
+        raise OSError("no more")
+
+    with pytest.raises(OSError, match="no more"):
+        run_shards(square, broken(), workers=workers, done=tmp_path / "other")
 
 
 def test_unfit_functions_and_engines_are_refused(tmp_path):

@@ -184,6 +184,15 @@ def test_what_is_before_a_truncation_is_kept(tmp_path, name, squeeze, many):
     assert [r["line"] for r in found] == list(range(1, len(found) + 1))
 
 
+def test_a_line_too_long_to_be_spooled_costs_itself_alone(tmp_path):
+    random.seed(3)
+    texts = [random.randbytes(1000).hex() for _ in range(1500)]
+    data = b"\xef\xbb\xbf" + lines(*[{"text": t} for t in texts]) + b'{"text": "' + random.randbytes(3 << 19).hex().encode() + b'"}\n' + lines(*DOCS)
+    metrics, found = run(tmp_path, put(tmp_path / "a.jsonl.gz", gzip.compress(data, 1)), max_record_mb=1, part_mb=1, workers=2)
+    assert [(r["line"], r["text"]) for r in found] == [*enumerate(texts, 1), *((1502 + i, d["text"]) for i, d in enumerate(DOCS))]
+    assert metrics["dropped/too_long"] == 1 and metrics["docs_in"] == len(found) + 1
+
+
 def test_too_much_loss_names_the_source_the_reasons_and_the_knob(tmp_path):
     good, bad = put(tmp_path / "good.jsonl", lines(*DOCS)), put(tmp_path / "bad.jsonl", lines(*DOCS) + b"x\n")
     with pytest.raises(ValueError, match=r"source bad.jsonl: 1 of 6 .*broken_json 1.*samples.jsonl.*ingest.max_bad_share = 0.1"):

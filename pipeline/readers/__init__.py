@@ -26,7 +26,8 @@ def read(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
     """The records of a piece of a file.
 
     ``piece``: ``format``, ``location`` and ``relpath``; optional ``start``/``end`` (byte range of whole lines) with ``first_line``;
-    ``groups`` (Parquet row groups) with ``first_line``; ``broken`` (why what follows the range is lost); limits ``max_record`` (bytes),
+    ``skip`` (bytes of the inflated file) with ``first_line``; ``groups`` (Parquet row groups) with ``first_line``; ``broken`` (why what follows the
+    range is lost); limits ``max_record`` (bytes),
     ``max_text`` (characters); ``columns`` (all that a table need give, none: all). An empty file gives Fault("empty_file"),
     an unreadable one Fault("unreadable_file").
     """

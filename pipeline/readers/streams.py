@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import io
-import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
@@ -65,7 +64,7 @@ def chunks(piece: dict[str, Any]) -> Iterator[bytes]:
     kind = None if "start" in piece else compression_of(piece["location"])
     with open_binary(piece["location"], piece.get("start", 0)) as stream:
         if kind:
-            yield from inflate(stream, kind)
+            yield from _without(inflate(stream, kind), piece.get("skip", 0))
         else:
             left = piece["end"] - piece["start"] if "start" in piece else None
             while data := stream.read(CHUNK if left is None else min(CHUNK, left)):
@@ -73,6 +72,14 @@ def chunks(piece: dict[str, Any]) -> Iterator[bytes]:
                 yield data
     if piece.get("broken"):
         raise Broken(*piece["broken"])
+
+
+def _without(pieces: Iterator[bytes], skip: int) -> Iterator[bytes]:
+    """The chunks without their first ``skip`` bytes."""
+    for data in pieces:
+        if skip < len(data):
+            yield data[skip:] if skip else data
+        skip = max(0, skip - len(data))
 
 
 def inflate(stream: BinaryIO, kind: str) -> Iterator[bytes]:
@@ -87,7 +94,7 @@ def inflate(stream: BinaryIO, kind: str) -> Iterator[bytes]:
             fed = True
             try:
                 out = member.decompress(data)
-            except Exception as error:  # zlib, zstandard, bz2 and lzma each raise their own
+            except Exception as error:  # isal, zstandard, bz2 and lzma each raise their own
                 raise Broken(f"corrupt_{kind}", str(error)) from None
             if out:
                 yield out
@@ -100,7 +107,9 @@ def inflate(stream: BinaryIO, kind: str) -> Iterator[bytes]:
 
 def _inflator(kind: str) -> Any:
     if kind == "gzip":
-        return zlib.decompressobj(wbits=31)
+        from isal import isal_zlib  # the interface of zlib at more than twice its speed
+
+        return isal_zlib.decompressobj(wbits=31)
     if kind == "zstd":
         import zstandard
 
