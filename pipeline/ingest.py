@@ -158,7 +158,10 @@ class _Piece:
         digest = self.hash.copy()
         digest.update(b"%d" % line)
         name = digest.hexdigest()[:32]
-        if isinstance(record, Fault):
+        text = record.get(self.text_fields[0]) if type(record) is dict and MARKS.isdisjoint(record) else None
+        if type(text) is str and text and not text.isspace():  # the common case without the questions below
+            self._keep(name, self.relpath, line, text, own_id(record, self.id_fields), "text")
+        elif isinstance(record, Fault):
             self._lose(name, line, record.reason, record.detail, record.raw.decode("utf-8", "replace"))
         elif isinstance(record, Text):
             if record.repaired:
@@ -176,10 +179,6 @@ class _Piece:
             self._keep(name, self.relpath, line, text, own_id(record, self.id_fields), kind)
 
     def _text(self, record: Any) -> tuple[str, str]:
-        if isinstance(record, dict) and MARKS.isdisjoint(record):  # the common case at a third of the cost
-            text = record.get(self.text_fields[0])
-            if isinstance(text, str) and text and not text.isspace():
-                return text, "text"
         kind = kind_of(record, self.text_fields)
         if kind == "text":
             return text_of(record, self.text_fields), "text"
@@ -190,15 +189,10 @@ class _Piece:
 
     def _keep(self, name: str, path: str, line: int, text: str, origin: str | None, kind: str) -> None:
         self.chars += len(text)
-        if int(name[:8], 16) >= self.take:
+        if self.take < 2**32 and int(name[:8], 16) >= self.take:
             self._note("dropped", "sampled_out", name, line, text, "ingest.sample takes a share of this source")
             return
-        if not text.isascii():
-            fixed = whole(text)
-            if fixed is not text:
-                self._note("changed", "lone_surrogate", name, line, fixed, "half of a surrogate pair became U+FFFD")
-                text = fixed
-        self.part.add((name, text, None, self.source, path, line, origin if origin is None or origin.isascii() else whole(origin), kind))
+        self.part.add((name, text, None, self.source, path, line, origin, kind))
 
     def _lose(self, name: str, line: int, reason: str, why: str, before: str) -> None:
         self._note("dropped", reason, name, line, before, why)
@@ -230,6 +224,12 @@ def _built_in(piece: dict[str, Any]) -> Iterator[dict[str, Any]]:
     return (text for text in teaching_texts() if text["path"] == piece["relpath"])
 
 
+def _table(rows: list[tuple[Any, ...]]) -> pa.Table:
+    """Rows in the order of the schema as a table. UnicodeEncodeError when a text holds half of a surrogate pair."""
+    columns = zip(zip(*rows, strict=True), SCHEMA, strict=True)
+    return pa.Table.from_arrays([pa.array(column, field.type) for column, field in columns], schema=SCHEMA)
+
+
 class _Part:
     """The part that a job writes: rows are gathered into row groups, and the file appears under its name when it is whole."""
 
@@ -252,13 +252,24 @@ class _Part:
     def _flush(self) -> None:
         if not self.rows:
             return
-        columns = zip(zip(*self.rows, strict=True), SCHEMA, strict=True)
-        table = pa.Table.from_arrays([pa.array(column, field.type) for column, field in columns], schema=SCHEMA)
+        try:
+            table = _table(self.rows)
+        except UnicodeEncodeError:
+            table = _table([self._mended(row) for row in self.rows])
         if self.writer is None:
             self.writer = pq.ParquetWriter(self.partial, SCHEMA, **WORKING)
         self.writer.write_table(table, row_group_size=ROW_GROUP)
         self.tally.count("out", table)
         self.rows, self.chars = [], 0
+
+    def _mended(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A row that UTF-8 can hold, and a note if its text could not be before."""
+        name, text, lang, source, path, line, origin, kind = row
+        fixed = whole(text)
+        if fixed is not text:
+            place = {"id": name, "source": source, "path": path, "line": line}
+            self.tally.note("changed", "lone_surrogate", place, lambda: (fixed[:400], ""), "half of a surrogate pair became U+FFFD")
+        return name, fixed, lang, source, path, line, origin and whole(origin), kind
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         if kind is None:
