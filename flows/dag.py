@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.config import Config
+from tasks.chats import chats
 from tasks.clean import clean
 from tasks.decontaminate import decontaminate
 from tasks.dedup import dedup
@@ -17,6 +18,7 @@ from tasks.evaluate import evaluate
 from tasks.export import export
 from tasks.ingest import ingest
 from tasks.language import language
+from tasks.preferences import preferences
 from tasks.pretrain import pretrain
 from tasks.sft import sft
 from tasks.shard import shard
@@ -31,12 +33,14 @@ def full(cfg: Config, given: Inputs) -> dict[str, Any]:
     text = language(cfg.language, text)
     text = dedup(cfg.dedup, text, given.against)
     text = decontaminate(cfg.decontaminate, text, given.exams)
+    asked = chats(cfg.decontaminate, given.chats, given.exams) if given.chats else given.chats
+    liked = preferences(cfg.decontaminate, given.preferences, given.exams) if given.preferences else given.preferences
     shards = shard(cfg.shard, text)
     vocabulary = tokenizer(cfg.tokenizer, shards)
     tokens = encode(cfg.encode, shards, vocabulary)
     base = pretrain(cfg.pretrain, tokens, vocabulary)
-    chat = sft(cfg.sft, base, given.chats) if given.chats else base
-    aligned = dpo(cfg.dpo, chat, given.preferences) if given.preferences else chat
+    chat = sft(cfg.sft, base, asked) if asked else base
+    aligned = dpo(cfg.dpo, chat, liked) if liked else chat
     release = export.submit(cfg.export, aligned)
-    scores = evaluate.submit(cfg.evaluate, base, chat, aligned, tokens, given.exams, given.chats)
+    scores = evaluate.submit(cfg.evaluate, base, chat, aligned, tokens, given.exams, text, asked, liked)
     return {"model": release.result(), "report": scores.result()}

@@ -66,10 +66,11 @@ def full_pipeline(preset: str = "tiny", overrides: list[str] = [], until: StageN
 
 def _funnel(run: PrefectRun) -> None:
     """The page about what became of every document, in the run's directory: it belongs to no artifact, since it shows them all."""
-    data = {name: Path(run.stages[name]["path"]) for name in DATA_STAGES if run.stages.get(name, {}).get("state") in ("ran", "cached")}
-    if data:
-        encoded = run.stages.get("encode", {})
-        write_funnel(data, run.directory, tokens=Path(encoded["path"]) if encoded.get("digest") else None)
+    def of(names: tuple[str, ...]) -> dict[str, Path]:
+        return {name: Path(run.stages[name]["path"]) for name in names if run.stages.get(name, {}).get("state") in ("ran", "cached")}
+
+    if data := of(DATA_STAGES):
+        write_funnel(data, run.directory, tokens=of(("encode",)).get("encode"), records=of(("chats", "preferences")))
 
 
 def new_run_id() -> str:

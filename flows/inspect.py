@@ -202,7 +202,7 @@ def collect(keep: int, dry_run: bool) -> int:
 def _touched(events: Path) -> list[tuple[str, str]]:
     """Stage and key of everything that a run built, took from the cache or tried to build."""
     found = set()
-    for line in events.read_text("utf-8").splitlines():
+    for line in events.read_text("utf-8").split("\n"):
         if '"stage' in line and line.endswith("}"):
             event = json.loads(line)
             if event["event"] in ("stage_started", "stage_finished"):

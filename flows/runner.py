@@ -13,6 +13,7 @@ from rich.console import Console
 
 from flows.console import Watch, duration, summary_lines
 from flows.services import ensure_mlflow, ensure_prefect
+from pipeline.jsonl import read_jsonl
 from tasks.run import WATCHERS, home
 
 QUIET = {
@@ -85,7 +86,7 @@ def score_lines(metrics: dict[str, Any]) -> list[str]:
 
 def sample_lines(evaluated: Path) -> list[str]:
     """Two held-out questions of each language with the last model's answer, right or wrong; not chosen for looks."""
-    answers = [json.loads(line) for line in (evaluated / "answers.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    answers = list(read_jsonl(evaluated / "answers.jsonl"))
     lines: list[str] = []
     for lang in ("zh", "en"):
         asked = [a for a in answers if a["lang"] == lang and a["set"] != "training"]

@@ -55,10 +55,12 @@ def share(flags: Sequence[bool], chance: float | None = None) -> dict[str, float
 
 
 def groups(items: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
-    """Indices of "all" items, of each language's, and of each set's where there are several; none of no items."""
+    """Indices of "all" items, of each language's, of each set's where there are several, and of each ``overlap`` as "overlap.<which>"; none of no items."""
     found = {"all": list(range(len(items)))} if items else {}
     sets = {item["set"] for item in items}
     for key, names in (("lang", {item["lang"] for item in items}), ("set", sets if len(sets) > 1 else set())):
         for name in sorted(names):
             found[name] = [i for i, item in enumerate(items) if item[key] == name]
+    for name in sorted({item["overlap"] for item in items if "overlap" in item}):
+        found[f"overlap.{name}"] = [i for i, item in enumerate(items) if item.get("overlap") == name]
     return found

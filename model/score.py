@@ -271,7 +271,10 @@ def _write_files(out: Path, exams: dict[str, list[Item]], found: dict[str, dict[
 
 
 def _read(path: Path) -> list[Item]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    if not path.is_file():
+        return []
+    with open(path, encoding="utf-8", newline="\n") as lines:  # strings may hold U+2028, which splitlines would cut at
+        return [json.loads(line) for line in lines]
 
 
 def _write_json(path: Path, values: Any) -> None:

@@ -52,7 +52,9 @@ class Config(Section):
     resources: Resources = Field(default_factory=Resources)
 
 
-STAGES: tuple[str, ...] = tuple(name for name in Config.model_fields if name != "resources")
+STAGES = ("ingest", "clean", "language", "dedup", "decontaminate", "chats", "preferences", "shard", "tokenizer", "encode", "pretrain", "sft", "dpo",
+          "evaluate", "export")
+"""The stages in the order of the DAG. Each reads the section of its name; chats and preferences read decontaminate's."""
 
 
 def presets() -> list[str]:

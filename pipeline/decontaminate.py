@@ -38,7 +38,8 @@ def decontaminate(
 
     Args:
         evals: items ``{"id", "set", "text"}``; the text is what must not be trained on (usually the question alone).
-    ``contamination.jsonl`` has one line an item: {"id", "set", "result", "documents" (how many overlap), "examples" (their ids)}.
+    ``contamination.jsonl`` has one line an item: {"id", "set", "result", "documents" (how many overlap), "left" (how many of them are not
+    dropped), "examples" (their ids)}.
     Raises:
         ValueError: `docs` holds no parts, or an item lacks a field (all such items are named). ShardFailed: a shard could not be done.
     """
@@ -185,6 +186,7 @@ def _write_items(
             result = "in_distribution" if e["set"] in cfg.in_distribution else "overlapping" if count else "clean" if judged[i] else "too_short"
             counts["all"][result] += 1
             counts.setdefault(e["set"], Counter())[result] += 1
-            item = {"id": e["id"], "set": e["set"], "result": result, "documents": count, "examples": ids}
+            left = count if cfg.action == "report" or e["set"] in cfg.in_distribution else 0
+            item = {"id": e["id"], "set": e["set"], "result": result, "documents": count, "left": left, "examples": ids}
             lines.write(json.dumps(item, ensure_ascii=False) + "\n")
     return counts

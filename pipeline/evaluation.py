@@ -19,19 +19,25 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.jsonl import read_jsonl
 from pipeline.sections.evaluation import EvaluateSection
 
 Item = dict[str, Any]
 KINDS = ("choices", "answers", "preferences")
+OVERLAPS = ("in_distribution", "overlapping", "clean", "too_short")
+"""Where an item can stand to the training data; of several kinds of data the first of these counts."""
 TRAINING, HELDOUT = "training", "heldout"
 """Names of the teaching set's two sets: questions the sft stage trained on, and questions it never saw. Others go by their source's name."""
 
 
-def write_exams(cfg: EvaluateSection, sources: Iterable[Any], out: Path, trained: Iterable[Item] = ()) -> dict[str, int]:
+def write_exams(
+    cfg: EvaluateSection, sources: Iterable[Any], out: Path, trained: Iterable[Item] = (), contamination: Iterable[Path] = ()
+) -> dict[str, int]:
     """Write ``choices.jsonl``, ``answers.jsonl``, ``preferences.jsonl`` and ``skipped.jsonl`` into ``out``; returns their sizes.
 
     ``sources`` are Source objects (``name``, ``files`` with ``relpath`` and ``location``); ``trained`` are the chats that the
-    sft stage learnt, asked as training questions. Raises ValueError when not one line of the sources is an item.
+    sft stage learnt, asked as training questions; ``contamination`` are the ``contamination.jsonl`` of all training data, from
+    which each item gets its ``overlap`` (:func:`overlaps`). Raises ValueError when not one line of the sources is an item.
     """
     items, skipped = read_exams(sources)
     if skipped and not any(items.values()):
@@ -45,6 +51,9 @@ def write_exams(cfg: EvaluateSection, sources: Iterable[Any], out: Path, trained
         "preferences": sample(items["preferences"], cfg.preferences, cfg.seed),
         "skipped": skipped[:100],
     }
+    known = overlaps(contamination)
+    for item in (item for name in KINDS for item in kept[name]):
+        item["overlap"] = "in_distribution" if item["set"] == TRAINING else known.get((item["set"], item["id"]), "too_short")
     out.mkdir(parents=True, exist_ok=True)
     for name, rows in kept.items():
         lines = (json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
@@ -76,6 +85,19 @@ def exam_items(sources: Iterable[Any]) -> list[dict[str, str]]:
     items, _ = read_exams(sources)
     asked = [item for kind in KINDS for item in items[kind] if item["set"] != TRAINING]
     return [{"id": item["id"], "set": item["set"], "text": item.get("question") or item["prompt"]} for item in asked]
+
+
+def overlaps(contamination: Iterable[Path]) -> dict[tuple[str, str], str]:
+    """How each evaluation item, by (set, id), stands to what was trained on, from the ``contamination.jsonl`` of each kind of training data.
+
+    ``in_distribution``: made from training data on purpose; ``overlapping``: some of the data that hold it were trained on; ``clean``: none
+    hold it, or those that did were dropped; ``too_short`` to tell.
+    """
+    found: dict[tuple[str, str], set[str]] = {}
+    for item in (item for path in contamination for item in read_jsonl(path)):
+        result = "overlapping" if item["left"] and item["result"] == "overlapping" else "clean" if item["result"] == "overlapping" else item["result"]
+        found.setdefault((item["set"], item["id"]), set()).add(result)
+    return {item: next(label for label in OVERLAPS if label in results) for item, results in found.items()}
 
 
 def trained_items(chats: Iterable[Item], known: set[str]) -> Iterator[Item]:

@@ -10,9 +10,11 @@ import json
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pipeline.funnel_parts import FUNNEL_STYLE, count, histogram, pair, sample, share, table, widths
+from pipeline.jsonl import read_jsonl
 from pipeline.report_style import STYLE
 
 _SHOWN = 8
@@ -28,20 +30,24 @@ ABOUT = {
 }
 
 
-def write_funnel(stages: Mapping[str, Path], out: Path, *, tokens: Path | None = None, title: str = "What became of the documents") -> Path:
+def write_funnel(
+    stages: Mapping[str, Path], out: Path, *, tokens: Path | None = None, records: Mapping[str, Path] = MappingProxyType({}),
+    title: str = "What became of the documents",
+) -> Path:  # fmt: skip
     """Write ``out/funnel.html`` and return its path.
 
-    ``stages``: document artifacts by stage name in the order of the DAG, any of them; ``tokens``: the encoded dataset. ValueError when no stage has stats.
+    ``stages``: document artifacts by stage name in the order of the DAG, any of them; ``tokens``: the encoded dataset; ``records``: artifacts of the
+    stages chats and preferences. ValueError when no stage has stats.
     """
-    stats = {name: json.loads((path / "stats.json").read_text(encoding="utf-8")) for name, path in stages.items() if (path / "stats.json").is_file()}
+    stats = _stats(stages)
     if not stats:
         raise ValueError("no data stage with a stats.json was given; there is nothing to report")
-    samples = {name: _lines(stages[name] / "samples.jsonl") for name in stats}
-    pairs = [pair for name in stats for pair in _lines(stages[name] / "pairs.jsonl")]
+    samples = {name: list(read_jsonl(stages[name] / "samples.jsonl")) for name in stats}
+    pairs = [pair for name in stats if (stages[name] / "pairs.jsonl").is_file() for pair in read_jsonl(stages[name] / "pairs.jsonl")]
     meta = json.loads((tokens / "meta.json").read_text(encoding="utf-8")) if tokens and (tokens / "meta.json").is_file() else None
     sections = [
         _tiles(stats, meta), _overview(stats, meta), _rules(stats, samples), _by(stats, "by_source", "Sources"), _by(stats, "by_lang", "Languages"),
-        _duplicates(stats, pairs), _personal(stats, samples), _contamination(stats), _split(stats, meta),
+        _duplicates(stats, pairs), _personal(stats, samples), _contamination(stats | _stats(records)), _split(stats, meta), _records(records),
     ]  # fmt: skip
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -54,9 +60,8 @@ def write_funnel(stages: Mapping[str, Path], out: Path, *, tokens: Path | None =
     return path
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    # Not splitlines: JSON strings may hold U+2028, which it would cut at.
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line] if path.is_file() else []
+def _stats(stages: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    return {name: json.loads((path / "stats.json").read_text(encoding="utf-8")) for name, path in stages.items() if (path / "stats.json").is_file()}
 
 
 def _section(title: str, body: str, lead: str = "") -> str:
@@ -105,6 +110,11 @@ def _overview(stats: dict[str, Any], meta: dict[str, Any] | None) -> str:
 
 
 def _rules(stats: dict[str, Any], samples: dict[str, list[dict[str, Any]]]) -> str:
+    lead = "Open a rule to see what it did, with file and line. Shares are of the documents that came into the stage."
+    return _section("Rule by rule", _rule_list(stats, samples), lead)
+
+
+def _rule_list(stats: dict[str, Any], samples: dict[str, list[dict[str, Any]]]) -> str:
     """Each rule with its count and, folded, samples of what it did."""
     parts = []
     for name, s in stats.items():
@@ -123,7 +133,7 @@ def _rules(stats: dict[str, Any], samples: dict[str, list[dict[str, Any]]]) -> s
             )
             items.append(f"<details><summary>{head}</summary>{shown}</details>" if shown else f'<div class="flat">{head}</div>')
         parts.append(f"<h3>{escape(name)}</h3>{''.join(items)}")
-    return _section("Rule by rule", "".join(parts), "Open a rule to see what it did, with file and line. Shares are of the documents that came into the stage.")
+    return "".join(parts)
 
 
 def _by(stats: dict[str, Any], key: str, title: str) -> str:
@@ -177,14 +187,24 @@ def _personal(stats: dict[str, Any], samples: dict[str, list[dict[str, Any]]]) -
 
 
 def _contamination(stats: dict[str, Any]) -> str:
-    """Evaluation items by set: how many are clean, overlap, or are trained on knowingly."""
-    counts = next((s["evaluation"] for s in stats.values() if s.get("evaluation")), None)
-    if not counts:
-        return ""
-    columns = sorted({result for row in counts.values() for result in row})
-    rows = [[escape(name), *(count(row.get(c, 0)) for c in columns)] for name, row in sorted(counts.items())]
-    head = ["evaluation set", *(c.replace("_", " ") for c in columns)]
-    return _section("Contamination", table(head, rows, numbers=tuple(range(1, len(head)))), "Evaluation items whose text was found in the training documents.")
+    """Evaluation items by set and kind of training data: how many are clean, overlap, or are trained on knowingly."""
+    found = {stage: s["evaluation"] for stage, s in stats.items() if s.get("evaluation")}
+    columns = sorted({result for counts in found.values() for row in counts.values() for result in row})
+    rows = [[escape(name), escape("documents" if stage == "decontaminate" else stage), *(count(row.get(c, 0)) for c in columns)]
+            for stage, counts in found.items() for name, row in sorted(counts.items())]  # fmt: skip
+    head = ["evaluation set", "looked for in", *(c.replace("_", " ") for c in columns)]
+    lead = "Evaluation items whose text was found in what the models learn from."
+    return _section("Contamination", table(head, rows, numbers=tuple(range(2, len(head)))) if rows else "", lead)
+
+
+def _records(records: Mapping[str, Path]) -> str:
+    """Chats and preference pairs: how many came in, stayed, and why the others went."""
+    stats = _stats(records)
+    samples = {name: list(read_jsonl(records[name] / "samples.jsonl")) for name in stats}
+    rows = [[f"<b>{escape(name)}</b>", count(s["docs_in"]), count(s["docs_out"]), share(s["docs_in"] - s["docs_out"], s["docs_in"])]
+            for name, s in stats.items()]  # fmt: skip
+    body = table(["", "records in", "out", "dropped"], rows, numbers=(1, 2, 3)) if rows else ""
+    return _section("Chats and preferences", body + _rule_list(stats, samples))
 
 
 def _split(stats: dict[str, Any], meta: dict[str, Any] | None) -> str:

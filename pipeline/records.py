@@ -27,10 +27,12 @@ class Losses:
     seen: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    by_source: Counter[str] = field(default_factory=Counter)
 
     def lose(self, reason: str, why: str, place: dict[str, Any]) -> None:
         """Count one record as lost."""
         self.dropped[reason] += 1
+        self.by_source[place["source"]] += 1
         if self.dropped[reason] <= EXAMPLES:
             self.samples.append({"rule": reason, "action": "dropped", **place, "why": why[:400]})
 
@@ -85,4 +87,5 @@ def _complaint(source: Source, kind: str, seen: int, bad: int, share: float, los
     mine = [s for s in losses.samples if s["source"] == source.name]
     example = f"; first: {mine[0]['path']} line {mine[0]['line']}: {mine[0]['rule']}: {mine[0]['why']}" if mine else ""
     counts = ", ".join(f"{reason} {n}" for reason, n in losses.dropped.most_common())
-    return f"source {source.name}: {bad} of {seen} records cannot be used as {kind} data ({counts}){example}. max_bad_share = {share} is what is tolerated"
+    knob = f"decontaminate.max_bad_records = {share} is what is tolerated: mend the data or raise it"
+    return f"source {source.name}: {bad} of {seen} records cannot be used as {kind} data ({counts}){example}. {knob}"

@@ -14,19 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import svg
+from pipeline.jsonl import read_jsonl
 from pipeline.report_style import STYLE
 
 _SET_NAMES = {"training": "Training questions answered right", "heldout": "Held-out questions answered right"}
 _LANGUAGES = {"zh": "Chinese", "en": "English"}
+_OVERLAPS = {"clean": "clean", "overlapping": "overlapping", "in_distribution": "in-distribution", "too_short": "too short to tell"}
 EXPLANATIONS = {
     "Bits per byte": "Loss on held-out text in bits per UTF-8 byte: independent of the tokenizer, lower is better. Chat training usually raises it.",
     "Training questions": "A sample of questions that the sft stage trained on, answered greedily: what was learned by heart, not what was understood.",
     "Held-out questions": "Paraphrases that no stage trained on. The facts of the teaching set are in training, these wordings are not.",
     "Answered right": "The answer holds a keyword of every group of the fact. Sets without keywords: half of the reference's character pairs.",
     "Multiple choice": "The model's choice is the option with the highest log-likelihood per UTF-8 byte. "
-    "The teaching set's questions were trained on with their free answers, so this is in-distribution.",
+    "The teaching set's questions were trained on with their free answers.",
     "Preference accuracy": "Share of pairs whose chosen answer has the higher log-likelihood per byte, asked in held-out wording.",
     "Reward accuracy": "The same by DPO's implicit reward: the gain in log-likelihood over the sft model. The margin is its mean difference in nats.",
+    "Overlap": "Clean: no training text, chat or preference pair holds the question, or those that did were dropped. Overlapping: some that do were "
+    "trained on. In-distribution: asked on purpose about what was trained on. Too short to tell: too few words to look for in text, and not asked in a chat.",
     "Intervals": '95 %: Wilson for shares, bootstrap for margins. "At chance": the interval covers what guessing gives.',
 }
 
@@ -51,7 +55,7 @@ def write_report(
     """
     scores: dict[str, Any] = json.loads((scored / "scores.json").read_text(encoding="utf-8"))
     names = sorted(scores, key=lambda name: scores[name]["place"])
-    answers = [json.loads(line) for line in (scored / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    answers = list(read_jsonl(scored / "answers.jsonl"))
     rows = table(scores, names)
     shown = pick_samples(answers, samples)
     losses = {stage: read_curve(path) for stage, path in (curves or {}).items()}
@@ -64,19 +68,24 @@ def table(scores: dict[str, Any], names: Sequence[str]) -> list[Row]:
     own = [scores[name] for name in names]
     rows = [Row("Bits per byte of held-out text", "bits", tuple(row["bits_per_byte"] for row in own))]
     for kind in sorted({kind for row in own for kind in row["answers"]}, key=lambda k: (k not in _SET_NAMES, k != "training", k)):
-        rows += _by_language(_SET_NAMES.get(kind, f"Questions of “{kind}” answered right"), "share", [row["answers"].get(kind, {}) for row in own])
-    rows += _by_language("Multiple choice", "share", [row["choices"] for row in own])
-    rows += _by_language("Preference accuracy", "share", [row["preferences"] for row in own])
+        rows += _parts(_SET_NAMES.get(kind, f"Questions of “{kind}” answered right"), "share", [row["answers"].get(kind, {}) for row in own])
+    rows += _parts("Multiple choice", "share", [row["choices"] for row in own])
+    rows += _parts("Preference accuracy", "share", [row["preferences"] for row in own])
     rewards = [row.get("against_reference", {}) for row in own]
-    rows += _by_language("Reward accuracy against the sft model", "share", rewards)
+    rows += _parts("Reward accuracy against the sft model", "share", rewards)
     rows.append(Row("Reward margin against the sft model (nats)", "margin", tuple(reward.get("all") for reward in rewards)))
     return [row for row in rows if any(row.cells)]
 
 
-def _by_language(label: str, kind: str, tables: Sequence[dict[str, Any]]) -> list[Row]:
-    langs = sorted({lang for table in tables for lang in table if lang != "all"}, reverse=True)
-    head = Row(label, kind, tuple(table.get("all") for table in tables))
-    return [head, *(Row(_LANGUAGES.get(lang, lang), kind, tuple(table.get(lang) for table in tables), sub=True) for lang in langs if len(langs) > 1)]
+def _parts(label: str, kind: str, tables: Sequence[dict[str, Any]]) -> list[Row]:
+    """A row over all items and rows of its parts by language, set and overlap with the training data; a part that is the whole is told in the label."""
+    keys = sorted({key for table in tables for key in table if key != "all"}, reverse=True)
+    overlap = [f"overlap.{name}" for name in _OVERLAPS if f"overlap.{name}" in keys]
+    others = [key for key in keys if key not in overlap]
+    head = Row(f"{label} ({_OVERLAPS[overlap[0][8:]]})" if len(overlap) == 1 else label, kind, tuple(table.get("all") for table in tables))
+    shown = [*(others if len(others) > 1 else []), *(overlap if len(overlap) > 1 else [])]
+    names = _LANGUAGES | {f"overlap.{name}": text for name, text in _OVERLAPS.items()}
+    return [head, *(Row(names.get(key, key), kind, tuple(table.get(key) for table in tables), sub=True) for key in shown)]
 
 
 def cell_text(row: Row, i: int) -> tuple[str, str, str, str]:
@@ -198,7 +207,7 @@ def _bars(rows: list[Row], names: Sequence[str]) -> str:
             cells = [(c["share"], c["low"], c["high"]) if c else None for c in row.cells]
             groups.append(
                 (
-                    row.label.replace(" answered right", "").replace(" against the sft model", ""),
+                    row.label.replace(" answered right", "").replace(" against the sft model", "").partition(" (")[0],
                     cells,
                     next((c["chance"] for c in row.cells if c and "chance" in c), None),
                 )

@@ -8,16 +8,14 @@ from typing import Any
 from pipeline.sections.resources import Resources
 from pipeline.sections.training import DpoSection
 from storage.store import Artifact
-from tasks.sources import SourceSet
 from tasks.stage import Report, stage
 from tasks.training import encode_records, train
 
 
 @stage(version=1, workers="model.train", kind="model", base="chat")
-def dpo(cfg: DpoSection, chat: Artifact, preferences: SourceSet, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
+def dpo(cfg: DpoSection, chat: Artifact, preferences: Artifact, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
     """Direct preference optimisation against the SFT model, whose log-probabilities are computed once."""
     from pipeline.chat_tokens import encode_pairs
-    from pipeline.records import read_preferences
 
-    counts = encode_records(read_preferences, encode_pairs, preferences, cfg, chat.path, out, report)
+    counts = encode_records(encode_pairs, preferences, cfg, chat.path, out, report)
     return counts | train(cfg, data=out / "_run" / "data", tokenizer=chat.path, init=chat.path, on=on, out=out, report=report)

@@ -26,12 +26,14 @@ def exams(path):
         "choices": [{"id": f"c{i}", "set": "training", "lang": lang[i], "question": q, "choices": answers, "correct": i} for i, (q, _) in enumerate(facts)],
         "answers": [{"id": f"a{i}", "set": "training", "lang": lang[i], "question": q, "answer": a, "keywords": [[a[-5:]]]} for i, (q, a) in enumerate(facts)],
         "preferences": [
-            {"id": f"p{i}", "set": "heldout", "lang": lang[i], "prompt": q, "chosen": a, "rejected": answers[i - 1]} for i, (q, a) in enumerate(facts)
+            {"id": f"p{i}", "set": "heldout", "lang": lang[i], "overlap": ["clean", "overlapping"][i // 3], "prompt": q + "\u2028",
+             "chosen": a, "rejected": answers[i - 1]}
+            for i, (q, a) in enumerate(facts)
         ],
     }
     path.mkdir()
     for name, items in rows.items():
-        (path / f"{name}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
     return str(path)
 
 
@@ -55,6 +57,7 @@ def test_the_taught_model_is_told_from_the_untaught(scored):
     assert scores["base"]["answers"]["training"]["all"]["share"] == 0
     assert scores["sft"]["choices"]["all"]["right"] == 4
     assert scores["sft"]["preferences"]["zh"]["right"] == 2
+    assert [scores["sft"]["preferences"][f"overlap.{name}"]["asked"] for name in ("clean", "overlapping")] == [3, 1]
     assert scores["sft"]["choices"]["all"]["chance"] == 0.25
     assert scores["base"]["choices"]["all"]["at_chance"]
     assert [scores[name]["place"] for name in ("base", "sft", "dpo")] == [0, 1, 2]

@@ -12,7 +12,7 @@ def test_every_preset_is_valid_and_says_what_it_is():
     for name in presets():
         config = load(name)
         assert about(name)
-        for stage in STAGES:
+        for stage in set(STAGES) - {"chats", "preferences"}:  # these read decontaminate's section
             canonical_json(getattr(config, stage).identity())
 
 

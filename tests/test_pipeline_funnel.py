@@ -63,7 +63,8 @@ def test_a_page_from_all_that_stages_can_leave(tmp_path):
     (tmp_path / "tokens").mkdir()
     splits = {"train": {"sequences": 10, "tokens": 1000, "bytes": 3500, "supervised": 1000}}
     (tmp_path / "tokens/meta.json").write_text(json.dumps({"splits": splits, "vocab_size": 6400}))
-    path = write_funnel(stages, tmp_path, tokens=tmp_path / "tokens")
+    chats = stage(tmp_path / "chats", docs_in=321, docs_out=300, dropped={"no_answer": 21}, evaluation={"mmlu": {"clean": 10}})
+    path = write_funnel(stages, tmp_path, tokens=tmp_path / "tokens", records={"chats": chats})
     text = path.read_text(encoding="utf-8")
     page = Page()
     page.feed(text)
@@ -71,10 +72,10 @@ def test_a_page_from_all_that_stages_can_leave(tmp_path):
     assert not [attrs for _, attrs in page.tags if "src" in attrs or str(attrs.get("href", "")).startswith("http")]
     parts = [
         "2 M → 1.4 M", "1,000", "3.50 bytes a token", "499,999", "&lt; 0.1 %", "f.jsonl, line 1,234", "<del>a@b.c</del>", "<ins>&lt;EMAIL&gt;</ins>",
-        "threshold 0.75", "near duplicate", "mmlu", "Personal data", "prefers-color-scheme: dark",
+        "threshold 0.75", "near duplicate", "mmlu", "Personal data", "321", "no answer", "prefers-color-scheme: dark",
     ]  # fmt: skip
     assert not [part for part in parts if part not in text]
-    assert path.read_bytes() == write_funnel(stages, tmp_path, tokens=tmp_path / "tokens").read_bytes()
+    assert path.read_bytes() == write_funnel(stages, tmp_path, tokens=tmp_path / "tokens", records={"chats": chats}).read_bytes()
 
 
 def test_a_page_from_real_stages(tmp_path, monkeypatch):

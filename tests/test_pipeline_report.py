@@ -19,8 +19,8 @@ def model(place, right, bits):
         "place": place,
         "bits_per_byte": {"value": bits, "bytes": 1000, "tokens": 300},
         "answers": {"training": {"all": share([True] * right + [False] * (40 - right)), "zh": share([True] * 5), "en": share([False] * 5)}},
-        "choices": {"all": share([True] * right + [False] * (40 - right), 0.25)},
-        "preferences": {"all": preference(right, 0.5)},
+        "choices": {name: share([True] * right + [False] * (40 - right), 0.25) for name in ("all", "overlap.in_distribution")},
+        "preferences": {name: preference(right, 0.5) for name in ("all", "overlap.clean", "overlap.overlapping")},
     }
 
 
@@ -73,8 +73,8 @@ def test_models_stand_in_order_with_differences_and_chance(scored):
     rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:5]] for line in text.splitlines() if line.startswith("| ")}
     assert rows[""] == ["base", "sft", "dpo"]
     assert rows["Bits per byte of held-out text"][1].startswith("2.500 (+0.500)")
-    assert rows["Multiple choice"][0].startswith("25.0%, at chance")
-    assert rows["Multiple choice"][1].startswith("75.0% (+50.0) <sub>")
+    assert rows["Multiple choice (in-distribution)"][0].startswith("25.0%, at chance")
+    assert rows["Multiple choice (in-distribution)"][1].startswith("75.0% (+50.0) <sub>")
     assert rows["Preference accuracy"][0].startswith("25.0%, below chance")
     assert rows["Reward accuracy against the sft model"] == ["–", "–", rows["Reward accuracy against the sft model"][2]]
     assert "at chance" in rows["Reward accuracy against the sft model"][2]
@@ -107,3 +107,10 @@ def test_plots_take_what_is_missing_or_not_finite():
     drawn = bars([("a <b>", [None, (0.5, 0.4, 0.6)], 0.25)], ["one", "two"], "t")
     assert drawn.count("<rect") == 1
     assert "a &lt;b&gt;" in drawn
+
+
+def test_scores_say_how_their_questions_overlap_with_training(scored):
+    rows = [line.split("|")[1].strip() for line in (scored / "report.md").read_text().splitlines() if line.startswith("|")]
+    assert "Multiple choice (in-distribution)" in rows
+    at = rows.index("Preference accuracy")
+    assert rows[at + 1 : at + 3] == ["&nbsp;&nbsp;clean", "&nbsp;&nbsp;overlapping"]

@@ -143,6 +143,6 @@ def test_records_from_files_and_from_the_teaching_set(tmp_path):
 
 def test_too_many_unusable_records_are_an_error_with_an_example(tmp_path):
     path = write(tmp_path / "sft.jsonl", {"prompt": "q", "completion": "a"}, {"text": "no chat"})
-    with pytest.raises(ValueError, match=r"1 of 2 records.*unknown_form 1.*sft.jsonl line 2.*max_bad_share"):
+    with pytest.raises(ValueError, match=r"1 of 2 records.*unknown_form 1.*sft.jsonl line 2.*max_bad_records"):
         list(read_chats(resolve([str(path)], "chat")))
     assert len(list(read_chats(resolve([str(path)], "chat"), max_bad_share=0.5))) == 1

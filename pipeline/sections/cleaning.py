@@ -75,12 +75,13 @@ class DedupSection(Section):
 
 
 class DecontaminateSection(Section):
-    """The decontaminate stage: which overlap with evaluation texts counts, and what happens then."""
+    """The stages decontaminate, chats and preferences: which overlap with evaluation texts counts, and what happens then."""
 
-    action: Literal["drop", "report"] = Field("drop", description="what happens to documents that hold an evaluation text")
+    action: Literal["drop", "report"] = Field("drop", description="what happens to documents and records that hold an evaluation text")
     words: int = Field(13, ge=3, le=64, description="n-gram length in words for texts in scripts with spaces (GPT-3)")
     characters: int = Field(24, ge=6, le=128, description="n-gram length in characters for Chinese and other unspaced texts")
     min_words: int = Field(6, ge=2, le=64, description="shorter items than `words` must occur whole; below this they cannot be judged")
     min_characters: int = Field(10, ge=3, le=128, description="the same in characters")
     min_share: Share = Field(0.5, description="share of an item's n-grams that a document must hold to count as overlapping")
     in_distribution: tuple[str, ...] = Field((), description="evaluation sets made from training data on purpose: reported, never dropped")
+    max_bad_records: Share = Field(0.1, description="share of the chats or preference pairs of a source that may be unusable")

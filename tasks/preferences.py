@@ -1,0 +1,21 @@
+"""The preferences stage: preference pairs of any form become the records that dpo learns from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.sections.cleaning import DecontaminateSection
+from pipeline.sections.resources import Resources
+from tasks.sources import SourceSet
+from tasks.stage import Report, stage
+
+
+@stage(version=1)
+def preferences(cfg: DecontaminateSection, given: SourceSet, exams: SourceSet, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
+    """Read preference pairs, drop or report those that hold evaluation texts, and write them in normal form."""
+    from pipeline.evaluation import exam_items
+    from pipeline.records import read_preferences
+    from pipeline.screen import screen
+
+    return screen(cfg, read_preferences, given.sources, exam_items(exams.sources), out, workers=on.workers, engine=on.engine, progress=report)
