@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers  # noqa: E402
 
 from model.tokenizer import CHAT_SPECIALS, ChatTokenizer  # noqa: E402
-from pipeline.bpe import PRETOKEN_PATTERN, to_tokenizers  # noqa: E402
+from pipeline.bpe import PRETOKEN_PATTERN, learn_merges, to_tokenizers  # noqa: E402
 from pipeline.encode import Encoder  # noqa: E402
 
 
@@ -62,12 +62,8 @@ def _own() -> Iterator[str]:
 
 
 def train_ours(texts: list[str], vocab: int) -> Tokenizer:
-    """rustbpe, as the tokenizer stage runs it."""
-    import rustbpe
-
-    trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(iter(texts), vocab - len(CHAT_SPECIALS), pattern=PRETOKEN_PATTERN)
-    return to_tokenizers({bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}, list(CHAT_SPECIALS))
+    """What the tokenizer stage runs on its sample."""
+    return to_tokenizers(learn_merges(texts, vocab - len(CHAT_SPECIALS) - 256), list(CHAT_SPECIALS))
 
 
 def train_theirs(texts: list[str], vocab: int) -> Tokenizer:

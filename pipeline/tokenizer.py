@@ -1,7 +1,6 @@
 """The tokenizer stage: learn a byte-level BPE from a deterministic sample of the training shards, or take an existing one.
 
-Training uses rustbpe (nanochat's trainer, over twice as fast as `tokenizers` at equal compression). Memory is bounded by
-``sample_chars``: texts are streamed, and only counts of distinct pre-tokens are kept.
+Memory is bounded by ``sample_chars``: texts are streamed, and only the distinct pre-tokens and their counts are kept.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.tokenizer import CHAT_SPECIALS, ChatTokenizer
-from pipeline.bpe import PRETOKEN_PATTERN, to_tokenizers
+from pipeline.bpe import learn_merges, to_tokenizers
 from pipeline.sections.base import Progress, quiet
 from pipeline.sections.tokens import TokenizerSection, tokenizer_file
 
@@ -45,15 +44,11 @@ def train(cfg: TokenizerSection, docs: Path, *, progress: Progress = quiet) -> T
 
     A text too small for ``vocab_size`` gives a smaller vocabulary; models take its size from the tokenizer.
     """
-    import rustbpe
-
     specials = [*CHAT_SPECIALS, *(f"<|reserved_{i}|>" for i in range(cfg.reserved))]
     if cfg.vocab_size < len(specials) + 256:
         raise ValueError(f"tokenizer.vocab_size={cfg.vocab_size} leaves no room for {len(specials)} special tokens and 256 bytes")
-    trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(sample_texts(cfg, docs, progress=progress), cfg.vocab_size - len(specials), pattern=PRETOKEN_PATTERN)
-    ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
-    return to_tokenizers(ranks, specials)
+    merges = learn_merges(sample_texts(cfg, docs, progress=progress), cfg.vocab_size - len(specials) - 256)
+    return to_tokenizers(merges, specials)
 
 
 def sample_texts(cfg: TokenizerSection, docs: Path, *, progress: Progress = quiet) -> Iterator[str]:

@@ -11,7 +11,7 @@ from storage.store import Artifact
 from tasks.stage import Report, stage
 
 
-@stage(version=1, libs=("tokenizers", "rustbpe"), kind="tokenizer")
+@stage(version=1, libs=("tokenizers",), kind="tokenizer")
 def tokenizer(cfg: TokenizerSection, shards: Artifact, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
     """Train the vocabulary (or take an existing one) and measure its compression per language."""
     from pipeline.tokenizer import make_tokenizer

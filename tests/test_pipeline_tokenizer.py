@@ -1,13 +1,20 @@
 import json
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
+import regex
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from token_helpers import EN, ZH, documents, tokenizer_dir, write_shards
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from model.tokenizer import ChatTokenizer, render_chat
-from pipeline.bpe import PRETOKEN_PATTERN
+from pipeline.bpe import PRETOKEN_PATTERN, learn_merges, to_tokenizers
 from pipeline.encode import Encoder
+from pipeline.kernels.pretokens import count, split
 from pipeline.sections.tokens import TokenizerSection
 from pipeline.tokenizer import make_tokenizer
 
@@ -46,16 +53,47 @@ def test_ids_of_special_tokens_and_the_report():
         assert row["bytes_per_token"] > 2
 
 
-def test_compression_is_that_of_the_tokenizers_trainer():
-    texts = [text for text, _ in documents()]
+def trained_by_tokenizers(texts, vocab_size):
     theirs = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(PRETOKEN_PATTERN), "isolated")
-    theirs.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    trainer = trainers.BpeTrainer(vocab_size=450 - 16, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    pieces = pre_tokenizers.Split(Regex(PRETOKEN_PATTERN), "isolated")
+    theirs.pre_tokenizer = pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<|s|>"], initial_alphabet=alphabet, show_progress=False)
     theirs.train_from_iterator(texts, trainer)
-    ours = ChatTokenizer.load(tokenizer_dir())
-    count = sum(len(ours.encode(text)) for text in texts)
-    assert count == pytest.approx(sum(len(theirs.encode(text).ids) for text in texts), rel=0.02)  # ties are broken otherwise
+    return json.loads(theirs.to_str())["model"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text("aab b中国a\n", max_size=40), max_size=12), st.integers(0, 60))
+def test_merges_are_those_of_the_tokenizers_trainer(texts, limit):
+    ours = json.loads(to_tokenizers(learn_merges(texts, limit), ["<|s|>"]).to_str())["model"]
+    theirs = trained_by_tokenizers(texts, 257 + limit)
+    assert (ours["merges"], ours["vocab"]) == (theirs["merges"], theirs["vocab"])
+
+
+def test_merges_of_real_text_are_those_of_the_tokenizers_trainer():
+    texts = [text for text, _ in documents()] + [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    ours = json.loads(to_tokenizers(learn_merges(texts, 3000), ["<|s|>"]).to_str())["model"]
+    theirs = trained_by_tokenizers(texts, 3257)
+    assert (ours["merges"], ours["vocab"]) == (theirs["merges"], theirs["vocab"])
+
+
+odd = st.sampled_from("'sStTrReEvVlLmMdDſ \t\r\n\x0b\x1c\x85\u200b\u2028\u3000aé́1٣½Ⅷ，。!._-中あ😀𠀀")
+assigned = st.characters(exclude_categories=("Cs", "Cn"))  # what is unassigned here may be a letter in the newer tables of `regex`
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.text(odd | assigned, max_size=30))
+def test_texts_are_split_as_the_pattern_says(text):
+    assert split(text) == regex.findall(PRETOKEN_PATTERN, text)
+
+
+def test_pretokens_are_counted_over_texts_that_do_not_touch():
+    many = ["ab", " c", "ab", *(f"{i:x}" for i in range(70_000)), "ab" * 600_000]  # more than one batch
+    found, offsets, counts = count(many)
+    words = [bytes(found[i:j]).decode() for i, j in pairwise(offsets)]
+    assert dict(zip(words, counts.tolist(), strict=True)) == Counter(word for text in many for word in split(text))
+    assert words[:2] == ["ab", " c"]
 
 
 def test_chat_marks_earn_no_merges_and_words_do(tmp_path):
