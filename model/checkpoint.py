@@ -1,8 +1,10 @@
-"""Checkpoints: a directory per step that appears whole or not at all.
+"""Checkpoints: a directory per step that appears whole or not at all, written by all ranks and read by any number of them.
 
-``model.safetensors`` (fp32 parameters), ``optimizer.safetensors`` and ``state.json`` (step, position in the data,
-fingerprints, sizes of the files) are written to a hidden directory, synced, and renamed. Writing happens in a thread, from
-a copy. Random numbers need no saving: data order follows from (seed, position), and a step draws none.
+Every parameter and every optimizer state is a flat fp32 tensor of which a rank holds some :class:`Piece`; so a checkpoint
+of FSDP2 on eight ranks is read by ZeRO-3 on four or by one process. ``torch.distributed.checkpoint`` writes the pieces,
+a file per rank, with an index of who holds what. Rank 0 adds ``state.json`` (step, position in the data, fingerprints, sizes
+of the files) when all are done, and renames. Writing happens in a thread, from a copy, over a process group of
+its own. Random numbers need no saving: data order follows from (seed, position), and a step draws none.
 """
 
 from __future__ import annotations
@@ -11,30 +13,93 @@ import json
 import os
 import shutil
 import threading
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import LoadPlan, SavePlan, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process writes and reads alone: meant so
 
 
 class CheckpointMismatch(ValueError):
     """A checkpoint that was made from other data, another tokenizer or another spec."""
 
 
-class Checkpoints:
-    """The checkpoints of one run under ``root``; the newest ``keep`` stay, and the one with the lowest validation loss."""
+@dataclass(frozen=True)
+class Piece:
+    """Elements ``begin`` and on of the flattened tensor ``name``, which has ``total``; ``values`` [n] is written, or read into."""
 
-    def __init__(self, root: Path, keep: int, fingerprints: dict[str, Any]) -> None:
-        self.root, self.keep, self.fingerprints = root, keep, fingerprints
+    name: str
+    begin: int
+    total: int
+    values: Tensor
+
+    @property
+    def chunk(self) -> ChunkStorageMetadata:
+        """Where it lies, in DCP's words."""
+        return ChunkStorageMetadata(torch.Size([self.begin]), torch.Size([self.values.numel()]))
+
+
+def _by_place(pieces: Iterable[Piece]) -> dict[tuple[str, int], Piece]:
+    return {(p.name, p.begin): p for p in pieces if p.values.numel()}
+
+
+class _Write(DefaultSavePlanner):
+    """Tells DCP which part of each tensor this rank writes; DCP checks that together they are all of it."""
+
+    def __init__(self, pieces: Iterable[Piece]) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self.pieces = _by_place(pieces)
+
+    def create_local_plan(self) -> SavePlan:
+        return SavePlan([WriteItem(MetadataIndex(p.name, p.chunk.offsets), WriteItemType.SHARD, tensor_data=TensorWriteData(
+            p.chunk, TensorProperties.create_from_tensor(p.values), torch.Size([p.total]))) for p in self.pieces.values()])
+
+    def lookup_object(self, index: MetadataIndex) -> Tensor:
+        return self.pieces[index.fqn, index.offset[0]].values
+
+
+class _Read(DefaultLoadPlanner):
+    """Finds what this rank's pieces need in the pieces that were written."""
+
+    def __init__(self, pieces: Iterable[Piece]) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self.pieces = _by_place(pieces)
+
+    def create_local_plan(self) -> LoadPlan:
+        known = self.metadata.state_dict_metadata
+        return LoadPlan([item for p in self.pieces.values() for item in create_read_items_for_chunk_list(p.name, known[p.name], [p.chunk])])
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        return self.pieces[index.fqn, index.offset[0]].values
+
+
+class Checkpoints:
+    """The checkpoints of one run under ``root``, which all ranks see; the newest ``keep`` stay, and the one with the lowest validation loss."""
+
+    def __init__(self, root: Path, keep: int, fingerprints: dict[str, Any], rank: int = 0, world: int = 1) -> None:
+        self.root, self.keep, self.fingerprints, self.rank, self.world = root, keep, fingerprints, rank, world
+        self._group = dist.new_group(backend="gloo") if world > 1 else None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def save(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Copy ``tensors`` now and write them in the background. Raises what the previous write raised (OSError: disk full)."""
+    def save(self, pieces: Iterable[Piece], state: dict[str, Any]) -> None:
+        """Copy this rank's ``pieces`` now and write them in the background, on all ranks together.
+
+        Raises what the previous write raised (OSError: disk full, on whichever rank).
+        """
         self.wait()
-        copy = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+        copy = [replace(p, values=p.values.detach().to("cpu", copy=True).reshape(-1)) for p in pieces]
         self._thread = threading.Thread(target=self._guard, args=(copy, dict(state)), name="checkpoint")
         self._thread.start()
 
@@ -47,32 +112,34 @@ class Checkpoints:
             error, self._error = self._error, None
             raise error
 
-    def _guard(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    def _guard(self, pieces: list[Piece], state: dict[str, Any]) -> None:
         try:
-            self._write(tensors, state)
+            self._write(pieces, state)
         except BaseException as error:
             self._error = error
 
-    def _write(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    def _write(self, pieces: list[Piece], state: dict[str, Any]) -> None:
         final = self.root / f"step-{state['step']:08d}"
         partial = self.root / f".{final.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         try:
-            params = {k: v for k, v in tensors.items() if k.startswith("param:")}
-            save_file({k.removeprefix("param:"): v for k, v in sorted(params.items())}, partial / "model.safetensors")
-            save_file({k: v.clone() for k, v in sorted(tensors.items()) if k not in params}, partial / "optimizer.safetensors")
-            sizes = {f.name: f.stat().st_size for f in sorted(partial.iterdir())}
-            record = {**state, "fingerprints": self.fingerprints, "files": sizes}
-            (partial / "state.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-            for path in (*partial.iterdir(), partial):
-                _sync(path)
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(partial, final)
-            _sync(self.root)
-        except (OSError, SafetensorError) as error:
+            dcp.save({}, storage_writer=dcp.FileSystemWriter(partial), planner=_Write(pieces), process_group=self._group, no_dist=self.world == 1)
+            if self.rank == 0:
+                self._publish(partial, final, state)
+        except (OSError, dcp.CheckpointException) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise OSError(f"checkpoint {final} could not be written ({error}); free disk space and run again; earlier checkpoints are whole") from error
+            why = next(iter(error.failures.values()))[0] if isinstance(error, dcp.CheckpointException) else error
+            raise OSError(f"checkpoint {final} could not be written ({why}); free disk space and run again; earlier checkpoints are whole") from error
+
+    def _publish(self, partial: Path, final: Path, state: dict[str, Any]) -> None:
+        """What all ranks have written and synced becomes a checkpoint."""
+        sizes = {f.name: f.stat().st_size for f in sorted(partial.iterdir())}
+        record = {**state, "fingerprints": self.fingerprints, "files": sizes}
+        (partial / "state.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        for path in (partial / "state.json", partial):
+            _sync(path)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        _sync(self.root)
         self._prune()
 
     def _prune(self) -> None:
@@ -88,30 +155,34 @@ class Checkpoints:
         """Checkpoints whose files all have the sizes they were written with, oldest first."""
         return [path for path in sorted(self.root.glob("step-*")) if _is_whole(path)]
 
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest whole checkpoint: full tensors (as given to :meth:`save`) and its state; None when there is none.
+    def load(self, pieces: Iterable[Piece]) -> dict[str, Any] | None:
+        """Fill ``pieces`` from the newest whole checkpoint and give its state; None, and nothing filled, when there is none. Collective.
 
-        Raises :class:`CheckpointMismatch` when it was made from something else.
+        Raises :class:`CheckpointMismatch` when it was made from something else, and OSError when this rank does not see what rank 0 sees.
         """
-        for partial in self.root.glob(".step-*.partial"):
-            shutil.rmtree(partial, ignore_errors=True)
-        whole = self.whole()
-        if not whole:
+        path = self._newest()
+        if path is None:
             return None
-        path = whole[-1]
+        if not _is_whole(path):
+            raise OSError(f"{path}: rank 0 sees this checkpoint and rank {self.rank} does not; nodes that train together need PIPELINE_HOME in a shared folder")
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         for name, value in self.fingerprints.items():
             was = state["fingerprints"].get(name)
             if was != value:
                 raise CheckpointMismatch(f"{path} was made from another {name} ({was}, now {value}); remove {self.root} to start anew")
-        tensors = {f"param:{k}": v for k, v in load_file(path / "model.safetensors").items()}
-        return tensors | load_file(path / "optimizer.safetensors"), state
+        dcp.load({}, storage_reader=dcp.FileSystemReader(path), planner=_Read(pieces), no_dist=True)
+        return state
 
-    def clear(self) -> None:
-        """Remove all checkpoints (the run's model is written)."""
-        self.wait()
-        shutil.rmtree(self.root, ignore_errors=True)
-
+    def _newest(self) -> Path | None:
+        """The newest whole checkpoint that rank 0 sees; what killed attempts left behind goes."""
+        found: list[str | None] = [None]
+        if self.rank == 0:
+            for partial in self.root.glob(".step-*.partial"):
+                shutil.rmtree(partial, ignore_errors=True)
+            found = [path.name for path in self.whole()[-1:]] or [None]
+        if self._group is not None:
+            dist.broadcast_object_list(found, src=0, group=self._group)
+        return self.root / found[0] if found[0] else None
 
 def _is_whole(path: Path) -> bool:
     try:

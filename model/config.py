@@ -201,6 +201,8 @@ class TrainSpec:
     engine: Literal["plain", "ddp", "fsdp2", "deepspeed"] = "ddp"
     zero_stage: int = 1
     offload: bool = False
+    fp8: bool = False
+    """Multiply the matrices inside blocks in fp8 (GPU)."""
     checkpointing: bool = False
     """Recompute activations in the backward pass."""
     checkpoint_every: int = 0
@@ -223,6 +225,7 @@ class TrainSpec:
         _need(self.batch_tokens >= self.seq_len, f"batch_tokens ({self.batch_tokens}) must hold at least one sequence of seq_len ({self.seq_len})")
         _need(self.beta > 0, f"beta must be positive, not {self.beta}")
         _need(0 <= self.label_smoothing < 0.5, f"label_smoothing must lie in [0, 0.5), not {self.label_smoothing}")
+        _need(not self.fp8 or self.seq_len % 16 == 0, f"fp8 needs seq_len to be a multiple of 16, not {self.seq_len}")
         _need(0 <= self.zero_stage <= 3, f"zero_stage must be 0, 1, 2 or 3, not {self.zero_stage}")
 
     @property
@@ -232,7 +235,7 @@ class TrainSpec:
 
     def identity(self) -> dict[str, Any]:
         """What decides the weights, without paths (those enter as fingerprints of what they hold)."""
-        skip = {"data", "tokenizer", "out", "init", "micro_batch", "dtype", "compile", "device", "engine", "zero_stage", "offload", "checkpointing",
+        skip = {"data", "tokenizer", "out", "init", "micro_batch", "dtype", "compile", "device", "engine", "zero_stage", "offload", "fp8", "checkpointing",
                 "checkpoint_every", "keep_checkpoints", "threads", "log_every", "eval_every"}
         return {name: value for name, value in dump(self).items() if name not in skip}
 

@@ -1,7 +1,7 @@
 """DeepSpeed ZeRO 0-3 behind the engine's face, with our optimizer inside.
 
 ZeRO 1 and 2 hand an optimizer one flat partition per group, ZeRO 3 one flat buffer of per-parameter partitions. Both
-are told apart here by :meth:`whole` and :meth:`cut`, so the recipe (Muon included), the checkpoints and the resume on
+are told by :meth:`DeepSpeed.spans`, so the recipe (Muon included), the checkpoints and the resume on
 another number of ranks are the same as without DeepSpeed; its own checkpoints can change the number of ranks only
 through an offline conversion. DeepSpeed's compiled optimizers are not used: building them takes minutes and they are no faster
 than torch's. It runs in fp32 with our bf16 casts, so its communication is fp32.
@@ -10,6 +10,7 @@ than torch's. It runs in fp32 with our bf16 casts, so its communication is fp32.
 from __future__ import annotations
 
 import importlib
+import itertools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -18,9 +19,9 @@ import torch
 from torch import Tensor
 
 from model.config import TrainSpec
-from model.engine import UNLIMITED, Engine, fine
+from model.engine import UNLIMITED, Engine, Span, fine, in_a_row, slices
 from model.objective import Objective
-from model.optim import MuonAdamW, gather
+from model.optim import MuonAdamW
 
 
 class _Guarded(MuonAdamW):
@@ -53,7 +54,7 @@ class DeepSpeed(Engine):
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         super().__init__(objective, spec, device, rank, world)
         self.stage = spec.zero_stage
-        self.optimizer = _Guarded([dict(g) for g in self.groups], spec.optim, self.pieces)
+        self.optimizer = _Guarded([dict(g) for g in self.groups], spec.optim, self.updates)
         self.engine, _, _, _ = deepspeed.initialize(model=objective, optimizer=self.optimizer, config=self._config(), dist_init_required=False)
         self.zero = self.engine.optimizer
         self.optimizer.known = (lambda: self.zero._global_grad_norm) if self.stage else None  # public only once the step is over
@@ -82,46 +83,37 @@ class DeepSpeed(Engine):
         self.engine.step()
         return torch.as_tensor(self.engine.get_global_grad_norm() if self.stage else self.optimizer.norm, dtype=torch.float32)
 
-    def local(self, index: int) -> list[Tensor]:
-        if self.stage == 3:
-            return [self.zero.fp32_partitioned_groups_flat[index]]
-        return self.optimizer.param_groups[index]["params"]
+    @property
+    def replicated(self) -> bool:
+        return not self.stage
 
-    def whole(self, group: dict[str, Any], tensors: list[Tensor]) -> list[Tensor]:
+    def local(self, group: dict[str, Any]) -> list[Tensor]:
+        return [self.zero.fp32_partitioned_groups_flat[group["index"]]] if self.stage == 3 else super().local(group)
+
+    def spans(self, group: dict[str, Any], rank: int) -> list[Span]:
+        sizes = [n for _, n in in_a_row(group["shapes"])]
         if not self.stage:
-            return tensors
-        mine = tensors[0].detach().contiguous().view(-1)
-        parts = torch.empty(self.world, mine.numel(), dtype=mine.dtype, device=mine.device)
-        gather(parts.view(-1), mine)
-        cut = parts.reshape(-1)
-        return [(parts[:, at:at + n].reshape(-1)[:size] if self.stage == 3 else cut[at:at + size]).view(shape) for at, n, size, shape in self._layout(group)]
+            return [Span(i, 0, i, 0, n) for i, n in enumerate(sizes)]
+        if self.stage == 3:  # each parameter is cut in equal parts; a rank's lie in a row, with padding after the last rank's
+            each = [-(-n // self.world) for n in sizes]
+            begins = [min(rank * e, n) for e, n in zip(each, sizes, strict=True)]
+            places = itertools.accumulate(each, initial=0)
+            return [Span(i, begin, 0, at, min(e, n - begin)) for i, (at, e, begin, n) in enumerate(zip(places, each, begins, sizes))]  # noqa: B905
+        length, found = self.local(group)[0].numel(), []  # the group lies in a row and is cut in equal parts
+        for i, (at, n) in enumerate(zip(self.zero.round_robin_bit16_offsets[group["index"]], sizes, strict=True)):
+            begin, end = max(at, rank * length), min(at + n, (rank + 1) * length)
+            if begin < end:
+                found.append(Span(i, begin - at, 0, begin - rank * length, end - begin))
+        return found
 
-    def cut(self, group: dict[str, Any], tensors: list[Tensor]) -> list[Tensor]:
-        if not self.stage:
-            return tensors
-        like = self.local(group["index"])[0]
-        parts = torch.zeros(self.world, like.numel(), dtype=tensors[0].dtype, device=tensors[0].device)
-        for t, (at, n, size, _) in zip(tensors, self._layout(group), strict=True):
-            if self.stage == 3:
-                parts[:, at:at + n] = torch.nn.functional.pad(t.reshape(-1), (0, n * self.world - size)).view(self.world, n)
-            else:
-                parts.view(-1)[at:at + size] = t.reshape(-1)
-        return [parts[self.rank].to(like.device)]
-
-    def _layout(self, group: dict[str, Any]) -> list[tuple[int, int, int, tuple[int, ...]]]:
-        """(offset, length, elements, shape) of each parameter: in the whole flat group (ZeRO 1, 2), or in a rank's buffer (ZeRO 3)."""
-        sizes = [torch.Size(shape).numel() for shape in group["shapes"]]
-        if self.stage == 3:
-            lengths = [-(-size // self.world) for size in sizes]
-            offsets = [sum(lengths[:i]) for i in range(len(lengths))]
-        else:
-            lengths, offsets = sizes, self.zero.round_robin_bit16_offsets[group["index"]]
-        return list(zip(offsets, lengths, sizes, group["shapes"], strict=True))
-
-    def loaded(self, state: dict[str, Tensor]) -> None:
+    def loaded(self, applied: int) -> None:
+        super().loaded(applied)
         if self.stage == 3:
             for flat, used in zip(self.zero.fp32_partitioned_groups_flat, self.zero.fp16_partitioned_groups_flat, strict=True):
                 used.data.copy_(flat.data)
-        else:
-            for name, p in self.objective.lm.named_parameters():
-                p.data.copy_(state[f"param:{name}"])
+        elif self.stage:
+            params = dict(self.objective.lm.named_parameters())
+            for group in self.groups:
+                for chosen in slices(group["shapes"]):
+                    for i, full in zip(chosen, self.whole(group, self.local(group), chosen), strict=True):
+                        params[group["names"][i]].data.copy_(full)

@@ -180,19 +180,17 @@ class Loop:
             raise SystemExit(143)
 
     def save(self, val_loss: float | None = None) -> None:
-        """Write a checkpoint of this step (rank 0 writes, all take part); ``val_loss`` says that its weights were validated."""
-        state = self.engine.state()
-        if self.ranks.rank == 0:
-            self.checkpoints.save(state, {"step": self.step, "position": self.position, "tokens": self.tokens, "best_loss": self.best,
-                                          "val_loss": val_loss, "guard": self.guard.state()})
+        """Write a checkpoint of this step (all ranks take part); ``val_loss`` says that its weights were validated."""
+        self.checkpoints.save(self.engine.written(), {
+            "step": self.step, "position": self.position, "tokens": self.tokens, "applied": self.engine.applied, "best_loss": self.best,
+            "val_loss": val_loss, "guard": self.guard.state()})
         self._saved = time.monotonic()
 
     def _resume(self) -> None:
-        found = self.checkpoints.load()
-        if found is None:
+        state = self.checkpoints.load(self.engine.pieces())
+        if state is None:
             return
-        tensors, state = found
-        self.engine.load(tensors)
+        self.engine.loaded(state["applied"])
         self.step, self.position, self.tokens = state["step"], state["position"], state["tokens"]
         self.best = state["best_loss"]
         self.guard.load(state["guard"])

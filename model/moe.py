@@ -30,8 +30,13 @@ class Experts(nn.Module):
             ends = counts.cumsum(0).int()
             hidden = F.silu(F.grouped_mm(x, gate.mT, offs=ends)) * F.grouped_mm(x, up.mT, offs=ends)
             return F.grouped_mm(hidden, down.mT, offs=ends)
-        parts = x.split(counts.tolist())
-        return torch.cat([(F.silu(p @ gate[e].t()) * (p @ up[e].t())) @ down[e].t() for e, p in enumerate(parts)])
+        return _one_by_one(x, counts, gate, up, down)
+
+
+@torch.compiler.disable  # sizes that depend on the data; compiled around
+def _one_by_one(x: Tensor, counts: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    parts = x.split(counts.tolist())
+    return torch.cat([(F.silu(p @ gate[e].t()) * (p @ up[e].t())) @ down[e].t() for e, p in enumerate(parts)])
 
 
 class MoE(nn.Module):
@@ -49,10 +54,11 @@ class MoE(nn.Module):
         share = torch.softmax(F.linear(flat.float(), self.gate.weight.float()), -1)
         weight, chosen = share.topk(self.top, -1)
         weight = weight / weight.sum(-1, keepdim=True)
-        counts = torch.bincount(chosen.reshape(-1), minlength=self.count)
+        every = chosen.reshape(-1)
+        counts = torch.zeros(self.count, dtype=torch.int64, device=x.device).scatter_add_(0, every, torch.ones_like(every))
         # Switch Transformer (arXiv:2101.03961), equation 4: experts * sum over experts of (share of tokens) * (mean probability)
         self.balance = self.count * (counts.float() / chosen.numel() * share.mean(0)).sum()
-        order = chosen.reshape(-1).argsort(stable=True)
+        order = every.argsort(stable=True)
         token = order // self.top
         out = self.experts(flat[token], counts) * weight.reshape(-1)[order, None].to(x.dtype)
         return torch.zeros_like(flat).index_add(0, token, out).view_as(x)

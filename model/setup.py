@@ -137,13 +137,19 @@ def _micro_batch(spec: TrainSpec, config: ModelConfig, ranks: Ranks) -> int:
 
 
 def _worth_compiling(spec: TrainSpec, config: ModelConfig, ranks: Ranks, tokens: int, dtype: torch.dtype, micro: int) -> bool:
-    if spec.compile == "off" or config.experts or (spec.engine == "deepspeed" and spec.zero_stage == 3):
+    if spec.compile == "off":
+        return False
+    if spec.engine == "deepspeed" and spec.zero_stage == 3:  # its hooks gather parameters inside the blocks
+        if spec.compile == "on":
+            ranks.say("torch.compile is left out under ZeRO 3")
         return False
     if not can_compile(ranks.device):
         ranks.say("torch.compile finds no compiler on this machine; training without")
         return False
     if spec.compile == "on":
         return True
+    if config.experts and ranks.device.type == "cpu":  # one product an expert, outside the graph: little to gain
+        return False
     seconds = tokens * config.flops_per_token(spec.seq_len) / (EAGER_MFU * peak_flops(ranks.device.type, dtype) * ranks.world)
     gain = 0.33 if ranks.device.type == "cuda" else 0.17
     warm = warm_marker(spec, config, str(dtype).removeprefix("torch."), micro)

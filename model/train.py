@@ -26,6 +26,7 @@ from model.checkpoint import Checkpoints, write_json
 from model.config import ModelConfig, TrainSpec, load_spec
 from model.data import Packed, Windows, fingerprint, read_meta, read_split
 from model.engine import make_engine
+from model.fp8 import check_fp8, use_fp8
 from model.loop import Data, Loop, Plan
 from model.machine import peak_flops
 from model.meter import Meter
@@ -54,6 +55,9 @@ def train(spec: TrainSpec, ranks: Ranks) -> dict[str, Any]:
     plan = Plan(spec, data.train.rows)
     choices = choose(spec, config, ranks, plan.steps * plan.batch * spec.seq_len, run)
     model = fresh_model(spec, config)
+    if spec.fp8:
+        check_fp8(ranks.device)
+        use_fp8(model)
     prepare(model, spec, choices)
     model.to(ranks.device)
     objective = (Preference if spec.objective == "dpo" else NextToken)(model, spec)
@@ -63,7 +67,8 @@ def train(spec: TrainSpec, ranks: Ranks) -> dict[str, Any]:
     prints = fingerprints(spec)
     peak = peak_flops(ranks.device.type, model.compute_dtype) * ranks.world
     meter = Meter(run, ranks.rank, ranks.device, config.flops_per_token(spec.seq_len), peak)
-    loop = Loop(spec, engine, data, ranks, choices, Checkpoints(run / "checkpoints", spec.keep_checkpoints, prints), meter)
+    checkpoints = Checkpoints(run / "checkpoints", spec.keep_checkpoints, prints, ranks.rank, ranks.world)
+    loop = Loop(spec, engine, data, ranks, choices, checkpoints, meter)
     describe(loop, config)
     loop.reference(run, f"{prints['init']} {prints['data']}")
     gc.collect()
@@ -75,7 +80,7 @@ def train(spec: TrainSpec, ranks: Ranks) -> dict[str, Any]:
 
 def finish(loop: Loop, config: ModelConfig, result: dict[str, Any], run: Path) -> None:
     """Write the model directory, then ``result.json``: whoever sees that file has a whole model."""
-    state = {k.removeprefix("param:"): v for k, v in loop.engine.state().items() if k.startswith("param:")}
+    state = loop.engine.weights()
     loop.checkpoints.wait()
     if loop.ranks.rank == 0:
         save_model(loop.engine.objective.lm, loop.spec.out, loop.spec.tokenizer, state)
@@ -147,7 +152,7 @@ def describe(loop: Loop, config: ModelConfig) -> None:
     spec, plan, choices, train = loop.spec, loop.plan, loop.choices, loop.data.train
     cut = f", {train.truncated} sequences cut to fit" if isinstance(train, Packed) and train.truncated else ""
     fill = train.filled.sum() / (train.rows * spec.seq_len)
-    how = f"{choices.dtype}, {choices.attention} attention, {'compiled' if choices.compile else 'eager'}, {spec.engine}"
+    how = f"{choices.dtype}{' and fp8' if spec.fp8 else ''}, {choices.attention} attention, {'compiled' if choices.compile else 'eager'}, {spec.engine}"
     loop.ranks.say(f"{spec.objective}: {config.parameters() / 1e6:.2f}M parameters, {train.rows} rows of {spec.seq_len} ({fill:.1%} filled{cut}), "
                    f"{plan.steps} steps of {plan.batch} rows, {loop.ranks.world} rank(s) x {choices.micro_batch} rows, {how}")
 

@@ -37,7 +37,7 @@ class TrainSection(Section):
         names = set(TrainSpec.__dataclass_fields__) - {"init", "model"}
         own = {name: getattr(self, name) for name in type(self).model_fields if name in names}
         engine = "deepspeed" if on.launcher == "deepspeed" else on.parallel
-        same = ("micro_batch", "dtype", "compile", "device", "zero_stage", "offload", "checkpointing", "checkpoint_every", "threads")
+        same = ("micro_batch", "dtype", "compile", "device", "zero_stage", "offload", "fp8", "checkpointing", "checkpoint_every", "threads")
         how: dict[str, Any] = {name: getattr(on, name) for name in same} | {"engine": engine}
         paths = {"data": str(data), "tokenizer": str(tokenizer), "out": str(out), "init": str(init) if init else None}
         return TrainSpec(objective=self.OBJECTIVE, model=None if init else getattr(self, "model", None), **own, **how, **paths)
