@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     _artifact_commands(command)
     command("up", _up, "start the Prefect server, MLflow and a worker on this machine, and deploy the flow")
     command("down", _down, "stop what `up` or a run started")
+    command("join", _join, "train as one more node for runs with resources.nnodes > 1 on another machine, until interrupted")
     return parser
 
 
@@ -288,6 +289,14 @@ def _down(args: argparse.Namespace) -> int:
     from tasks.run import home
 
     down(home())
+    return 0
+
+
+def _join(args: argparse.Namespace) -> int:
+    from tasks.join import join
+    from tasks.run import home
+
+    join(home(), lambda line: print(line, flush=True))
     return 0
 
 

@@ -11,12 +11,12 @@ on SIGTERM, so a stage that ran into a limit or was cancelled goes on where it w
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import logging
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -24,8 +24,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks import guard
+from tasks import guard, nodes
 from tasks.failure import WorkerFailed, explain
+from tasks.run import home
 from tasks.tail import Tail
 
 if TYPE_CHECKING:
@@ -57,14 +58,15 @@ def launch(module: str, spec: dict[str, Any], out: Path, on: Resources, report: 
     spec_path, result_path, log_path = run / "spec.json", run / "result.json", run / "logs" / "launcher.log"
     _write(spec_path, json.dumps(spec, indent=1, sort_keys=True, default=os.fspath))
     result_path.unlink(missing_ok=True)  # an earlier attempt's must not pass for this one's
+    worker, others = [module, "--spec", str(spec_path.resolve())], contextlib.nullcontext()
+    if on.nnodes > 1 and not single and not on.hostfile:
+        on = on.model_copy(update={"rdzv_endpoint": on.rdzv_endpoint or nodes.own_endpoint()})
+        others = nodes.calling(home(), worker, run, on.model_dump())
+        log.warning("%s waits for %d more node(s): run `pipeline join` there, with PIPELINE_HOME=%s", module, on.nnodes - 1, home())
     environment = worker_environment(on, single=single)
-    worker = [module, "--spec", str(spec_path.resolve())]
     command = [sys.executable, "-m", *worker] if single else launcher_command(on, worker, environment, run)
-    with open(log_path, "ab") as output:
-        start = output.tell()
-        output.write(f"$ {shlex.join(command)}\n".encode())
-        output.flush()
-        code = _run(command, environment, output, _Watch(module, run, on, report, log_path))
+    with others:
+        start, code = _logged(command, environment, log_path, _Watch(module, run, on, report, log_path))
     if code:
         raise explain(module, code, log_path, start)
     try:
@@ -74,30 +76,47 @@ def launch(module: str, spec: dict[str, Any], out: Path, on: Resources, report: 
         raise WorkerFailed(f"{module} ended without writing {result_path}\n{failure}", "no_result") from None
 
 
-def launcher_command(on: Resources, worker: list[str], environment: dict[str, str], run: Path) -> list[str]:
-    """The command line that starts ``on.nproc`` ranks of ``python -m worker…`` on this node (``on.nnodes`` > 1: on all).
+def take_part(call: nodes.Call, number: int, on: Resources, watch: Any) -> int:
+    """Start this machine's ranks as node ``number`` of a training that another machine called for; the launcher's exit code."""
+    run = Path(call.run)
+    if not run.is_dir():
+        raise ValueError(f"{run} is not here; machines that train together need PIPELINE_HOME in a folder that all see under the same path")
+    environment = worker_environment(on)
+    return _logged(launcher_command(on, call.worker, environment, run, number), environment, run / "logs" / f"node-{number}.log", watch)[1]
 
-    With torchrun the same line is to be started on every node; DeepSpeed's launcher reaches the others itself by ssh,
-    and ``run/deepspeed.env`` carries the environment over.
+
+def launcher_command(on: Resources, worker: list[str], environment: dict[str, str], run: Path, node: int = 0) -> list[str]:
+    """The command line that starts ``on.nproc`` ranks of ``python -m worker…`` as node number ``node`` of ``on.nnodes``.
+
+    Every node starts its own, and ranks meet at ``on.rdzv_endpoint``; only with ``on.hostfile`` DeepSpeed's launcher reaches the
+    others itself by ssh, and ``run/deepspeed.env`` carries the environment over. Adds to ``environment`` what gloo needs.
     """
     _check_devices(on)
+    if on.nnodes > 1 and not on.hostfile and (interface := nodes.interface_towards(nodes.split(on.rdzv_endpoint)[0])):
+        environment.setdefault("GLOO_SOCKET_IFNAME", interface)
     if on.launcher == "torchrun":
-        nodes = ["--standalone"]
-        if on.nnodes > 1:
-            if not on.rdzv_endpoint:
-                raise ValueError("resources.nnodes > 1 with torchrun needs resources.rdzv_endpoint=HOST:PORT of the first node")
-            nodes = [f"--nnodes={on.nnodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={on.rdzv_endpoint}", f"--rdzv-id={run.parent.name}"]
-        return [sys.executable, "-m", "torch.distributed.run", *nodes, f"--nproc-per-node={on.nproc}", "--max-restarts=0", "-m", *worker]
+        # The static rendezvous keeps rank 0 on the calling node, whose files people look at, and needs no host names.
+        several = [f"--nnodes={on.nnodes}", f"--node-rank={node}", "--rdzv-backend=static", f"--rdzv-endpoint={on.rdzv_endpoint}"]
+        where = several if on.nnodes > 1 else ["--standalone"]
+        return [sys.executable, "-m", "torch.distributed.run", *where, f"--nproc-per-node={on.nproc}", "--max-restarts=0", "-m", *worker]
     if importlib.util.find_spec("deepspeed") is None:
         raise ValueError("resources.launcher=deepspeed needs the package deepspeed (pip install deepspeed), or set resources.launcher=torchrun")
-    nodes = [f"--num_accelerators={on.nproc}", f"--master_port={_free_port()}"]
-    if on.nnodes > 1:
-        if not on.hostfile:
-            raise ValueError("resources.nnodes > 1 with deepspeed needs resources.hostfile, lines of 'HOST slots=N'")
-        nodes += [f"--hostfile={Path(on.hostfile).resolve()}", f"--num_nodes={on.nnodes}"]
+    return [sys.executable, "-m", "deepspeed.launcher.runner", *_deepspeed_nodes(on, environment, run, node), "--no_local_rank", "--module", *worker]
+
+
+def _deepspeed_nodes(on: Resources, environment: dict[str, str], run: Path, node: int) -> list[str]:
+    """Options of DeepSpeed's launcher that say which nodes there are; without ``on.hostfile`` each starts its own ranks."""
+    if on.nnodes == 1:
+        return [f"--num_accelerators={on.nproc}", f"--master_port={nodes.free_port()}"]
+    if on.hostfile:
         environment["DS_ENV_FILE"] = str((run / "deepspeed.env").resolve())
         _write(run / "deepspeed.env", "".join(f"{name}={environment[name]}\n" for name in sorted(_ours(environment))))
-    return [sys.executable, "-m", "deepspeed.launcher.runner", *nodes, "--no_local_rank", "--module", *worker]
+        return [f"--num_accelerators={on.nproc}", f"--master_port={nodes.free_port()}", f"--hostfile={Path(on.hostfile).resolve()}", f"--num_nodes={on.nnodes}"]
+    hosts = run / "hostfile"
+    if node == 0:
+        _write(hosts, "".join(f"node-{i} slots={on.nproc}\n" for i in range(on.nnodes)))
+    host, port = nodes.split(on.rdzv_endpoint)
+    return [f"--hostfile={hosts.resolve()}", "--no_ssh", f"--node_rank={node}", f"--master_addr={host}", f"--master_port={port}"]
 
 
 def worker_environment(on: Resources, *, single: bool = False) -> dict[str, str]:
@@ -108,7 +127,7 @@ def worker_environment(on: Resources, *, single: bool = False) -> dict[str, str]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(STALE) and k not in STALE_NAMES}
     gpu = gpus(on) > 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cache = Path(os.environ.get("PIPELINE_HOME") or ".pipeline").resolve() / "cache"
+    cache = home() / "cache"
     defaults = {
         "OMP_NUM_THREADS": str(max(1, cores // (1 if single else on.nproc))),
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
@@ -143,6 +162,8 @@ def _check_devices(on: Resources) -> None:
     count = gpus(on)
     if on.device == "cuda" and not count:
         raise ValueError("resources.device=cuda, but this machine shows no GPU (CUDA_VISIBLE_DEVICES, /dev/nvidia*); set resources.device=auto")
+    if on.fp8 and not count:
+        raise ValueError("resources.fp8 needs a GPU with fp8 units, and this machine shows no GPU (or resources.device=cpu); set resources.fp8=false")
     if count and on.nproc > count:
         raise ValueError(f"resources.nproc={on.nproc} ranks need as many GPUs, but {count} can be seen; lower resources.nproc or set resources.device=cpu")
 
@@ -196,7 +217,16 @@ def stop_all() -> None:
         process.terminate()
 
 
-def _run(command: list[str], environment: dict[str, str], output: Any, watch: _Watch) -> int:
+def _logged(command: list[str], environment: dict[str, str], log_path: Path, watch: Any) -> tuple[int, int]:
+    """Run ``command`` with its output appended to a log; where that begins, and the exit code."""
+    with open(log_path, "ab") as output:
+        start = output.tell()
+        output.write(f"$ {shlex.join(command)}\n".encode())
+        output.flush()
+        return start, _run(command, environment, output, watch)
+
+
+def _run(command: list[str], environment: dict[str, str], output: Any, watch: Any) -> int:
     """Start the guard with ``command``, watch until it ends, return its exit code. On any exception the tree is ended."""
     read, write = os.pipe()
     try:
@@ -238,12 +268,6 @@ def _stat(path: Path) -> os.stat_result | None:
 def _ours(environment: dict[str, str]) -> set[str]:
     """Variables that this module sets, for nodes that do not inherit them."""
     return {name for name in environment if name.startswith(("MALLOC_", "TORCH", "PYTORCH_", "PYTHON", "OMP_", "DS_ACC"))}
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("", 0))
-        return int(free.getsockname()[1])
 
 
 def _write(path: Path, text: str) -> None:

@@ -25,7 +25,7 @@ from tasks.run import Reached, Run, current
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = frozenset({"flows", "tasks", "pipeline", "model", "storage"})
 HOW = frozenset({"storage", "flows", "pipeline.config", "pipeline.sections", "pipeline.executor", "pipeline.worker", "tasks.stage", "tasks.run",
-                 "tasks.sources", "tasks.training", "tasks.launch", "tasks.guard", "tasks.failure", "tasks.tail"})
+                 "tasks.sources", "tasks.training", "tasks.launch", "tasks.nodes", "tasks.guard", "tasks.failure", "tasks.tail"})
 """Modules that decide how a stage runs and not what it makes; the values of sections enter the key themselves."""
 
 

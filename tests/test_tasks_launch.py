@@ -235,14 +235,17 @@ def test_the_guard_exits_with_the_code_of_its_command(command, code):
     assert done.returncode == code
 
 
-def test_several_nodes_need_their_address_and_get_it(tmp_path):
-    with pytest.raises(ValueError, match=r"rdzv_endpoint"):
-        launcher_command(Resources(nnodes=2, device="cpu"), ["m"], {}, tmp_path)
-    command = launcher_command(Resources(nnodes=2, nproc=4, rdzv_endpoint="first:29400", device="cpu"), ["m"], {}, tmp_path / "_run")
-    assert "--rdzv-endpoint=first:29400" in command and "--nproc-per-node=4" in command and "--standalone" not in command
-    (tmp_path / "_run").mkdir()
+def test_nodes_of_several_are_numbered_and_meet_at_one_address(tmp_path):
+    with pytest.raises(ValueError, match=r"rdzv_endpoint must be HOST:PORT"):
+        launcher_command(Resources(nnodes=2, rdzv_endpoint="first", device="cpu"), ["m"], {}, tmp_path)
+    on, environment = Resources(nnodes=2, nproc=4, rdzv_endpoint="127.0.0.1:29400", device="cpu"), {}
+    command = launcher_command(on, ["m"], environment, tmp_path, 1)
+    assert {"--rdzv-endpoint=127.0.0.1:29400", "--nproc-per-node=4", "--node-rank=1"} < set(command) and environment == {"GLOO_SOCKET_IFNAME": "lo"}
+    on = on.model_copy(update={"launcher": "deepspeed"})
+    assert {"--no_ssh", "--node_rank=0", "--master_port=29400"} < set(launcher_command(on, ["m"], {}, tmp_path))
+    assert (tmp_path / "hostfile").read_text() == "node-0 slots=4\nnode-1 slots=4\n"
     environment = {"OMP_NUM_THREADS": "8", "HOME": "/h"}
-    command = launcher_command(Resources(nnodes=2, nproc=4, launcher="deepspeed", hostfile="hosts", device="cpu"), ["m"], environment, tmp_path / "_run")
+    command = launcher_command(Resources(nnodes=2, nproc=4, launcher="deepspeed", hostfile="hosts", device="cpu"), ["m"], environment, tmp_path)
     assert "--num_nodes=2" in command and any(part.endswith("/hosts") for part in command)
     assert Path(environment["DS_ENV_FILE"]).read_text() == "OMP_NUM_THREADS=8\n"
 
