@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.config import ModelConfig
-from model.transformer import Transformer, initialize
+from model.transformer import QUERIES, Transformer, attend, initialize
 from model.weights import from_hf, load_model, save_model, to_hf
 
 SHAPE = dict(vocab_size=101, dim=32, layers=2, heads=4, kv_heads=2, ffn=48, max_seq_len=64)
@@ -53,6 +53,20 @@ def test_documents_packed_in_a_row_do_not_see_each_other(attention: str) -> None
         packed = model(torch.cat((first, second), 1), doc)
         torch.testing.assert_close(packed[:, :11], model(first), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(packed[:, 11:], model(second), atol=1e-5, rtol=1e-4)
+
+
+def test_attention_in_blocks_of_queries_is_torchs_also_in_the_gradient() -> None:
+    length = QUERIES + QUERIES // 2
+    g = torch.Generator().manual_seed(4)
+    ours = [torch.randn(2, heads, length, 8, generator=g).requires_grad_() for heads in (4, 2, 2)]
+    theirs = [x.detach().clone().requires_grad_() for x in ours]
+    doc = torch.arange(length)[None] // (QUERIES - 10)
+    mask = (torch.ones(length, length, dtype=torch.bool).tril() & (doc[:, :, None] == doc[:, None, :]))[:, None].expand(2, -1, -1, -1)
+    weight = torch.randn(2, 4, length, 8, generator=g)
+    (attend(*ours, (mask,)) * weight).sum().backward()
+    (attend(*theirs, mask) * weight).sum().backward()
+    torch.testing.assert_close(attend(*ours, (mask,)), attend(*theirs, mask))
+    torch.testing.assert_close([x.grad for x in ours], [x.grad for x in theirs])
 
 
 def test_cache_gives_the_logits_of_the_full_pass_also_for_padded_prompts() -> None:
