@@ -1,7 +1,7 @@
 """Other projects' training loops, each run as it ships, one a process: ``python benchmarks/peer_loops.py NAME SPEC.json``.
 
 The spec is written by ``train_peers.py``; the last line printed is JSON with rates. Nothing of the peers is copied here: MiniMind
-is imported from its checkout, TRL from the environment.
+and GPT_teacher are imported from their checkouts, TRL and transformers from the environment.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 WARM_UP = 3
-"""Steps that are not counted, as in our own meter."""
+"""Fine-tuning steps that are not counted; in pretraining, whose updates are long, it is one update."""
 
 
 def minimind(spec: dict[str, Any]) -> dict[str, float]:
@@ -50,10 +50,65 @@ def minimind(spec: dict[str, Any]) -> dict[str, float]:
         marks.append((time.perf_counter(), 0, 0))
 
     theirs.train_epoch(0, timed(), 1 << 30)
-    skip = min(WARM_UP * spec["accumulate"], len(marks) - 2)
+    return _rates(marks, spec["accumulate"])
+
+
+def _rates(marks: list[tuple[float, int, int]], skip: int) -> dict[str, float]:
+    """Slots and real tokens a second from (when a micro-batch began, its slots, its tokens), the first ``skip`` left out; the last mark ends."""
+    skip = min(skip, len(marks) - 2)
     seconds = marks[-1][0] - marks[skip][0]
-    slots, real = (sum(mark[i] for mark in marks[skip:]) / seconds for i in (1, 2))
-    return {"slots": slots, "real": real, "parameters": sum(p.numel() for p in theirs.model.parameters())}
+    slots, real = (sum(mark[i] for mark in marks[skip:-1]) / seconds for i in (1, 2))
+    return {"slots": slots, "real": real}
+
+
+def teacher(spec: dict[str, Any]) -> dict[str, float]:
+    """GPT_teacher's ``train.py`` with its own configuration, tokenizer and questions; real tokens are those that are not padding."""
+    import yaml
+
+    root, out = Path(spec["teacher"]), Path(spec["out"])
+    sys.path.insert(0, str(root))
+    from train import train as theirs
+
+    config = yaml.safe_load((root / "train" / "config.yml").read_text())
+    config["data"] = {key: str(root / value) for key, value in config["data"].items()}
+    config["tokenizer"]["path"] = str(root / config["tokenizer"]["path"])
+    config["training"] |= {"save_dir": str(out / "checkpoints"), "eval_interval": 1 << 30}
+    (out / "config.yml").write_text(yaml.safe_dump(config))
+    collate, marks = theirs.collate, []
+
+    def timed(batch: Any, seq_len: int, pad_id: int) -> Any:
+        marks.append((time.perf_counter(), len(batch) * seq_len, sum(len(ids) for ids, _ in batch)))
+        return collate(batch, seq_len, pad_id)
+
+    theirs.collate, theirs.num_threads = timed, lambda: 1
+    theirs.train("cpu", config_path=str(out / "config.yml"), max_steps_override=spec["updates"], acceptance=False)
+    each = config["training"]["batch_size"] // config["training"]["micro_batch"]
+    return _rates(marks, WARM_UP * each)  # from one micro-batch's start to the last one's
+
+
+def qwen3(spec: dict[str, Any]) -> dict[str, float]:
+    """A plain loop over transformers' Qwen3 with AdamW and clipping: windows of the same tokens, no padding."""
+    import numpy as np
+    import torch
+
+    torch.manual_seed(0)
+    model, tokens = _qwen3(spec), np.memmap(spec["text"], np.uint16, "r")
+    run = torch.compile(model, dynamic=False) if spec["compile"] else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
+    rows, length, marks = spec["rows"], spec["seq_len"], []
+    for step in range(spec["updates"] * spec["accumulate"]):
+        begin = step * rows * length
+        ids = torch.from_numpy(tokens[begin:begin + rows * length].astype(np.int64)).view(rows, length)
+        marks.append((time.perf_counter(), ids.numel(), ids.numel()))
+        with torch.autocast("cpu", torch.bfloat16, enabled=spec["bf16"]):
+            value = run(input_ids=ids, labels=ids).loss / spec["accumulate"]
+        value.backward()
+        if (step + 1) % spec["accumulate"] == 0:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    marks.append((time.perf_counter(), 0, 0))
+    return _rates(marks, spec["accumulate"])
 
 
 def _qwen3(spec: dict[str, Any]) -> Any:
@@ -126,5 +181,5 @@ if __name__ == "__main__":
     import torch
 
     torch.set_num_threads(1)
-    found = {"minimind": minimind, "trl_sft": trl_sft, "trl_dpo": trl_dpo}[sys.argv[1]](json.loads(Path(sys.argv[2]).read_text()))
-    print("\n" + json.dumps(found))
+    loops = {"minimind": minimind, "teacher": teacher, "qwen3": qwen3, "trl_sft": trl_sft, "trl_dpo": trl_dpo}
+    print("\n" + json.dumps(loops[sys.argv[1]](json.loads(Path(sys.argv[2]).read_text()))))

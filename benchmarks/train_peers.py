@@ -1,16 +1,18 @@
 """Training beside other projects on one core: same shape, same texts, same number of threads, in one run.
 
-    taskset -c 1 python benchmarks/train_peers.py --minimind CHECKOUT [--nanogpt CHECKOUT] [--only pretrain,sft,dpo,loss]
-                                                  [--shape m4|m26] [--updates 12] [--rounds 3] [--loss-tokens 1000000]
+    taskset -c 1 python benchmarks/train_peers.py --minimind CHECKOUT --nanogpt CHECKOUT --teacher CHECKOUT
+                                                  [--only 26m,256x4,sft,dpo,teacher] [--rounds 1] [--accumulate 8] [--updates 4]
 
-- pretrain: our worker against MiniMind's trainer loop and nanoGPT's train.py. Slots a second count padding, real tokens do not.
+- 26m: our worker against MiniMind's trainer loop at its 26M shape. Slots a second count padding, real tokens do not.
+- 256x4: our worker alone and under DeepSpeed, nanoGPT's train.py, and plain loops over transformers' Qwen3, eager and compiled.
 - sft, dpo: our worker against TRL's trainers in samples (pairs) a second; our reference pass is part of our time.
-- loss: our default recipe against AdamW with MiniMind's settings in our trainer, same model, data and tokens: held-out loss,
-  and that of our recipe at 60 % of the tokens.
+- teacher: our SFT against GPT_teacher's trainer on that project's own questions, in real tokens.
 
 Every contender runs in a process of its own, as it ships: ours with the allocator settings that the launcher gives its
-workers, and compiled; theirs in their defaults for a CPU. They take turns, round after round; printed are medians and ratios. Texts are
-the sources of this Python's standard library, encoded with MiniMind's tokenizer.
+workers, and compiled; theirs in their defaults for a CPU (where it multiplies bf16 natively, transformers with autocast and
+TRL with ``bf16=True`` too). Pretraining is with our default optimizer, Muon; SFT and DPO use AdamW on both sides, with equally large
+batches. Contenders take turns, round after round; printed are medians and ratios. Texts are the sources of this Python's standard
+library, encoded with MiniMind's tokenizer. What ours compiles is kept in ``TORCHINDUCTOR_CACHE_DIR`` where that is set.
 """
 
 from __future__ import annotations
@@ -27,35 +29,39 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from peer_loops import WARM_UP
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from model.machine import pick_dtype  # noqa: E402
 from model.tokenizer import ChatTokenizer  # noqa: E402
 from pipeline.chat_tokens import encode_chats, encode_pairs  # noqa: E402
 from pipeline.encode import dataset_meta, write_meta  # noqa: E402
 from tasks.launch import MALLOC  # noqa: E402
 
-SHAPES = {  # MiniMind's own: heads 8, key heads 4, feed-forward pi times the width
-    "m4": {"dim": 256, "layers": 4, "heads": 8, "kv_heads": 4, "ffn": 832},
-    "m26": {"dim": 512, "layers": 8, "heads": 8, "kv_heads": 4, "ffn": 1664},
+SHAPES = {  # 26m and 256x4 as MiniMind has them (feed-forward pi times the width), teacher as GPT_teacher has it
+    "26m": {"dim": 512, "layers": 8, "heads": 8, "kv_heads": 4, "ffn": 1664},
+    "256x4": {"dim": 256, "layers": 4, "heads": 8, "kv_heads": 4, "ffn": 832},
+    "teacher": {"dim": 256, "layers": 4, "heads": 4, "kv_heads": 2, "ffn": 704},
 }
 ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1",
             "DS_ACCELERATOR": "cpu"}
-MINIMIND = {"name": "adamw", "lr": 5e-4, "weight_decay": 0.01, "beta2": 0.999, "schedule": "cosine", "warmup": 0.0, "final": 0.1, "spike": 0.0}
-"""What ``train_pretrain.py`` uses: torch's AdamW defaults, its rate, and its cosine from the full rate to a tenth."""
+ADAMW = {"name": "adamw", "lr": 5e-4}
 
 
 class Bench:
     """The data of one run below ``root``, and how contenders are started."""
 
     def __init__(self, root: Path, options: argparse.Namespace) -> None:
-        self.root, self.options, self.shape = root, options, SHAPES[options.shape]
+        self.root, self.options = root, options
+        self.native_bf16 = pick_dtype("auto", torch.device("cpu")) == torch.bfloat16
         self.tokenizer = root / "tokenizer"
         chat = ChatTokenizer.load(Path(options.minimind) / "model")
         self.tokenizer.mkdir()
@@ -64,9 +70,17 @@ class Bench:
         (root / "documents.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
         self._encode(chat, documents)
         self._conversations(documents)
-        self.spec = {**self.shape, "minimind": str(Path(options.minimind).resolve()), "documents": str(root / "documents.jsonl"), "seq_len": options.seq_len,
-                     "rows": options.rows, "accumulate": 8, "updates": options.updates, "tokenizer": str(self.tokenizer), "vocab_size": chat.vocab_size,
-                     "chats": str(root / "chats.jsonl"), "pairs": str(root / "pairs.jsonl"), "bf16": False}
+        self.spec = {"minimind": str(Path(options.minimind).resolve()), "documents": str(root / "documents.jsonl"), "seq_len": options.seq_len,
+                     "rows": options.rows, "accumulate": options.accumulate, "updates": options.updates, "tokenizer": str(self.tokenizer),
+                     "vocab_size": chat.vocab_size, "text": str(root / "text" / "train.bin"), "chats": str(root / "chats.jsonl"),
+                     "pairs": str(root / "pairs.jsonl"), "bf16": False, "compile": False}
+        if options.teacher:
+            self.spec["teacher"] = str(Path(options.teacher).resolve())
+            lines = (Path(options.teacher) / "train" / "data" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+            asked = [json.loads(line) for line in lines if line.strip()]
+            rows = [{"messages": [{"role": "user", "content": a["prompt"]}, {"role": "assistant", "content": a["completion"]}], "source": "bench",
+                     "path": "bench", "line": i} for i, a in enumerate(asked)]
+            encode_chats(rows, self.tokenizer, root / "teacher", max_tokens=128)
 
     def _encode(self, chat: ChatTokenizer, documents: list[str]) -> None:
         held = max(1, len(documents) // 50)
@@ -92,16 +106,17 @@ class Bench:
             pairs.append({"prompt": [question], "chosen": text[60:60 + size[0]].strip() or "nothing", "rejected": other[:size[1]].strip() or "else", **place})
         for name, rows, encode in (("chats", chats, encode_chats), ("pairs", pairs, encode_pairs)):
             (self.root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            encode(rows, self.tokenizer, self.root / name, max_tokens=self.options.seq_len // (2 if name == "pairs" else 1))
+            paired = name == "pairs"  # half of them for validation: what the reference pass costs is measured there
+            encode(rows, self.tokenizer, self.root / name, max_tokens=self.options.seq_len // (1 + paired), val_share=0.5 if paired else 0.02)
 
-    def peer(self, name: str, **fields: Any) -> dict[str, float]:
+    def peer(self, name: str, shape: str, **fields: Any) -> dict[str, float]:
         """A loop of ``peer_loops.py`` in a process of its own."""
         out = Path(tempfile.mkdtemp(dir=self.root))
-        (out / "spec.json").write_text(json.dumps(self.spec | fields | {"out": str(out)}))
+        (out / "spec.json").write_text(json.dumps(self.spec | SHAPES[shape] | fields | {"out": str(out)}))
         text = call([sys.executable, str(ROOT / "benchmarks" / "peer_loops.py"), name, str(out / "spec.json")], out, {"HF_HOME": str(self.root / "hf")})
         return json.loads(text.strip().splitlines()[-1])
 
-    def nanogpt(self) -> dict[str, float]:
+    def nanogpt(self, shape: str) -> dict[str, float]:
         """nanoGPT's train.py with its CPU settings (fp32, eager) at the same width, layers and sequence length."""
         out, checkout = Path(tempfile.mkdtemp(dir=self.root)), Path(self.options.nanogpt)
         for name in ("train.py", "model.py", "configurator.py"):
@@ -110,38 +125,35 @@ class Bench:
         for split in ("train", "val"):
             shutil.copy(self.root / "text" / f"{split}.bin", out / "data" / "bench")
         (out / "data" / "bench" / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": self.spec["vocab_size"]}))
-        s = self.spec
+        s = self.spec | SHAPES[shape]
         settings = {"device": "cpu", "compile": "False", "dataset": "bench", "eval_iters": 1, "eval_interval": 1 << 20, "log_interval": 1, "dropout": 0.0,
                     "bias": "False", "block_size": s["seq_len"], "batch_size": s["rows"], "gradient_accumulation_steps": s["accumulate"],
                     "n_layer": s["layers"], "n_head": s["heads"], "n_embd": s["dim"], "max_iters": s["updates"], "dtype": "float32"}
         text = call([sys.executable, "train.py", *(f"--{k}={v}" for k, v in settings.items())], out)
-        times = [float(ms) for ms in re.findall(r"iter \d+: .* time ([\d.]+)ms", text)][3:]
+        times = [float(ms) for ms in re.findall(r"iter \d+: .* time ([\d.]+)ms", text)][1:]
         rate = s["seq_len"] * s["rows"] * s["accumulate"] / statistics.median(times) * 1e3
         return {"slots": rate, "real": rate}
 
-    def ours(self, objective: str = "pretrain", **fields: Any) -> dict[str, float]:
-        """Our worker as the launcher starts it; ``result.json`` with the reference pass's seconds beside it."""
+    def ours(self, shape: str, objective: str = "pretrain", data: str = "text", **fields: Any) -> dict[str, float]:
+        """Our worker as the launcher starts it; medians over its steps after the first ones."""
         out = Path(tempfile.mkdtemp(dir=self.root))
-        data = {"pretrain": "text", "sft": "chats", "dpo": "pairs"}[objective]
         spec = {"objective": objective, "data": str(self.root / data), "tokenizer": str(self.tokenizer), "out": str(out), "seq_len": self.spec["seq_len"],
-                "batch_tokens": self.spec["seq_len"] * self.spec["rows"] * (self.spec["accumulate"] if objective == "pretrain" else 1),
-                "model": self.shape | {"max_seq_len": 2048}, "steps": self.options.updates, "threads": 1, "checkpoint_every": 1 << 30, "eval_tokens": 1,
-                "compile": "off" if self.options.no_compile else "on"} | fields
+                "batch_tokens": self.spec["seq_len"] * self.spec["rows"] * self.spec["accumulate"], "model": SHAPES[shape] | {"max_seq_len": 2048},
+                "steps": self.options.updates, "threads": 1, "checkpoint_every": 1 << 30, "eval_tokens": 1, "compile": "on"} | fields
         (out / "_run").mkdir()
         (out / "_run" / "spec.json").write_text(json.dumps(spec))
-        cache = {"TORCHINDUCTOR_CACHE_DIR": str(self.root / "inductor"), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-        begin = time.time()
-        text = call([sys.executable, "-m", "model.train", "--spec", str(out / "_run" / "spec.json")], out, MALLOC | cache)
-        result = json.loads((out / "_run" / "result.json").read_text())
+        more = {"TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(self.root / "inductor")), "PYTHONPATH": str(ROOT)}
+        call([sys.executable, "-m", "model.train", "--spec", str(out / "_run" / "spec.json")], out, MALLOC | more)
         lines = [json.loads(line) for line in (out / "_run" / "metrics.jsonl").open()]
+        steps = [line for line in lines if "slots_per_second" in line and line["step"] > (1 if objective == "pretrain" else WARM_UP)]
+        found = {key: statistics.median(line[key] for line in steps) for key in ("slots_per_second", "tokens_per_second", "mfu")}
         shutil.rmtree(out / "_run" / "checkpoints", ignore_errors=True)
-        return {**result, "slots": result["slots_per_second"], "real": result["tokens_per_second"], "wall": lines[-1]["time"] - begin, "log": text,
-                "reference": self._reference(out)}
+        return {"slots": found["slots_per_second"], "real": found["tokens_per_second"], "mfu": found["mfu"], "reference": self._reference(out)}
 
     def _reference(self, out: Path) -> float:
-        """Seconds of the reference pass: from the worker's choices, written just before it, to its last file."""
-        files = [path.stat().st_mtime for path in (out / "_run").glob("reference-*.npy")]
-        return max(files) - (out / "_run" / "choices.json").stat().st_mtime if files else 0.0
+        """Seconds of the reference pass over the validation split: it follows that over the training split, so everything is compiled."""
+        files = sorted((out / "_run").glob("reference-*.npy"))  # train, val
+        return files[1].stat().st_mtime - files[0].stat().st_mtime if files else 0.0
 
 
 def call(command: list[str], folder: Path, more: dict[str, str] | None = None) -> str:
@@ -179,72 +191,83 @@ def show(title: str, unit: str, found: dict[str, list[float]]) -> None:
         print(f"  {name:<34} {statistics.median(values):9.2f} {unit}  (best {max(values):.2f})  ours is {base / statistics.median(values):.2f}x")
 
 
-def pretrain(bench: Bench) -> None:
-    """Slots and real tokens a second of a training step with the real loader."""
-    contenders = {"ours": bench.ours, "MiniMind train_pretrain.py": lambda: bench.peer("minimind")}
-    if bench.options.nanogpt:
-        contenders["nanoGPT train.py"] = bench.nanogpt
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+def rounds(bench: Bench, contenders: dict[str, Callable[[], dict[str, float]]]) -> dict[str, list[dict[str, float]]]:
+    """What every contender gives, round after round."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
     for _ in range(bench.options.rounds):
         for name, run in contenders.items():
-            runs[name].append(run())
+            found[name].append(run())
+            print(f"  ({name}: { {key: round(value, 3) for key, value in found[name][-1].items()} })", flush=True)
+    return found
+
+
+def pretrain(bench: Bench, shape: str) -> None:
+    """Slots and real tokens a second of a training step with the real loader."""
+    contenders: dict[str, Callable[[], dict[str, float]]] = {"ours": lambda: bench.ours(shape)}
+    if shape == "26m":
+        contenders["MiniMind train_pretrain.py"] = lambda: bench.peer("minimind", shape)
+    else:
+        contenders["ours, DeepSpeed ZeRO-1, 1 process"] = lambda: bench.ours(shape, engine="deepspeed", zero_stage=1)
+        if bench.options.nanogpt:
+            contenders["nanoGPT train.py"] = lambda: bench.nanogpt(shape)
+        contenders["transformers eager"] = lambda: bench.peer("qwen3", shape)
+        name = "transformers autocast and compile" if bench.native_bf16 else "transformers compile, fp32"
+        contenders[name] = lambda: bench.peer("qwen3", shape, compile=True, bf16=bench.native_bf16)
+    runs = rounds(bench, contenders)
     for key, what in (("slots", "slots/s"), ("real", "tokens/s")):
-        show(f"pretrain {bench.options.shape}, {what}", what, {name: [r[key] for r in found] for name, found in runs.items()})
+        show(f"pretrain {shape}, {what}", what, {name: [r[key] for r in found] for name, found in runs.items()})
     print(f"  ours: {statistics.median(r['mfu'] for r in runs['ours']):.1%} of the core's measured matrix-multiply peak")
 
 
-def tuned(bench: Bench, objective: str, peer: str) -> None:
-    """SFT samples or DPO pairs a second, ours with its reference pass."""
-    meta = json.loads((bench.root / ("chats" if objective == "sft" else "pairs") / "meta.json").read_text())["splits"]["train"]
+def tuned(bench: Bench, objective: str) -> None:
+    """SFT samples or DPO pairs a second at 256x4, ours with its reference pass; batches hold about as many samples as TRL's."""
+    data, rows = ("chats", 16) if objective == "sft" else ("pairs", 4)
+    meta, held = (json.loads((bench.root / data / "meta.json").read_text())["splits"][split] for split in ("train", "val"))
     units = meta["sequences"] / (1 if objective == "sft" else 2)
     each = (meta["tokens"] - meta["sequences"]) / units  # a sequence's last token is no input
-    runs: dict[str, list[float]] = {"ours": [], f"TRL {objective} fp32": [], f"TRL {objective} bf16": []}
-    for _ in range(bench.options.rounds):
-        found = bench.ours(objective)
-        seconds = each / found["real"] + (found["reference"] / units if objective == "dpo" else 0.0)
-        runs["ours"].append(1 / seconds)
-        for name, bf16 in ((f"TRL {objective} fp32", False), (f"TRL {objective} bf16", True)):
-            runs[name].append(bench.peer(peer, bf16=bf16, rows=16 if objective == "sft" else 4)["samples"])
-    show(f"{objective} {bench.options.shape}", "samples/s" if objective == "sft" else "pairs/s", runs)
+    batch = max(1, round(rows * each / bench.spec["seq_len"])) * bench.spec["seq_len"]
+
+    def ours() -> dict[str, float]:
+        found = bench.ours("256x4", objective, data, optim=ADAMW, batch_tokens=batch, steps=10)
+        return {"samples": 1 / (each / found["real"] + found["reference"] / (held["sequences"] / 2)), "real": found["real"]}
+
+    contenders: dict[str, Callable[[], dict[str, float]]] = {"ours": ours}
+    for bf16 in (False, True)[:2 if bench.native_bf16 else 1]:
+        theirs = {"bf16": bf16, "rows": rows, "updates": 10}
+        contenders[f"TRL {objective} {'bf16' if bf16 else 'fp32'}"] = lambda theirs=theirs: bench.peer(f"trl_{objective}", "256x4", **theirs)
+    unit = "samples/s" if objective == "sft" else "pairs/s"
+    show(f"{objective} 256x4", unit, {name: [r["samples"] for r in found] for name, found in rounds(bench, contenders).items()})
 
 
-def loss(bench: Bench) -> None:
-    """Held-out loss at equal tokens, and of our recipe at 60 % of them."""
-    batch = bench.spec["seq_len"] * bench.spec["rows"] * 2
-    steps = max(10, bench.options.loss_tokens // batch)
-    common = {"batch_tokens": batch, "eval_tokens": 0}
-    runs = {"AdamW, MiniMind's settings": bench.ours(steps=steps, optim=MINIMIND, **common), "our default": bench.ours(steps=steps, **common),
-            "our default, 60 % of the tokens": bench.ours(steps=round(0.6 * steps), **common)}
-    print(f"\nheld-out loss after {steps * batch:,} tokens ({bench.options.shape})")
-    for name, found in runs.items():
-        print(f"  {name:<34} {found['val_loss']:.4f} nats, {found['val_bits_per_byte']:.4f} bits/byte")
+def teacher(bench: Bench) -> None:
+    """Real tokens a second on GPT_teacher's questions: theirs pads each to 128, ours packs them; 2,048 slots an update on both sides."""
+    runs = rounds(bench, {"ours": lambda: bench.ours("teacher", "sft", "teacher", optim=ADAMW, seq_len=128, batch_tokens=2048, steps=20),
+                          "GPT_teacher train.py": lambda: bench.peer("teacher", "teacher", updates=20)})
+    show("teacher's questions, real tokens/s", "tokens/s", {name: [r["real"] for r in found] for name, found in runs.items()})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minimind", required=True, help="checkout of jingyaogong/minimind; its tokenizer is used by all")
     parser.add_argument("--nanogpt", help="checkout of karpathy/nanoGPT")
-    parser.add_argument("--only", default="pretrain,sft,dpo,loss")
-    parser.add_argument("--shape", choices=SHAPES, default="m4")
+    parser.add_argument("--teacher", help="checkout of helloworldtang/GPT_teacher-3.37M-cn")
+    parser.add_argument("--only", default="26m,256x4,sft,dpo,teacher")
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--rows", type=int, default=4, help="rows of a micro-batch in pretraining")
-    parser.add_argument("--updates", type=int, default=12, help="optimizer steps per measurement, of which three are not counted")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--accumulate", type=int, default=8, help="micro-batches of an update in pretraining")
+    parser.add_argument("--updates", type=int, default=4, help="updates per measurement in pretraining, of which the first is not counted")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--megabytes", type=float, default=6.0, help="text to train on")
-    parser.add_argument("--loss-tokens", type=int, default=1_000_000)
-    parser.add_argument("--no-compile", action="store_true", help="ours without torch.compile")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), options)
-        wanted = options.only.split(",")
-        if "pretrain" in wanted:
-            pretrain(bench)
-        if "sft" in wanted:
-            tuned(bench, "sft", "trl_sft")
-        if "dpo" in wanted:
-            tuned(bench, "dpo", "trl_dpo")
-        if "loss" in wanted:
-            loss(bench)
+        for wanted in options.only.split(","):
+            if wanted in ("26m", "256x4"):
+                pretrain(bench, wanted)
+            elif wanted in ("sft", "dpo"):
+                tuned(bench, wanted)
+            elif options.teacher:
+                teacher(bench)
 
 
 if __name__ == "__main__":
