@@ -49,7 +49,7 @@ def test_every_document_comes_back_with_its_end(tmp_path):
 
 
 def test_the_bytes_do_not_depend_on_workers(tmp_path, monkeypatch):
-    monkeypatch.setattr(encode, "_ROWS_PER_JOB", 7)
+    monkeypatch.setattr(encode, "_JOB_BYTES", 1)
     write_shards(tmp_path / "s", documents(), 2)
     write_shards(tmp_path / "s", documents()[:5], split="val")
     for workers in (1, 2):
