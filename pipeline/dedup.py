@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import shingles
-from pipeline.documents import EXCERPT, finish, flat, plan
+from pipeline.documents import EXCERPT, finish, first_difference, flat, plan
 from pipeline.executor import run_shards
 from pipeline.kernels import minhash
 from pipeline.sections.base import Progress, quiet
@@ -128,19 +128,22 @@ class _Run:
         lengths, ids = self.gather("length", nodes), self.gather("id", nodes)
         return np.lexsort((nodes, ids, -lengths, nodes < self.own))
 
+    def load(self, kind: str, index: int) -> np.ndarray:
+        return np.load(f"{self.scratch}/{kind}-{index}.npy", mmap_mode="r")
+
     def gather(self, kind: str, nodes: np.ndarray) -> np.ndarray:
         """Values of a per-document scratch array for sorted document numbers, read from the shards that hold them."""
         cuts = np.searchsorted(nodes, [*self.firsts, self.total])
         pieces = []
         for job, low, high in zip(self.jobs, cuts[:-1], cuts[1:], strict=True):
             if high > low:
-                values = np.load(self.scratch / f"{kind}-{job['index']}.npy", mmap_mode="r")
+                values = self.load(kind, job["index"])
                 pieces.append(values[nodes[low:high] - job["first"]])
         return np.concatenate(pieces)
 
     def near(self) -> tuple[np.ndarray, np.ndarray]:
         """Verified pairs (smaller number first, int64 [m, 2]) with their true Jaccard similarity (float32 [m])."""
-        size = max(1, min(self.cfg.bands, 1_000_000 // max(self.total, 1)))
+        size = max(1, min(-(-self.cfg.bands // 4), 1_000_000 // max(self.total, 1)))
         groups = [(b, min(b + size, self.cfg.bands)) for b in range(0, self.cfg.bands, size)]
         pairs = self.ranges("candidates", shingles.candidates_job, groups)
         pairs = np.unique(pairs[pairs[:, 0] < self.own], axis=0)  # of two earlier documents neither can go
@@ -158,7 +161,7 @@ class _Run:
         signatures = []
         for job, low, high in zip(self.jobs, cuts[:-1], cuts[1:], strict=True):
             if high > low:
-                stored, place = (np.load(self.scratch / f"{k}-{job['index']}.npy", mmap_mode="r") for k in ("signature", "place"))
+                stored, place = (self.load(kind, job["index"]) for kind in ("signature", "place"))
                 signatures.append(stored[place[nodes[low:high] - job["first"]]])
         rows = np.concatenate(signatures)
         return minhash.agreement(rows, rows, index.reshape(-1, 2))
@@ -170,7 +173,7 @@ class _Run:
         self.phase("sets", shingles.sets_job, self.jobs)
         sets, starts, total = [], [np.zeros(1, np.int64)], 0
         for job in self.jobs:
-            part, start = (np.load(self.scratch / f"{k}-{job['index']}.npy", mmap_mode="r") for k in ("set", "set-start"))
+            part, start = (self.load(kind, job["index"]) for kind in ("set", "set-start"))
             sets.append(part)
             starts.append(start[1:] + total)
             total += len(part)
@@ -217,8 +220,7 @@ class _Run:
         with open(self.out / "pairs.jsonl", "w", encoding="utf-8") as lines:
             for p in chosen:
                 a, b = (texts[n] for n in pairs[p])
-                at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-                at = max(0, at - 80)
+                at = max(0, first_difference(a, b) - 80)
                 pair = {"similarity": round(float(similarity[p]), 4), "a": left[p].decode(), "b": right[p].decode()}
                 pair |= {"copies": bool(similarity[p] >= self.cfg.threshold), "text_a": a[at : at + EXCERPT], "text_b": b[at : at + EXCERPT]}
                 lines.write(json.dumps(pair, ensure_ascii=False) + "\n")

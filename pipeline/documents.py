@@ -168,6 +168,15 @@ def _order(sample: dict[str, Any]) -> tuple[str, int]:
     return sample["id"], sample["line"]
 
 
+def first_difference(a: str, b: str) -> int:
+    """The first index at which two texts differ; the shorter one's length if it begins the other."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
+    return low
+
+
 def flat(stats: dict[str, Any]) -> dict[str, float]:
     """The statistics as flat metrics: ``dropped/<rule>`` and so on; histograms and lists stay in the file."""
     metrics = {}

@@ -100,7 +100,7 @@ def _jobs(cfg: IngestSection, sources: Sequence[Source], out: Path, work: Path, 
 
 
 def _gathered(pieces: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
-    """Runs of pieces of ``size`` bytes together; a larger piece is alone."""
+    """Runs of pieces of up to ``size`` bytes together; a larger piece is alone."""
     group: list[dict[str, Any]] = []
     held = 0
     for piece in pieces:
@@ -109,6 +109,9 @@ def _gathered(pieces: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict
             group, held = [], 0
         group.append(piece)
         held += piece["bytes"]
+        if held >= size:  # without waiting for the next piece, which may take time to be cut
+            yield group
+            group, held = [], 0
     if group:
         yield group
 

@@ -31,6 +31,7 @@ from pipeline.sections.data import ShardSection
 SPLITS = ("train", "val")
 _ORDERED = SCHEMA.append(pa.field("order", pa.uint64()))
 _TOP = 2**64
+_PARTS, _LEAST = 16, 1 << 20
 _SPLIT, _WEIGHT, _ORDER = 1, 2, 3
 """The uses of a document's hash; copy k of a repeated document is ordered by use _ORDER + k."""
 
@@ -129,9 +130,9 @@ def _thresholds(cfg: ShardSection, surveys: list[dict[str, Any]]) -> dict[str, i
 
 
 def _buckets(cfg: ShardSection, size: int) -> dict[str, int]:
-    """Output parts of each split, by the bytes of all texts."""
+    """Output parts of each split, by the bytes of all texts: of ``part_mb``, less for a small corpus so that all workers have some to write."""
     weight = max(1.0, *cfg.weights.values()) if cfg.weights else 1.0
-    limit = cfg.part_mb << 20
+    limit = max(_LEAST, min(cfg.part_mb << 20, size // _PARTS))
     return {"train": max(1, -(-int(size * weight) // limit)), "val": max(1, -(-int(size * cfg.val_share) // limit))}
 
 

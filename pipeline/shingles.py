@@ -193,4 +193,4 @@ def _save(job: dict[str, Any], kind: str, array: np.ndarray) -> None:
 
 
 def _load(job: dict[str, Any], kind: str, index: int) -> np.ndarray:
-    return np.load(Path(job["scratch"]) / f"{kind}-{index}.npy", mmap_mode="r")
+    return np.load(f"{job['scratch']}/{kind}-{index}.npy", mmap_mode="r")  # of a Path numpy asks the file system for its links first
