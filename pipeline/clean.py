@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import repairs, rules
 from pipeline.documents import SCHEMA, Tally, finish, flat, plan, read_job, write_part
 from pipeline.executor import run_shards
-from pipeline.kernels import alphabet, scan
+from pipeline.kernels import alphabet
 from pipeline.kernels.alphabet import CONTROL
 from pipeline.kernels.scan import Stat
 from pipeline.sections.base import Progress, quiet
@@ -56,8 +57,6 @@ def clean_job(job: dict[str, Any]) -> dict[str, Any]:
 
 def batches(table: pa.Table) -> Iterator[pa.Table]:
     """Slices of at most BATCH_ROWS rows and about BATCH_CHARACTERS characters, so that a batch of books fits into memory too."""
-    import pyarrow.compute as pc
-
     sizes = np.cumsum(pc.binary_length(table["text"]).to_numpy())
     start = 0
     while start < table.num_rows:
@@ -69,23 +68,35 @@ def batches(table: pa.Table) -> Iterator[pa.Table]:
 
 
 class _Batch:
-    """The texts of a batch with the bookkeeping of what happened to them."""
+    """The texts of a batch with the bookkeeping of what happened to them. A text becomes a Python string only when it is asked for."""
 
     def __init__(self, table: pa.Table, cfg: CleanSection, tally: Tally) -> None:
-        self.cfg, self.tally, self.off = cfg, tally, frozenset(cfg.disabled_rules)
-        self.texts: list[str] = table["text"].to_pylist()
+        self.table, self.cfg, self.tally, self.off = table, cfg, tally, frozenset(cfg.disabled_rules)
+        self.column = table["text"].combine_chunks()
+        self.changed: dict[int, str] = {}
         self.plain = np.array([kind != "chat" for kind in table["kind"].to_pylist()], bool)
         self.places = table.select(["id", "source", "path", "line"]).to_pylist()
+
+    def __getitem__(self, i: int) -> str:
+        return self.changed[i] if i in self.changed else self.column[i].as_py()
+
+    def texts(self) -> pa.Array:
+        """The column as it is now."""
+        if not self.changed:
+            return self.column
+        where = np.zeros(len(self.column), bool)
+        where[list(self.changed)] = True
+        return pc.replace_with_mask(self.column, pa.array(where), pa.array([self.changed[i] for i in sorted(self.changed)], pa.string()))
 
     def change(self, rule: str, where: np.ndarray | list[int], repair: Callable[[str], str], why: str, action: str = "changed") -> list[int]:
         """Apply `repair` to the texts numbered in `where`; count and sample those that it changed, and return their numbers."""
         changed = []
-        for i in where if rule not in self.off else ():
-            before = self.texts[i]
+        for i in map(int, where) if rule not in self.off else ():
+            before = self[i]
             after = repair(before)
             if after != before:
-                self.texts[i] = after
-                changed.append(int(i))
+                self.changed[i] = after
+                changed.append(i)
                 self.tally.note(action, rule, self.places[i], partial(_around, before, after), why)
         return changed
 
@@ -107,66 +118,59 @@ def _around(before: str, after: str) -> tuple[str, str]:
 
 def _clean_batch(table: pa.Table, cfg: CleanSection, tally: Tally) -> pa.Table:
     batch = _Batch(table, cfg, tally)
-    facts = rules.gather(batch.texts, _repair(batch, table["text"]))
-    facts = _cut_boilerplate(batch, facts)
+    facts = rules.gather(batch.column)
+    _repair(batch, facts)
+    _cut_boilerplate(batch, facts)
     keep = _judge(batch, facts)
     _mask(batch, facts, keep)
-    text = pa.array([t for t, k in zip(batch.texts, keep, strict=True) if k], pa.string())
-    return table.filter(pa.array(keep)).set_column(SCHEMA.get_field_index("text"), SCHEMA.field("text"), text)
+    return table.set_column(SCHEMA.get_field_index("text"), SCHEMA.field("text"), batch.texts()).filter(pa.array(keep))
 
 
-def _repair(batch: _Batch, column: pa.ChunkedArray) -> np.ndarray:
-    """HTML, wrong decoding, control characters, NFC, white space: in this order, each where the scan asks for it.
-
-    Returns the statistics of the repaired texts, int64 [n, COLUMNS].
-    """
-    pages = [i for i, text in enumerate(batch.texts) if batch.plain[i] and repairs.is_html(text)]
-    extracted = batch.change("html", pages, repairs.main_text, "an HTML page: its main text")
-    stats = scan.scan(*alphabet.encode(column))
-    stats[extracted] = scan.scan(*alphabet.encode([batch.texts[i] for i in extracted]))
-    suspects = np.flatnonzero(stats[:, Stat.MOJIBAKE])
-    mended = batch.change("mojibake", suspects, repairs.repair_mojibake, "UTF-8 or GBK had been read in another encoding")
-    stats[mended] = scan.scan(*alphabet.encode([batch.texts[i] for i in mended]))
-    controls = np.flatnonzero(stats[:, CONTROL])
+def _repair(batch: _Batch, facts: rules.Facts) -> None:
+    """HTML, wrong decoding, control characters, NFC, white space: in this order, each where the facts ask for it."""
+    tags = np.flatnonzero(batch.plain & (facts[Stat.OPENS_WITH_TAG] > 0))
+    pages = [i for i in tags if repairs.is_html(batch[i])] if "html" not in batch.off else []
+    _measure_again(batch, facts, batch.change("html", pages, repairs.main_text, "an HTML page: its main text"))
+    suspects = np.flatnonzero(facts[Stat.MOJIBAKE])
+    _measure_again(batch, facts, batch.change("mojibake", suspects, repairs.repair_mojibake, "UTF-8 or GBK had been read in another encoding"))
+    controls = np.flatnonzero(facts[CONTROL])
     changed = batch.change("control_characters", controls, repairs.strip_controls, "control or zero-width characters")
-    changed += batch.change("unicode_nfc", range(len(batch.texts)), repairs.nfc, "not in Unicode normal form C")
-    untidy = np.flatnonzero(batch.plain & (stats[:, Stat.UNTIDY] + stats[:, CONTROL] > 0))
+    loose = np.flatnonzero((facts[Stat.UNCOMPOSED] > 0) | np.isin(np.arange(len(batch.plain)), changed))
+    changed += batch.change("unicode_nfc", loose, repairs.nfc, "not in Unicode normal form C")
+    untidy = np.flatnonzero(batch.plain & (facts[Stat.UNTIDY] + facts[CONTROL] > 0))
     batch.change("whitespace", untidy, repairs.tidy, "spaces at line ends, odd spaces or runs of blank lines")  # asked of no rule
-    changed = sorted(set(changed))
-    stats[changed] = scan.scan(*alphabet.encode([batch.texts[i] for i in changed]))
-    return stats
+    _measure_again(batch, facts, sorted(set(changed)))
 
 
-def _cut_boilerplate(batch: _Batch, facts: rules.Facts) -> rules.Facts:
+def _measure_again(batch: _Batch, facts: rules.Facts, changed: list[int]) -> None:
+    if changed:
+        facts.update(changed, rules.gather([batch[i] for i in changed]))
+
+
+def _cut_boilerplate(batch: _Batch, facts: rules.Facts) -> None:
     """Remove lines that are page furniture for the most part, and measure the changed documents again."""
     suspects = np.flatnonzero(batch.plain & (facts.points[:, 1] > 0))
     why = "lines that are legal notices, navigation or calls to share"
-    changed = batch.change("boilerplate_lines", suspects, _without_furniture, why)
-    if changed:
-        again = rules.gather([batch.texts[i] for i in changed])
-        for fact in ("stats", "points", "repeats", "function_words"):
-            getattr(facts, fact)[changed] = getattr(again, fact)
-    return facts
+    _measure_again(batch, facts, batch.change("boilerplate_lines", suspects, _without_furniture, why))
 
 
 def _without_furniture(text: str) -> str:
     """Drop the lines of which terms of page furniture cover a third, or half of that in a line that holds two of them."""
     lines = text.split("\n")
-    codes, offsets = alphabet.encode(lines)
-    covered = rules.lexicon().points(codes, offsets)[:, 1]
+    covered = rules.lexicon().points(*alphabet.utf8(lines))[:, 1]
     kept = [line for line, n in zip(lines, covered, strict=True) if n == 0 or n < 0.3 * len(line.strip())]
     return "\n".join(kept).strip("\n ") if len(kept) < len(lines) else text
 
 
 def _judge(batch: _Batch, facts: rules.Facts) -> np.ndarray:
     """bool [n]: which documents stay. The first rule that a document fails is its reason."""
-    keep = np.ones(len(batch.texts), bool)
+    keep = np.ones(len(batch.plain), bool)
     for rule in rules.RULES:
         if rule.__name__ in batch.off:
             continue
         fails, values, why = rule(facts, batch.cfg)
         for i in np.flatnonzero(fails & keep & batch.plain):
-            batch.tally.note("dropped", rule.__name__, batch.places[i], lambda i=i: (batch.texts[i], ""), why.format(values[i]))
+            batch.tally.note("dropped", rule.__name__, batch.places[i], lambda i=int(i): (batch[i], ""), why.format(values[i]))
             keep[i] = False
     return keep
 
@@ -179,6 +183,6 @@ def _mask(batch: _Batch, facts: rules.Facts, keep: np.ndarray) -> None:
         ("id_card", facts[Stat.DIGIT_RUN] >= 17, repairs.mask_id_card),
         ("phone", facts[Stat.DIGIT_RUN] >= 10, repairs.mask_phone),
         ("ip_address", facts[Stat.DOTTED] >= 3, repairs.mask_ipv4),
-        ("ip_address", facts[Stat.HEX_GROUPS] >= 2, repairs.mask_ipv6),
+        ("ip_address", facts[Stat.HEX_GROUPS] > 0, repairs.mask_ipv6),
     ):
         batch.change(rule, np.flatnonzero(asked & where), mask, "personal data", "masked")

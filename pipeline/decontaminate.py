@@ -65,9 +65,9 @@ def _item_grams(cfg: DecontaminateSection, texts: list[str]) -> dict[str, np.nda
 
     The n of a gram is mixed into its hash, so that grams of several lengths share one table.
     """
-    codes, offsets = alphabet.encode(texts)
-    hashes, _, starts = tokens.tokenize(codes, offsets)
-    counts = scripts.scripts(codes, offsets)
+    data, places = alphabet.utf8(texts)
+    hashes, starts = tokens.tokenize(data, places)
+    counts = scripts.scripts(data, places)
     unspaced = counts[:, HAN] + counts[:, KANA] + counts[:, UNSPACED]
     length = np.diff(starts)
     least = np.where(unspaced * 2 > length, cfg.min_characters, cfg.min_words)
@@ -147,7 +147,7 @@ class _Index:
 
     def overlaps(self, texts: pa.ChunkedArray):
         """Yield (row, item, share of the item's n-grams in the text) for each overlap, by row and item."""
-        hashes, _, starts = tokens.tokenize(*alphabet.encode(texts))
+        hashes, starts = tokens.tokenize(*alphabet.utf8(texts))
         touched = [_found(hashes, starts, n, self.anchors)[0] for n in self.anchor_sizes]
         rows = np.unique(np.concatenate([np.zeros(0, np.int64), *touched]))
         if not len(rows):

@@ -95,7 +95,7 @@ def identify(texts: list[str] | pa.ChunkedArray, cfg: LanguageSection) -> list[t
     read = (lambda i: texts[i]) if isinstance(texts, list) else (lambda i: texts[i].as_py())
     if cfg.engine == "langdetect":
         return [(_langdetect(read(i), cfg.seed) or UNKNOWN, "langdetect") for i in range(len(texts))]
-    counts = scripts.scripts(*alphabet.encode(texts))
+    counts = scripts.scripts(*alphabet.utf8(texts))
     settled = _by_script(counts) if cfg.engine == "cascade" else [None] * len(texts)
     return [(lang, "script") if lang else _by_model(read(i), counts[i], cfg) for i, lang in enumerate(settled)]
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline import terms
-from pipeline.kernels import alphabet, repeats, scan, tokens
+from pipeline.kernels import alphabet, scan, tokens
 from pipeline.kernels.alphabet import CYRILLIC, DIGIT, HAN, HANGUL, KANA, LATIN, LETTER, NEWLINE, SPACE, UNSPACED
 from pipeline.kernels.scan import Stat
 from pipeline.kernels.terms import Terms
@@ -27,13 +28,15 @@ _compiled: list[Terms] = []
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a batch of n documents: ``stats`` int64 [n, COLUMNS], ``points`` int64 [n, 3], ``repeats`` float32 [n, 2],
-    ``function_words`` int64 [n], which counts no further than 2."""
+    """What is known of a batch of n documents: ``stats`` int64 [n, COLUMNS], ``points`` int64 [n, 3], ``repeats`` float32 [n, 2]."""
 
     stats: np.ndarray
     points: np.ndarray
     repeats: np.ndarray
-    function_words: np.ndarray
+
+    def update(self, where: list[int], facts: Facts) -> None:
+        """Take over the facts of the documents numbered in `where`, which were measured again."""
+        self.stats[where], self.points[where], self.repeats[where] = facts.stats, facts.points, facts.repeats
 
     def __getitem__(self, stat: int) -> np.ndarray:
         return self.stats[:, stat]
@@ -66,18 +69,12 @@ def lexicon() -> Terms:
 @lru_cache(1)
 def _function_words() -> np.ndarray:
     """The set of their token hashes."""
-    return tokens.hash_set(tokens.tokenize(*alphabet.encode(terms.FUNCTION_WORDS.split("|")))[0])
+    return tokens.hash_set(tokens.tokenize(*alphabet.utf8(terms.FUNCTION_WORDS.split("|")))[0])
 
 
-def gather(texts: list[str], stats: np.ndarray | None = None) -> Facts:
-    """Measure a batch of texts; `stats` when they were scanned already."""
-    codes, offsets = alphabet.encode(texts)
-    stats = scan.scan(codes, offsets) if stats is None else stats
-    hashes, lengths, starts = tokens.tokenize(codes, offsets, urls=False)
-    unspaced = stats[:, HAN] + stats[:, KANA] + stats[:, UNSPACED]
-    scale = np.where(unspaced > stats[:, Stat.WORDS], 2, 1)
-    words = tokens.at_least(hashes, starts, _function_words(), 2)
-    return Facts(stats, lexicon().points(codes, offsets), repeats.repeats(hashes, lengths, starts, scale), words)
+def gather(texts: list[str] | pa.ChunkedArray) -> Facts:
+    """Measure a batch of texts."""
+    return Facts(*scan.measure(*alphabet.utf8(texts), lexicon(), _function_words()))
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -134,7 +131,7 @@ def ellipsis_lines(f: Facts, c: CleanSection) -> Verdict:
 def function_words(f: Facts, c: CleanSection) -> Verdict:
     """Gopher asks for two of eight English stop words; here for function words of twenty languages, in long Latin texts alone."""
     latin = (f[LATIN] > 0.9 * f.stats[:, LATIN : LETTER + 1].sum(1)) & (f[Stat.WORDS] >= 100) & (f[CYRILLIC] == 0)
-    value = f.function_words
+    value = f[Stat.FUNCTION_WORDS]
     return latin & (value < 2), value, "{:.0f} function words (the, of, und, les …), fewer than 2 in a text of 100 words and more"
 
 

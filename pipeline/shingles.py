@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.clean import batches
 from pipeline.documents import Tally, read_job, write_kept
@@ -23,23 +24,23 @@ EVERYONE, RECENT = 32, 8
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
-def exact_keys(codes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """xxh3-128 of each text (as code points) without its white space: uint64 [n, 2]."""
+def exact_keys(data: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """xxh3-128 of each text without its white space: uint64 [n, 2]."""
     import xxhash
 
-    bare, ends = alphabet.squeeze(codes, offsets)
-    view, ends = memoryview(bare).cast("B"), (4 * ends).tolist()
+    bare, ends = alphabet.squeeze(data, places)
+    view, ends = memoryview(bare), ends.tolist()
     digests = [xxhash.xxh3_128_digest(view[start:end]) for start, end in itertools.pairwise(ends)]
     return np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
 
 
 def shingles(texts: list[str] | pa.ChunkedArray, ngram: int) -> tuple[np.ndarray, np.ndarray]:
     """Hashes of the `ngram`-token shingles of each text, in order, with repetition: (uint32 [m], offsets int64 [n + 1])."""
-    return _shingles(*alphabet.encode(texts), ngram)
+    return _shingles(*alphabet.utf8(texts), ngram)
 
 
-def _shingles(codes: np.ndarray, places: np.ndarray, ngram: int) -> tuple[np.ndarray, np.ndarray]:
-    hashes, _, starts = tokens.tokenize(codes, places)
+def _shingles(data: np.ndarray, places: np.ndarray, ngram: int) -> tuple[np.ndarray, np.ndarray]:
+    hashes, starts = tokens.tokenize(data, places)
     grams, offsets = tokens.ngrams(hashes, starts, ngram)
     return (grams >> np.uint64(32)).astype(np.uint32), offsets
 
@@ -61,12 +62,12 @@ def survey_job(job: dict[str, Any]) -> dict[str, Any]:
     a, b = minhash.permutations(job["permutations"], job["seed"])
     first = 0
     for batch in batches(table):
-        codes, places = alphabet.encode(batch["text"])
-        lengths.append(np.diff(places))
-        exact.append(exact_keys(codes, places))
+        data, places = alphabet.utf8(batch["text"])
+        lengths.append(pc.utf8_length(batch["text"]).to_numpy().astype(np.int64))
+        exact.append(exact_keys(data, places))
         if job["near"]:
             plain = np.array([kind != "chat" for kind in batch["kind"].to_pylist()], bool)
-            hashes, offsets = _shingles(codes, places, job["ngram"])
+            hashes, offsets = _shingles(data, places, job["ngram"])
             has = np.flatnonzero(plain & (np.diff(offsets) > 0))
             signed.append(minhash.signatures(hashes, offsets, a, b)[has])
             rows.append(first + has)

@@ -12,63 +12,65 @@ from numba import njit
 _BUCKETS = 4096
 
 
-@njit(cache=True, nogil=True)
-def repeats(tokens, lengths, offsets, scale):
-    """Share of token characters in (the most frequent of the n-grams of 2, 3 and 4 words, repeated 5-grams): float32 [texts, 2].
+def _powers() -> np.ndarray:
+    """uint64 [16]: powers of the base of the polynomial over tokens."""
+    return np.array([pow(0x9E3779B97F4A7C15, n, 1 << 64) for n in range(16)], np.uint64)
 
-    tokens, lengths, offsets: from :func:`pipeline.kernels.tokens.tokenize`; scale: int64 [texts], tokens per word.
-    Frequent n-grams (3 times and more) share 4,096 counters; with the counts that matter the error is below 1 %.
-    """
-    texts = offsets.size - 1
-    out = np.zeros((texts, 2), np.float32)
-    longest = np.max(np.append(np.diff(offsets), 16))
-    size = 64
-    while size < 4 * longest:
+
+_POWERS = _powers()
+
+
+@njit(cache=True, nogil=True)
+def empty_set(seen, members):
+    """A table for :func:`seen_before` with room for `members`, all zeros: `seen` itself, or a larger one. Its size is a power of two."""
+    size = 32
+    while size < 2 * members:
         size *= 2
-    seen = np.zeros(size, np.uint64)
-    counts = np.zeros((3, _BUCKETS), np.int32)
-    prefix = np.zeros(longest + 1, np.uint64)  # polynomial over the tokens so far; an n-gram's is a difference of two
-    characters = np.zeros(longest + 1, np.int64)  # the same for lengths
-    powers = np.ones(11, np.uint64)
-    for n in range(1, 11):
-        powers[n] = powers[n - 1] * np.uint64(0x9E3779B97F4A7C15)
-    for i in range(texts):
-        first, last = offsets[i], offsets[i + 1]
-        for j in range(last - first):
-            prefix[j + 1] = prefix[j] * powers[1] + tokens[first + j]
-            characters[j + 1] = characters[j] + lengths[first + j]
-        total = characters[last - first]
-        if last - first < 8:
-            continue
-        counts[:] = 0
-        mask = 31
-        while mask < 2 * (last - first):
-            mask = 2 * mask + 1
-        seen[: mask + 1] = 0
-        best = 0
-        covered = repeated = 0
-        step = scale[i]
-        for j in range(1, last - first + 1):
-            for k in range(3):
-                n = (k + 2) * step
-                if j >= n:
-                    gram = prefix[j] - prefix[j - n] * powers[n]
-                    bucket = np.int64(gram >> np.uint64(52))
-                    counts[k, bucket] += 1
-                    if counts[k, bucket] >= 3:
-                        best = max(best, counts[k, bucket] * (characters[j] - characters[j - n]))
-            n = 5 * step
-            if j >= n:
-                gram = prefix[j] - prefix[j - n] * powers[n]
-                gram = (gram ^ (gram >> np.uint64(29))) | np.uint64(1 << 63)  # never 0, which is an empty slot
-                slot = np.int64(gram & np.uint64(mask))
-                while seen[slot] != 0 and seen[slot] != gram:
-                    slot = (slot + 1) & mask
-                if seen[slot] == gram:
-                    repeated += characters[j] - characters[max(covered, j - n)]
-                    covered = j
-                else:
-                    seen[slot] = gram
-        out[i, 0] = min(best / total, 1.0)
-        out[i, 1] = repeated / total
-    return out
+    if size > seen.size:
+        seen = np.empty(size, np.uint64)
+    seen[:size] = 0
+    return seen, np.uint64(size - 1)
+
+
+@njit(cache=True, nogil=True)
+def seen_before(seen, mask, key):
+    """Is this hash in the set already? It is afterwards."""
+    key = (key ^ (key >> np.uint64(29))) | np.uint64(1 << 63)  # never 0, which is an empty slot
+    slot = (key >> np.uint64(7)) & mask
+    while seen[slot] != 0 and seen[slot] != key:
+        slot = (slot + np.uint64(1)) & mask
+    there = seen[slot] == key
+    seen[slot] = key
+    return there
+
+
+@njit(cache=True, nogil=True)
+def shares(tokens, lengths, step, counts, seen):
+    """Share of a text's token characters in (the most frequent of the n-grams of 2, 3 and 4 words, repeated 5-grams), and `seen`, maybe grown.
+
+    tokens uint64 [t], lengths int32 [t]; step: tokens per word; counts: int32 [3, 4096], scratch. Frequent n-grams (3 times
+    and more) share 4,096 counters; with the counts that matter the error is below 1 %.
+    """
+    if tokens.size < 8:
+        return 0.0, 0.0, seen
+    counts[:] = 0
+    seen, mask = empty_set(seen, tokens.size)
+    prefix = np.zeros(16, np.uint64)  # polynomial over the tokens up to each of the last 16; an n-gram's is a difference of two
+    characters = np.zeros(16, np.int64)  # the same for lengths
+    best = covered = repeated = 0
+    for j in range(1, tokens.size + 1):
+        at = prefix[(j - 1) & 15] * _POWERS[1] + tokens[j - 1]
+        length = characters[(j - 1) & 15] + lengths[j - 1]
+        prefix[j & 15], characters[j & 15] = at, length
+        for n in range(2 * step, min(4 * step, j) + 1, step):
+            gram = at - prefix[(j - n) & 15] * _POWERS[n]
+            row, bucket = n // step - 2, gram >> np.uint64(52)
+            count = counts[row, bucket] + 1
+            counts[row, bucket] = count
+            best = max(best, count * (count >= 3) * (length - characters[(j - n) & 15]))
+        n = 5 * step
+        if j >= n and seen_before(seen, mask, at - prefix[(j - n) & 15] * _POWERS[n]):
+            repeated += length - characters[max(covered, j - n) & 15]
+            covered = j
+    total = characters[tokens.size & 15]
+    return min(best / total, 1.0), repeated / total, seen

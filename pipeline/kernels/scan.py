@@ -1,4 +1,4 @@
-"""One pass over a batch: what each document is made of, by character, word and line. Everything the quality rules ask."""
+"""One pass over a batch: what each document is made of, by character, word, line, term and n-gram. Everything the quality rules ask."""
 
 from __future__ import annotations
 
@@ -8,11 +8,37 @@ import numpy as np
 from numba import njit
 
 from pipeline.kernels import alphabet
-from pipeline.kernels.alphabet import CLASSES, CONTROL, CYRILLIC, DIGIT, HAN, HANGUL, KANA, LATIN, LETTER, NEWLINE, SPACE, TERMINAL, UNSPACED
+from pipeline.kernels.alphabet import (
+    BYTE,
+    CLASSES,
+    CONTROL,
+    CYRILLIC,
+    DIGIT,
+    HAN,
+    HANGUL,
+    KANA,
+    KIND,
+    LATIN,
+    LETTER,
+    MISREAD,
+    NEWLINE,
+    OPENS,
+    OTHER,
+    SPACE,
+    TERMINAL,
+    UNCOMPOSED,
+    UNSPACED,
+    is_ascii_letter,
+    peek,
+    stands_alone,
+)
+from pipeline.kernels.repeats import empty_set, seen_before, shares
+from pipeline.kernels.terms import Terms, is_possible, pair_slot, weigh, word_slot
+from pipeline.kernels.tokens import BASE, at_least, extend
 
 
 class Stat(IntEnum):
-    """Columns of :func:`scan`'s result after the first 13, which count characters by class."""
+    """Columns of :func:`measure`'s statistics after the first 13, which count characters by class."""
 
     WIDTH = alphabet.CLASSES
     """characters, those of unspaced scripts and Hangul twice"""
@@ -33,12 +59,13 @@ class Stat(IntEnum):
     HASHES = auto()
     """'#' and ellipses outside line starts"""
     AT_SIGNS = auto()
+    """those between two characters of an e-mail address"""
     DIGIT_RUN = auto()
     """most digits in a run, separators ' ', '-', '(', ')' allowed inside"""
     DOTTED = auto()
-    """most digit-dot-digit triples in a row (an IPv4 address has three)"""
+    """most ASCII digit-dot-digit triples in a row (an IPv4 address has three)"""
     HEX_GROUPS = auto()
-    """colons after a hexadecimal digit and before another or a colon (an IPv6 address has two and more)"""
+    """colons after four hexadecimal digits of which the first is 2 or 3, and before a second group and its colon: so public IPv6 addresses begin"""
     URL_CHARACTERS = auto()
     """characters after '://' up to a space, a bracket, a quote or a character beyond ASCII"""
     MOJIBAKE = auto()
@@ -49,175 +76,286 @@ class Stat(IntEnum):
     """replacement characters"""
     ENDS_SENTENCE = auto()
     """1 when the document's last visible character ends a sentence"""
+    UNCOMPOSED = auto()
+    """characters that normal form C may change"""
+    OPENS_WITH_TAG = auto()
+    """1 when the first visible character is '<'"""
+    FUNCTION_WORDS = auto()
+    """function words, up to 2; asked only of text that is Latin for the most part"""
 
 
 COLUMNS = len(Stat) + alphabet.CLASSES
 _WIDTH, _WORDS, _WORD_CHARACTERS, _LINES, _ENDED, _SHORT, _BULLETS, _ELLIPSES, _DUP, _DUP_CHARS, _HASHES = (int(s) for s in list(Stat)[:11])
-_AT, _RUN, _DOTTED, _HEX, _URL, _MOJIBAKE, _UNTIDY, _REPLACED, _ENDS = (int(s) for s in list(Stat)[11:])
+_AT, _RUN, _DOTTED, _HEX, _URL, _MOJIBAKE, _UNTIDY, _REPLACED, _ENDS, _UNCOMPOSED, _TAG, _FUNCTION = (int(s) for s in list(Stat)[11:])
+_LETTERS, _WIDE, _MARKS, _BULLET, _LAST = range(5)
+"""Of the line so far: narrow letters, characters of unspaced scripts, other visible characters, 1 after a bullet at its start, and its last class."""
+_ELLIPSIS = CLASSES
+"""Stands for the class of a last character that is an ellipsis."""
 
 
-def scan(codes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Statistics of each text of a batch: int64 [n, COLUMNS], columns by class number and :class:`Stat`."""
-    out = np.zeros((offsets.size - 1, COLUMNS), np.int64)
-    classes = alphabet.tables()[0]
-    _characters(codes, offsets, classes, _BYTE_LIKE, out)
-    _lines(codes, offsets, classes, _SUMS, out)
-    out[:, _WORD_CHARACTERS] = out[:, [DIGIT, LATIN, HANGUL, CYRILLIC, LETTER]].sum(1)
-    out[:, _WIDTH] = np.diff(offsets) - out[:, NEWLINE] + out[:, [HAN, KANA, HANGUL, UNSPACED]].sum(1)
-    return out
+def measure(data: np.ndarray, places: np.ndarray, terms: Terms, words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What every text of a batch is made of: (stats int64 [n, COLUMNS], points int64 [n, categories], repeats float32 [n, 2]).
 
-
-def _byte_like() -> np.ndarray:
-    """uint8 [0x10000]: 1 where a character is what a UTF-8 continuation byte looks like in Latin-1 or Windows-1252."""
-    table = np.zeros(0x10000, np.uint8)
-    table[0x80:0xC0] = 1
-    for byte in range(0x80, 0xA0):
-        char = bytes([byte]).decode("cp1252", "ignore")
-        if char:
-            table[ord(char)] = 1
-    for char in "锟銆锛鐨鍦鎴浣":  # GBK readings of very common UTF-8 sequences; in real Chinese text all are rare
-        table[ord(char)] = 2
-    return table
-
-
-def _sums() -> np.ndarray:
-    """uint64 [CLASSES]: what a character adds to a line's sums: 1 character, from bit 21 letters, from bit 42 wide ones."""
-    return np.array([1 | (DIGIT <= k <= LETTER) << 21 | (k in (HAN, KANA, HANGUL, UNSPACED)) << 42 for k in range(CLASSES)], np.uint64)
-
-
-_BYTE_LIKE, _SUMS = _byte_like(), _sums()
+    data, places: from :func:`pipeline.kernels.alphabet.utf8`. Columns of stats by class number and :class:`Stat`; points are those of
+    `terms`, repeats those of :mod:`pipeline.kernels.repeats`; `words` is the hash set (:func:`pipeline.kernels.tokens.hash_set`) of function words.
+    """
+    stats = np.zeros((places.size - 1, COLUMNS), np.int64)
+    points = np.zeros((places.size - 1, terms.categories), np.int64)
+    repeated = np.zeros((places.size - 1, 2), np.float32)
+    _measure(data, places, (terms.entries, alphabet.tables()[1]), terms.possible, terms.table, words, stats, points, repeated)
+    stats[:, _WORD_CHARACTERS] = stats[:, [DIGIT, LATIN, HANGUL, CYRILLIC, LETTER]].sum(1)
+    characters = stats[:, :CLASSES].sum(1)
+    stats[:, _WIDTH] = characters - stats[:, NEWLINE] + stats[:, [HAN, KANA, HANGUL, UNSPACED]].sum(1)
+    return stats, points, repeated
 
 
 @njit(cache=True, nogil=True)
-def _is_hex(code):
-    return (code >= 48 and code <= 57) or (code >= 65 and code <= 70) or (code >= 97 and code <= 102)
+def _measure(data, places, alphabets, possible, table, words, stats, points, repeated):
+    """Document by document, so that all that is asked of one finds it in the cache."""
+    longest = np.int64(0)
+    for i in range(places.size - 1):
+        longest = max(longest, places[i + 1] - places[i])
+    found = np.empty(longest // 2 + 1, np.uint64), np.empty(longest // 2 + 1, np.int32)  # tokens: a letter and a space at least
+    lines = np.empty(longest // 4 + 1, np.uint64), np.empty(longest // 4 + 1, np.int64)  # lines that can be repeated: three letters and a break
+    counts, seen, line = np.zeros((3, 4096), np.int32), np.zeros(64, np.uint64), np.zeros(5, np.int64)
+    for i in range(places.size - 1):
+        row = stats[i]
+        tokens, n_lines = _characters(data, places[i], places[i + 1], alphabets, possible, table, row, points[i], found, lines, line)
+        seen = _duplicates(lines[0][:n_lines], lines[1], seen, row)
+        unspaced = row[HAN] + row[KANA] + row[UNSPACED]
+        step = 2 if unspaced > row[_WORDS] else 1
+        repeated[i, 0], repeated[i, 1], seen = shares(found[0][:tokens], found[1], step, counts, seen)
+        if 9 * unspaced < row[LATIN]:  # of others nobody asks
+            row[_FUNCTION] = at_least(found[0][:tokens], words, 2)
 
 
 @njit(cache=True, nogil=True)
-def _misread(codes, j, end, byte_like):
-    """Does a UTF-8 sequence that was read as single bytes start at j?"""
-    code = codes[j]
-    if code < 0xC2 or code > 0xF4 or j + 1 >= end or codes[j + 1] >= 0x10000 or byte_like[codes[j + 1]] != 1:
-        return False
-    return code < 0xE0 or (j + 2 < end and codes[j + 2] < 0x10000 and byte_like[codes[j + 2]] == 1)
+def _mix(line_hash, code):
+    """A line's hash with one more character."""
+    return (line_hash + np.uint64(code)) * np.uint64(BASE)
 
 
 @njit(cache=True, nogil=True)
-def _is_untidy(code, before, after, classes):
+def _letters(data, p, end, current, line_hash):
+    """(end of the run of ASCII letters from p, the token's and the line's hash with them)."""
+    while p < end and is_ascii_letter(data[p]):
+        current = extend(current, data[p] | 32)
+        line_hash = _mix(line_hash, data[p])
+        p += 1
+    return p, current, line_hash
+
+
+@njit(cache=True, nogil=True)
+def _ends_url(code):
+    return code <= 32 or code >= 127 or code == 41 or code == 93 or code == 34 or code == 39 or code == 62
+
+
+@njit(cache=True, nogil=True)
+def _characters(data, start, end, alphabets, possible, table, row, points, found, lines, line):
+    """Fill a document's columns and points; its tokens go to `found` (hashes, lengths), what its lines are to `lines` (hashes, characters).
+
+    Returns how many of both. Runs of ASCII letters, spaces and Chinese characters are most of all text and come first.
+    """
+    entries, lower = alphabets
+    tokens, lengths = found
+    current, line_hash = np.uint64(BASE), np.uint64(0)
+    token_at = length = count = n_lines = run = 0
+    word = gap = in_url = False  # in a word as the rules count them, after a separator of digits, in a URL
+    before = OTHER
+    p = start
+    while p <= end:  # peek sees a control character at the end, so that the last word ends there
+        if p < end and is_ascii_letter(data[p]):
+            first = p
+            p, current, line_hash = _letters(data, p, end, current, line_hash)
+            token_at = first if length == 0 else token_at
+            length += p - first
+            row[LATIN] += p - first
+            line[_LETTERS] += p - first
+            line[_LAST] = LATIN
+            row[_WORDS] += not word
+            row[_URL] += (p - first) * in_url
+            word, run, before = True, 0, LATIN
+            continue
+        code, size = peek(data, p, end)
+        entry = entries[code]
+        kind = np.int64(entry & KIND)
+        row[kind] += 1
+        alone = stands_alone(kind)
+        joins = kind >= DIGIT and kind <= LETTER and not alone
+        if length > 0 and (in_url or not joins):
+            if is_possible(possible, word_slot(current)):
+                weigh(data, token_at, end, word_slot(current), entries, table, points)
+            tokens[count], lengths[count] = current, length
+            count += not in_url
+            length, current = 0, np.uint64(BASE)
+        if code == 32:
+            run *= not gap
+            word, gap, in_url, before = False, True, False, SPACE
+            p += 1
+            continue
+        if entry & OPENS and is_possible(possible, pair_slot(data, p, end, entries)):
+            weigh(data, p, end, pair_slot(data, p, end, entries), entries, table, points)
+        in_url = in_url and not _ends_url(code)
+        if alone:
+            tokens[count], lengths[count] = extend(np.uint64(BASE), code), 1
+            count += 1
+            line_hash = _mix(line_hash, code)
+            line[_WIDE] += 1
+            line[_LAST] = kind
+            row[_MOJIBAKE] += entry & MISREAD != 0
+            row[_UNCOMPOSED] += entry & UNCOMPOSED != 0
+            word, run, before = False, 0, kind
+            p += size
+            continue
+        if joins:
+            token_at = p if length == 0 else token_at
+            current = extend(current, lower[code] if code < 0x10000 else code)
+            length += 1
+            row[_WORDS] += not word
+        if kind == NEWLINE:
+            n_lines += _end_line(line, line_hash, row, lines, n_lines)
+            line_hash = np.uint64(0)
+        elif kind != SPACE and kind != CONTROL:
+            line_hash = _mix(line_hash, code)
+            _extend_line(data, p + size, end, entries, code, kind, joins, line, row)
+        word = joins or (word and (code == 39 or code == 0x2019))  # an apostrophe does not end a word
+        if code >= 48 and code <= 57:
+            run, gap = run + 1, False
+            row[_RUN] = max(row[_RUN], run)
+        else:
+            run *= not gap and (code == 45 or code == 40 or code == 41)
+            gap = gap or code == 45 or code == 40 or code == 41
+        row[_URL] += in_url
+        in_url = in_url or (code == 47 and p >= start + 2 and data[p - 1] == 47 and data[p - 2] == 58)
+        if code > 127 or code <= 13 or code == 46 or code == 58 or code == 64:
+            _special(data, start, p, size, end, entries, code, kind, before, row)
+        before, p = kind, p + size
+    row[CONTROL] -= 1
+    n_lines += _end_line(line, line_hash, row, lines, n_lines)
+    return count, n_lines
+
+
+@njit(cache=True, nogil=True)
+def _extend_line(data, following, end, entries, code, kind, letter, line, row):
+    """Book a visible character that is not the most frequent kind; `following` is where the next one stands."""
+    if line[_LETTERS] + line[_WIDE] + line[_MARKS] == 0:
+        marked = (code == 45 or code == 42) and entries[peek(data, following, end)[0]] & KIND == SPACE
+        line[_BULLET] = code == 0x2022 or marked
+        row[_TAG] |= row[_LINES] == 0 and code == 60
+    else:
+        row[_HASHES] += code == 35 or code == 0x2026
+    line[_WIDE if kind == HANGUL else _LETTERS if letter else _MARKS] += 1
+    line[_LAST] = _ELLIPSIS if code == 0x2026 else kind
+
+
+@njit(cache=True, nogil=True)
+def _end_line(line, line_hash, row, lines, n):
+    """Book a line, unless it is blank, and begin another. Returns 1 when the line went to place n of `lines`, where repetition is looked for."""
+    letters = line[_LETTERS] + line[_WIDE]
+    visible = letters + line[_MARKS]
+    if visible == 0:
+        return 0
+    row[_LINES] += 1
+    row[_SHORT] += visible + line[_WIDE] < 30
+    row[_ENDS] = line[_LAST] == TERMINAL or line[_LAST] == _ELLIPSIS
+    row[_ENDED] += row[_ENDS]
+    row[_BULLETS] += line[_BULLET]
+    row[_ELLIPSES] += line[_LAST] == _ELLIPSIS
+    line[:] = 0
+    if letters < 3:
+        return 0
+    lines[0][n], lines[1][n] = line_hash, visible
+    return 1
+
+
+@njit(cache=True, nogil=True)
+def _duplicates(hashes, sizes, seen, row):
+    """Count the lines that came before; returns `seen`, maybe grown."""
+    if hashes.size > 1:
+        seen, mask = empty_set(seen, hashes.size)
+        for k in range(hashes.size):
+            if seen_before(seen, mask, hashes[k]):
+                row[_DUP] += 1
+                row[_DUP_CHARS] += sizes[k]
+    return seen
+
+
+@njit(cache=True, nogil=True)
+def _special(data, start, p, size, end, entries, code, kind, before, row):
+    """Single characters that say that a repair or a mask may have something to do."""
+    if (kind == SPACE) | (kind == NEWLINE) | (code == 13):
+        row[_UNTIDY] += _is_untidy(data, start, p, end, code, before)
+    elif code == 46:
+        row[_DOTTED] = max(row[_DOTTED], _dotted(data, start, p, end))
+    elif code == 58:
+        row[_HEX] += _opens_ipv6(data, start, p, end)
+    elif code == 64:
+        row[_AT] += p > start and p + 1 < end and _in_address(data[p - 1]) and _in_address(data[p + 1])
+    elif code == 0xFFFD:
+        row[_REPLACED] += 1
+    elif code >= 0xC2 and code <= 0xF4:
+        row[_MOJIBAKE] += _misread(data, p + size, end, entries, code)
+    else:
+        row[_UNCOMPOSED] += entries[code] & UNCOMPOSED != 0
+
+
+@njit(cache=True, nogil=True)
+def _is_untidy(data, start, p, end, code, before):
     """Is this white space that :func:`pipeline.repairs.tidy` would change?"""
     if code == 10:
-        return classes[before] == SPACE or (before == 10 and after == 10)
+        return before == SPACE or (p > start and p + 1 < end and data[p - 1] == 10 and data[p + 1] == 10)
     return code == 13 or (code >= 0x80 and code != 0x3000)
 
 
 @njit(cache=True, nogil=True)
-def _characters(codes, offsets, classes, byte_like, out):
-    """Fill the columns that ask for characters and words."""
-    counts = np.zeros((4, CLASSES), np.int64)  # four of each, so that runs of one class do not wait for each other's sums
-    for i in range(offsets.size - 1):
-        row = out[i]
-        counts[:] = 0
-        start, end = offsets[i], offsets[i + 1]
-        in_url = word = run = gap = chain = urls = words = misread = 0
-        dot = start - 9
-        for j in range(start, end):
-            code = codes[j]
-            kind = classes[code]
-            counts[j & 3, kind] += 1
-            if kind == HAN:  # the two most frequent classes first
-                word = run = in_url = 0
-                misread += code < 0x10000 and byte_like[code] == 2
-                continue
-            if kind == LATIN and code < 128:
-                words += 1 - word
-                word = 1
-                run = 0
-                urls += in_url
-                continue
-            if kind >= DIGIT and kind <= LETTER and kind != KANA and kind != UNSPACED:
-                words += 1 - word
-                word = 1
-            elif code != 39 and code != 0x2019:  # an apostrophe does not end a word
-                word = 0
-            if kind == DIGIT and code < 128:
-                run += 1
-                gap = 0
-                row[_RUN] = max(row[_RUN], run)
-            elif gap == 0 and (code == 32 or code == 45 or code == 40 or code == 41):
-                gap = 1
-            else:
-                run = 0
-            if code <= 32 or code >= 127 or code == 41 or code == 93 or code == 34 or code == 39 or code == 62:
-                in_url = 0
-            urls += in_url
-            before = codes[j - 1] if j > start else np.uint32(0)
-            after = codes[j + 1] if j + 1 < end else np.uint32(0)
-            if (kind >= SPACE and kind <= NEWLINE) or code == 13:
-                row[_UNTIDY] += _is_untidy(code, before, after, classes)
-            elif code == 47 and before == 47 and j > start + 1 and codes[j - 2] == 58:
-                in_url = 1
-            elif code == 46 and classes[before] == DIGIT and classes[after] == DIGIT:
-                chain = chain + 1 if j - dot <= 4 else 1
-                dot = j
-                row[_DOTTED] = max(row[_DOTTED], chain)
-            elif code == 58 and _is_hex(before) and (after == 58 or _is_hex(after)):
-                row[_HEX] += 1
-            elif code == 64:
-                row[_AT] += 1
-            elif code == 0xFFFD:
-                row[_REPLACED] += 1
-            elif code >= 0xC2 and code <= 0xF4:
-                misread += _misread(codes, j, end, byte_like)
-        row[:CLASSES] = counts.sum(0)
-        row[_WORDS], row[_URL], row[_MOJIBAKE] = words, urls, misread
+def _is_digit(byte):
+    return byte >= 48 and byte <= 57
 
 
 @njit(cache=True, nogil=True)
-def _lines(codes, offsets, classes, sums, out):
-    """Fill the columns that ask for lines. A line is hashed without its white space and looked up among the document's own."""
-    size = 64
-    for i in range(offsets.size - 1):
-        while size < 2 * (out[i, NEWLINE] + 2):
-            size *= 2
-    seen = np.zeros(size, np.uint64)
-    stamp = np.full(size, -1, np.int64)
-    for i in range(offsets.size - 1):
-        row = out[i]
-        j, end = offsets[i], offsets[i + 1]
-        while j < end:
-            line_hash = total = np.uint64(0)
-            hashes = 0
-            first = second = last = np.uint32(0)
-            while j < end and codes[j] != 10:
-                code = codes[j]
-                kind = classes[code]
-                j += 1
-                if kind != SPACE and kind != CONTROL:
-                    line_hash = (line_hash + np.uint64(code)) * np.uint64(0x9E3779B97F4A7C15)
-                    if total == 0:
-                        first, second = code, codes[j] if j < end else np.uint32(0)
-                    last = code
-                    total += sums[kind]
-                    hashes += code == 35 or code == 0x2026
-            j += 1
-            if total == 0:
-                continue
-            characters = np.int64(total & np.uint64(0x1FFFFF))
-            row[_HASHES] += hashes - (first == 35 or first == 0x2026)
-            row[_LINES] += 1
-            row[_SHORT] += characters + np.int64(total >> np.uint64(42)) < 30
-            row[_ENDED] += classes[last] == TERMINAL
-            row[_ENDS] = classes[last] == TERMINAL
-            row[_BULLETS] += first == 0x2022 or ((first == 45 or first == 42) and classes[second] == SPACE)
-            row[_ELLIPSES] += last == 0x2026
-            if (total >> np.uint64(21)) & np.uint64(0x1FFFFF) >= np.uint64(3):
-                line_hash ^= line_hash >> np.uint64(29)
-                slot = np.int64(line_hash >> np.uint64(20)) & (size - 1)
-                while stamp[slot] == i and seen[slot] != line_hash:
-                    slot = (slot + 1) & (size - 1)
-                if stamp[slot] == i:
-                    row[_DUP] += 1
-                    row[_DUP_CHARS] += characters
-                else:
-                    stamp[slot] = i
-                    seen[slot] = line_hash
+def _is_hex(byte):
+    return _is_digit(byte) or (byte >= 65 and byte <= 70) or (byte >= 97 and byte <= 102)
+
+
+@njit(cache=True, nogil=True)
+def _opens_ipv6(data, start, p, end):
+    """Is the colon at p the first one of a public IPv6 address?"""
+    if p < start + 4 or (data[p - 4] | 1) != 51 or not (_is_hex(data[p - 3]) and _is_hex(data[p - 2]) and _is_hex(data[p - 1])):
+        return False
+    after = p + 1
+    while after < end and after < p + 5 and _is_hex(data[after]):
+        after += 1
+    return after > p + 1 and after < end and data[after] == 58
+
+
+@njit(cache=True, nogil=True)
+def _in_address(byte):
+    """ASCII letters, digits and the signs of an e-mail address's name."""
+    return is_ascii_letter(byte) or _is_digit(byte) or byte == 46 or byte == 95 or byte == 37 or byte == 43 or byte == 45
+
+
+@njit(cache=True, nogil=True)
+def _dotted(data, start, p, end):
+    """How many numbers of one to three digits and a dot stand in a row and end with the dot at p, which a digit must follow."""
+    if p + 1 >= end or not _is_digit(data[p + 1]):
+        return 0
+    dots = 0
+    while p > start and data[p] == 46 and _is_digit(data[p - 1]):
+        dots += 1
+        p -= 2
+        digits = 1
+        while p >= start and digits < 3 and _is_digit(data[p]):
+            p -= 1
+            digits += 1
+        if p < start:
+            break
+    return dots
+
+
+@njit(cache=True, nogil=True)
+def _misread(data, p, end, entries, code):
+    """Does a UTF-8 sequence that was read as single bytes go on at p, after its lead byte?"""
+    second, size = peek(data, p, end)
+    if not entries[second] & BYTE:
+        return False
+    return code < 0xE0 or entries[peek(data, p + size, end)[0]] & BYTE != 0

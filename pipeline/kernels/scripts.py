@@ -6,17 +6,24 @@ import numpy as np
 from numba import njit
 
 from pipeline.kernels import alphabet
+from pipeline.kernels.alphabet import KIND, peek
 
 
-def scripts(codes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+def scripts(data: np.ndarray, places: np.ndarray) -> np.ndarray:
     """int64 [n, CLASSES]: characters by class (see pipeline.kernels.alphabet)."""
-    return _scripts(codes, offsets, alphabet.tables()[0], alphabet.CLASSES)
+    return _scripts(data, places, alphabet.tables()[0], alphabet.CLASSES)
 
 
 @njit(cache=True, nogil=True)
-def _scripts(codes, offsets, classes, count):
-    out = np.zeros((offsets.size - 1, count), np.int64)
-    for i in range(offsets.size - 1):
-        for j in range(offsets[i], offsets[i + 1]):
-            out[i, classes[codes[j]]] += 1
+def _scripts(data, places, entries, count):
+    out = np.zeros((places.size - 1, count), np.int64)
+    sums = np.zeros((4, 16), np.int64)  # four of each, so that runs of one class do not wait for each other's sums
+    for i in range(places.size - 1):
+        p, end = places[i], places[i + 1]
+        sums[:] = 0
+        while p < end:
+            code, size = peek(data, p, end)
+            sums[p & 3, entries[code] & KIND] += 1
+            p += size
+        out[i] = sums.sum(0)[:count]
     return out

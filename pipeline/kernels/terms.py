@@ -1,6 +1,4 @@
-"""Count many fixed terms in a batch of texts in one pass (after Wu and Manber: a table of prefixes, then compare).
-
-A prefix is two characters, or three where the first is ASCII, because two letters say little in Latin text.
+"""Count many fixed terms in a batch of texts: look at the first word of each, or at its first two characters, then compare.
 
 The case of ASCII letters does not count, any white space matches a space, and a term that begins or ends with a Latin letter or a digit
 matches whole words only.
@@ -13,94 +11,124 @@ from collections.abc import Sequence
 import numpy as np
 from numba import njit
 
-from pipeline.kernels import alphabet
+from pipeline.kernels import alphabet, tokens
+from pipeline.kernels.alphabet import DIGIT, KIND, LETTER, OPENS, SPACE, is_ascii_letter, peek, stands_alone
+from pipeline.kernels.tokens import BASE, extend
 
 
 class Terms:
-    """A compiled list of (term, category, weight); categories are numbered from 0.
+    """A compiled list of (term, category, weight); categories are numbered from 0. ValueError for a term of one character.
 
-    ValueError for a term of one character, or of two of which the first is ASCII.
+    ``entries`` is the alphabet's table with the OPENS bit where a term may begin that does not begin with a word; ``possible`` is a set of
+    slots (one bit each: 8 KB stay in the fastest cache); ``table`` is what :func:`weigh` wants.
     """
 
     def __init__(self, terms: Sequence[tuple[str, int, int]]) -> None:
-        self.codes, self.offsets = alphabet.encode([term.lower() for term, _, _ in terms])
-        self.category = np.array([c for _, c, _ in terms], np.int64)
-        self.weight = np.array([w for _, _, w in terms], np.int64)
-        self.head = np.full(1 << 16, -1, np.int32)
-        self.next = np.full(len(terms), -1, np.int32)
-        self.possible = np.zeros(1 << 10, np.uint64)  # one bit a slot: 8 KB stay in the fastest cache
-        for i in range(len(terms)):
-            a, b, *rest = self.codes[self.offsets[i] : self.offsets[i + 1]].tolist()
-            if a < 128 and not rest:
-                raise ValueError(f"term {terms[i][0]!r}: a term that starts with an ASCII character has three characters or more")
-            slot = _slot(a, b, rest[0] if rest else 0)
-            self.next[i], self.head[slot] = self.head[slot], i
+        codes = [np.array(list(map(ord, term.lower())), np.uint32) for term, _, _ in terms]
+        self.entries = alphabet.tables()[0].copy()
+        self.categories = 1 + max((c for _, c, _ in terms), default=0)
+        self.possible = np.zeros(1 << 10, np.uint64)
+        head, following = np.full(1 << 16, -1, np.int32), np.full(len(terms), -1, np.int32)
+        firsts, starts = tokens.tokenize(*alphabet.utf8([term for term, _, _ in terms]))
+        for i, term in enumerate(codes):
+            if len(term) < 2:
+                raise ValueError(f"term {terms[i][0]!r}: a term has two characters or more")
+            kind = self.entries[term[0]] & KIND
+            if DIGIT <= kind <= LETTER and not stands_alone(kind):
+                slot = int(word_slot(firsts[starts[i]]))
+            else:
+                slot = int(_pair_slot(term[0], term[1]))
+                self.entries[term[0]] |= OPENS
+            following[i], head[slot] = head[slot], i
             self.possible[slot >> 6] |= np.uint64(1 << (slot & 63))
+        category, weight = (np.array([t[k] for t in terms], np.int64) for k in (1, 2))
+        self.table = (np.concatenate(codes), np.cumsum([0, *map(len, codes)]), category, weight, head, following)
 
-    def points(self, codes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    def points(self, data: np.ndarray, places: np.ndarray) -> np.ndarray:
         """Sum of the weights of all occurrences: int64 [texts, categories]."""
-        table = (self.codes, self.offsets, self.category, self.weight, self.possible, self.head, self.next)
-        return _points(codes, offsets, *table, int(self.category.max()) + 1)
+        return _points(data, places, self.entries, alphabet.tables()[1], self.possible, self.table, self.categories)
 
 
 @njit(cache=True, nogil=True)
-def _fold(code):
+def _fold(code, entries):
     """Lower case for ASCII, and every white space a space: all that the terms need."""
-    low = code + np.uint32(32) * ((code >= 65) & (code <= 90))
-    return np.uint32(32) if (code < 32) | (code == 0xA0) | (code == 0x3000) else np.uint32(low)
+    if is_ascii_letter(code):
+        return np.uint32(code) | np.uint32(32)
+    return np.uint32(32) if (code < 32) | (entries[code] & KIND == SPACE) else np.uint32(code)
 
 
 @njit(cache=True, nogil=True)
 def _is_word(code):
-    return ((code >= 48) & (code <= 57)) | ((code >= 97) & (code <= 122)) | ((code >= 0xC0) & (code <= 0x24F))
+    """Do words go on over this character?"""
+    return is_ascii_letter(code) or (code >= 48 and code <= 57) or (code >= 0xC0 and code <= 0x24F)
 
 
 @njit(cache=True, nogil=True)
-def _slot(first, second, third):
-    return (np.int64(first) * 31 + np.int64(second) * 1031 + np.int64(third) * 8209 * (first < 128)) & 0xFFFF
+def word_slot(token):
+    """Where terms are listed that begin with the word of this hash (see :mod:`pipeline.kernels.tokens`)."""
+    return np.uint64(token) >> np.uint64(48)
 
 
 @njit(cache=True, nogil=True)
-def _candidates(codes, start, end, possible, places):
-    """Write to `places` where a term may start: its first two characters fit, and no word goes on. Without a branch, which would be missed often."""
-    count = 0
-    current = np.uint32(32)
-    following = _fold(codes[start]) if end > start else current
-    third = _fold(codes[start + 1]) if end > start + 1 else current
-    inside = False
-    for j in range(start, end - 1):
-        current, following = following, third
-        third = _fold(codes[min(j + 2, end - 1)])
-        word = _is_word(current)
-        slot = _slot(current, following, third)
-        places[count] = j
-        count += np.int64(possible[slot >> 6] >> np.uint64(slot & 63) & np.uint64(1)) & (1 - (word & inside))
-        inside = word
-    return count
+def _pair_slot(first, second):
+    return (np.uint64(first) * np.uint64(31) + np.uint64(second) * np.uint64(1031)) & np.uint64(0xFFFF)
 
 
 @njit(cache=True, nogil=True)
-def _points(codes, offsets, term_codes, term_offsets, category, weight, possible, head, chain, categories):
-    texts = offsets.size - 1
-    out = np.zeros((texts, categories), np.int64)
-    longest = np.int64(1)
-    for i in range(texts):
-        longest = max(longest, offsets[i + 1] - offsets[i])
-    places = np.empty(longest, np.int64)
-    for i in range(texts):
-        end = offsets[i + 1]
-        for j in places[: _candidates(codes, offsets[i], end, possible, places)]:
-            term = head[_slot(_fold(codes[j]), _fold(codes[j + 1]), _fold(codes[min(j + 2, end - 1)]))]
-            while term >= 0:
-                size = term_offsets[term + 1] - term_offsets[term]
-                same = j + size <= end
-                k = 0
-                while same and k < size:
-                    same = _fold(codes[j + k]) == term_codes[term_offsets[term] + k]
-                    k += 1
-                if same and j + size < end and _is_word(_fold(codes[j + size - 1])) and _is_word(_fold(codes[j + size])):
-                    same = False
-                if same:
-                    out[i, category[term]] += weight[term]
-                term = chain[term]
+def pair_slot(data, p, end, entries):
+    """The same by the two characters at p."""
+    first, size = peek(data, p, end)
+    return _pair_slot(_fold(first, entries), _fold(peek(data, p + size, end)[0], entries))
+
+
+@njit(cache=True, nogil=True)
+def is_possible(possible, slot):
+    """Is a term listed in this slot?"""
+    return possible[slot >> np.uint64(6)] >> (slot & np.uint64(63)) & np.uint64(1) != 0
+
+
+@njit(cache=True, nogil=True)
+def weigh(data, p, end, slot, entries, table, points):
+    """Add the weights of the terms of a slot that stand at p to `points` int64 [categories]. The caller knows that no word goes on there."""
+    codes, offsets, category, weight, head, following = table
+    term = np.int64(head[slot])
+    while term >= 0:
+        if _matches(data, p, end, entries, codes, offsets[term], offsets[term + 1]):
+            points[category[term]] += weight[term]
+        term = np.int64(following[term])
+
+
+@njit(cache=True, nogil=True)
+def _matches(data, p, end, entries, codes, first, stop):
+    """Does the term ``codes[first:stop]`` stand at p, with its last word whole?"""
+    last = np.uint32(0)
+    for k in range(first, stop):
+        if p >= end:
+            return False
+        last, size = peek(data, p, end)
+        if _fold(last, entries) != codes[k]:
+            return False
+        p += size
+    return not (p < end and _is_word(last) and _is_word(peek(data, p, end)[0]))
+
+
+@njit(cache=True, nogil=True)
+def _points(data, places, entries, lower, possible, table, categories):
+    out = np.zeros((places.size - 1, categories), np.int64)
+    for i in range(places.size - 1):
+        p, end = places[i], places[i + 1]
+        current, first = np.uint64(BASE), p
+        while p <= end:
+            code, size = peek(data, p, end)
+            kind = entries[code] & KIND
+            if kind >= DIGIT and kind <= LETTER and not stands_alone(kind):
+                first = p if current == np.uint64(BASE) else first
+                current = extend(current, lower[code] if code < 0x10000 else code)
+            else:
+                if current != np.uint64(BASE) and is_possible(possible, word_slot(current)):
+                    weigh(data, first, end, word_slot(current), entries, table, out[i])
+                current = np.uint64(BASE)
+                if entries[code] & OPENS and is_possible(possible, pair_slot(data, p, end, entries)):
+                    weigh(data, p, end, pair_slot(data, p, end, entries), entries, table, out[i])
+            p += size
     return out

@@ -10,18 +10,15 @@ import numpy as np
 from numba import njit
 
 from pipeline.kernels import alphabet
-from pipeline.kernels.alphabet import DIGIT, HAN, KANA, LETTER, UNSPACED
+from pipeline.kernels.alphabet import DIGIT, KIND, LETTER, is_ascii_letter, peek, stands_alone
 
 PRIME = 0x100000001B3
 BASE = 0x9E3779B97F4A7C15
 
 
-def tokenize(codes: np.ndarray, offsets: np.ndarray, urls: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens of each text: (hashes uint64 [t], lengths int32 [t] in characters, offsets int64 [n + 1] into them).
-
-    With ``urls=False`` what follows "://" up to a space, a bracket, a quote or a character beyond ASCII is no token.
-    """
-    return _tokenize(codes, offsets, *alphabet.tables(), urls)
+def tokenize(data: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of each text: (hashes uint64 [t], offsets int64 [n + 1] into them)."""
+    return _tokenize(data, places, *alphabet.tables())
 
 
 def ngrams(tokens: np.ndarray, offsets: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -30,66 +27,66 @@ def ngrams(tokens: np.ndarray, offsets: np.ndarray, n: int) -> tuple[np.ndarray,
 
 
 @njit(cache=True, nogil=True)
-def _tokenize(codes, offsets, classes, lower, urls):
-    n = offsets.size - 1
-    hashes = np.empty(codes.size, np.uint64)
-    lengths = np.empty(codes.size, np.int32)
-    starts = np.zeros(n + 1, np.int64)
-    count = 0
-    for i in range(n):
-        current = np.uint64(BASE)
-        length = 0
-        in_url = False
-        before = second = np.uint32(0)
-        for code in codes[offsets[i] : offsets[i + 1]]:
-            kind = classes[code]
-            letter = kind >= DIGIT and kind <= LETTER
-            if not urls:
-                if in_url:
-                    in_url = not (code <= 32 or code >= 127 or code == 41 or code == 93 or code == 34 or code == 39 or code == 62)
-                    letter = letter and not in_url
-                elif code == 47:
-                    in_url = before == 47 and second == 58
-                second, before = before, code
-            if letter and kind != HAN and kind != KANA and kind != UNSPACED:
-                low = np.uint64(lower[code] if code < 0x10000 else code)
-                current = (current ^ low) * np.uint64(PRIME)
-                current ^= current >> np.uint64(31)
-                length += 1
-                continue
-            if length > 0:
-                hashes[count] = current
-                lengths[count] = length
-                count += 1
-                current = np.uint64(BASE)
-                length = 0
-            if letter:  # a character of an unspaced script is a token
-                alone = (np.uint64(BASE) ^ np.uint64(code)) * np.uint64(PRIME)
-                hashes[count] = alone ^ (alone >> np.uint64(31))
-                lengths[count] = 1
-                count += 1
-        if length > 0:
-            hashes[count] = current
-            lengths[count] = length
-            count += 1
-        starts[i + 1] = count
-    return hashes[:count], lengths[:count], starts
+def extend(current, low):
+    """A token's hash with one more (lower-cased) code point."""
+    current = (current ^ np.uint64(low)) * np.uint64(PRIME)
+    return current ^ (current >> np.uint64(31))
 
 
 @njit(cache=True, nogil=True)
-def at_least(tokens, offsets, table, enough):
-    """How many tokens of each text are in `table` (see :func:`hash_set`), counted up to `enough`: int64 [texts]."""
-    out = np.zeros(offsets.size - 1, np.int64)
-    for i in range(offsets.size - 1):
-        for j in range(offsets[i], offsets[i + 1]):
-            slot = np.int64(tokens[j] >> np.uint64(20)) & (table.size - 1)
-            while table[slot] != 0 and table[slot] != tokens[j]:
-                slot = (slot + 1) & (table.size - 1)
-            if table[slot] == tokens[j]:
-                out[i] += 1
-                if out[i] == enough:
-                    break
-    return out
+def _letters(data, p, end, current):
+    """(end of the run of ASCII letters from p, the token's hash with them)."""
+    while p < end and is_ascii_letter(data[p]):
+        current = extend(current, data[p] | 32)
+        p += 1
+    return p, current
+
+
+@njit(cache=True, nogil=True)
+def _tokenize(data, places, entries, lower):
+    hashes = np.empty(places[-1] - places[0], np.uint64)
+    starts = np.zeros(places.size, np.int64)
+    count = 0
+    for i in range(places.size - 1):
+        p, end = places[i], places[i + 1]
+        current = np.uint64(BASE)
+        while p < end:
+            if is_ascii_letter(data[p]):
+                p, current = _letters(data, p, end, current)
+                continue
+            code, size = peek(data, p, end)
+            p += size
+            kind = entries[code] & KIND
+            alone = stands_alone(kind)
+            if kind >= DIGIT and kind <= LETTER and not alone:
+                current = extend(current, lower[code] if code < 0x10000 else code)
+                continue
+            if current != np.uint64(BASE):
+                hashes[count] = current
+                count += 1
+                current = np.uint64(BASE)
+            if alone:
+                hashes[count] = extend(current, code)
+                count += 1
+        if current != np.uint64(BASE):
+            hashes[count] = current
+            count += 1
+        starts[i + 1] = count
+    return hashes[:count], starts
+
+
+@njit(cache=True, nogil=True)
+def at_least(tokens, table, enough):
+    """How many of a text's tokens are in `table` (see :func:`hash_set`), counted up to `enough`."""
+    count = 0
+    for token in tokens:
+        slot = np.int64(token >> np.uint64(20)) & (table.size - 1)
+        while table[slot] != 0 and table[slot] != token:
+            slot = (slot + 1) & (table.size - 1)
+        count += table[slot] == token
+        if count == enough:
+            break
+    return count
 
 
 @njit(cache=True, nogil=True)
