@@ -54,6 +54,7 @@ class Loop:
         self.order = Order(data.train.rows, spec.seed)
         self.plan = Plan(spec, data.train.rows)
         self.step = self.position = self.tokens = self.skipped = 0
+        self.saved_step = -1
         self.best: float | None = None
         self.guard = SpikeGuard(spec.optim.spike, engine.device)
         self._saved = time.monotonic()
@@ -180,7 +181,10 @@ class Loop:
             raise SystemExit(143)
 
     def save(self, val_loss: float | None = None) -> None:
-        """Write a checkpoint of this step (all ranks take part); ``val_loss`` says that its weights were validated."""
+        """Write a checkpoint of this step, unless there is one (all ranks take part); ``val_loss`` says that its weights were validated."""
+        if self.saved_step == self.step:
+            return
+        self.saved_step = self.step
         self.checkpoints.save(self.engine.written(), {
             "step": self.step, "position": self.position, "tokens": self.tokens, "applied": self.engine.applied, "best_loss": self.best,
             "val_loss": val_loss, "guard": self.guard.state()})

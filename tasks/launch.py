@@ -44,14 +44,15 @@ STALE = ("PREFECT_", "MLFLOW_", "TORCHELASTIC_", "MASTER_")
 STALE_NAMES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "CROSS_RANK", "CROSS_SIZE"}
 
 
-def launch(module: str, spec: dict[str, Any], out: Path, on: Resources, report: Report, *, single: bool = False) -> dict[str, Any]:
+def launch(module: str, spec: dict[str, Any], out: Path, on: Resources, report: Report, *, single: bool = False,
+           note: Callable[[str], None] = log.warning) -> dict[str, Any]:
     """Run ``python -m module --spec <out>/_run/spec.json`` in ``on.nproc`` ranks and return its ``result.json``.
 
     ``report`` is called with every record of ``metrics.jsonl``, in order, about once a second with all that came since,
     and has seen the whole file when this returns; what it raises is logged and never stops the training. ``single`` runs
-    one plain Python process instead of a launcher (scoring, generation). Raises :class:`WorkerFailed` when the workers
-    fail, stay silent for ``on.no_progress_seconds`` or run longer than ``on.wall_seconds``, and ValueError when ``on``
-    cannot be had on this machine.
+    one plain Python process instead of a launcher (scoring, generation). ``note`` gets a line for people when other nodes
+    are waited for. Raises :class:`WorkerFailed` when the workers fail, stay silent for ``on.no_progress_seconds`` or run
+    longer than ``on.wall_seconds``, and ValueError when ``on`` cannot be had on this machine.
     """
     run = Path(out) / "_run"
     (run / "logs").mkdir(parents=True, exist_ok=True)
@@ -62,13 +63,14 @@ def launch(module: str, spec: dict[str, Any], out: Path, on: Resources, report: 
     if on.nnodes > 1 and not single and not on.hostfile:
         on = on.model_copy(update={"rdzv_endpoint": on.rdzv_endpoint or nodes.own_endpoint()})
         others = nodes.calling(home(), worker, run, on.model_dump())
-        log.warning("%s waits for %d more node(s): run `pipeline join` there, with PIPELINE_HOME=%s", module, on.nnodes - 1, home())
+        note(f"waiting for {on.nnodes - 1} more node(s) at {on.rdzv_endpoint}: `pipeline join` there, with PIPELINE_HOME={home()}")
     environment = worker_environment(on, single=single)
     command = [sys.executable, "-m", *worker] if single else launcher_command(on, worker, environment, run)
     with others:
         start, code = _logged(command, environment, log_path, _Watch(module, run, on, report, log_path))
     if code:
-        raise explain(module, code, log_path, start)
+        failure = explain(module, code, log_path, start)
+        raise WorkerFailed(f"{failure}\nOther nodes: {run / 'logs'}/node-*.log", failure.reason) if on.nnodes > 1 else failure
     try:
         return json.loads(result_path.read_text("utf-8"))
     except FileNotFoundError:

@@ -20,7 +20,7 @@ Encode = Callable[..., dict[str, Any]]
 def train(cfg: TrainSection, *, data: Path, tokenizer: Path, init: Path | None, on: Resources, out: Path, report: Report) -> dict[str, Any]:
     """Train in worker processes until ``out`` is a model directory; an earlier attempt's checkpoints in it are resumed from."""
     spec = cfg.spec(on, data=data, tokenizer=tokenizer, init=init, out=out)
-    result = launch("model.train", dump(spec), out, on, report.training)
+    result = launch("model.train", dump(spec), out, on, report.training, note=report.note)
     shutil.rmtree(out / "_run" / "checkpoints", ignore_errors=True)  # the published model is whole; checkpoints are for attempts
     return result
 

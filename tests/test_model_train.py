@@ -274,7 +274,7 @@ def test_the_newest_checkpoints_stay_and_the_one_that_validated_best(tokens, tmp
         checkpoints.save([Piece("param:x", 0, 2, torch.zeros(2))], {"step": step, "val_loss": val_loss})
     checkpoints.wait()
     assert [path.name[-1] for path in checkpoints.whole()] == ["2", "4", "5"]
-    spec = make_spec(tokens, tmp_path / "run", steps=10, eval_every=2, checkpoint_every=100, keep_checkpoints=1)
+    spec = make_spec(tokens, tmp_path / "run", steps=10, eval_every=2, checkpoint_every=4, keep_checkpoints=1)
     train.train(spec, Alone())
     kept = [json.loads((path / "state.json").read_text()) for path in sorted((tmp_path / "run" / "_run" / "checkpoints").iterdir())]
     losses = {r["step"]: r["val_loss"] for r in map(json.loads, (tmp_path / "run" / "_run" / "metrics.jsonl").open()) if "val_loss" in r}
