@@ -33,7 +33,7 @@ from model.meter import Meter
 from model.objective import NextToken, Preference
 from model.setup import Ranks, choose, prepare, warm_marker
 from model.transformer import Transformer, initialize
-from model.weights import load_model, read_config, save_model
+from model.weights import load_model, read_config, save_model, widen
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -108,6 +108,7 @@ def read_model_config(spec: TrainSpec) -> ModelConfig:
     vocabulary = int(read_meta(spec.data)["vocab_size"])
     if spec.init is not None:
         config = read_config(spec.init)
+        config = replace(config, vocab_size=max(config.vocab_size, vocabulary))
         check_tokens(Path(spec.init) / "tokenizer.json", Path(spec.tokenizer) / "tokenizer.json")
     else:
         config = replace(spec.model, vocab_size=spec.model.vocab_size or vocabulary)
@@ -133,9 +134,10 @@ def _token_ids(path: Path) -> dict[str, int]:
 
 
 def fresh_model(spec: TrainSpec, config: ModelConfig) -> Transformer:
-    """The model before its first step: new weights from the seed, or the initial model's."""
+    """The model before its first step: new weights from the seed, or the initial model's, with rows for tokens that it has not met."""
     if spec.init is not None:
-        return load_model(spec.init)
+        model = load_model(spec.init)
+        return model if model.config.vocab_size == config.vocab_size else widen(model, config.vocab_size, Path(spec.tokenizer))
     model = Transformer(config)
     initialize(model, spec.seed)
     return model

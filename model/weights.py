@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,29 @@ def load_model(path: str | Path) -> Transformer:
     model = model.to_empty(device="cpu")
     load_state(model, {name: value.float() for name, value in state.items()}, str(path))
     return model
+
+
+def widen(model: Transformer, vocabulary: int, tokenizer: Path) -> Transformer:
+    """A copy of ``model`` with embedding (and head) rows for the ids that its ``tokenizer`` has been given, up to ``vocabulary``.
+
+    A token that a merge makes begins as the mean of the two it is made from, any other as the mean of all rows, where it is as
+    likely as an average token (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models").
+    """
+    spec = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    known, vocab = model.config.vocab_size, spec["vocab"]
+    pairs = [merge if isinstance(merge, list) else merge.split(" ") for merge in spec.get("merges", [])]
+    made = {vocab[a + b]: (vocab[a], vocab[b]) for a, b in pairs if vocab.get(a + b, 0) >= known}
+    state = model.state_dict()
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in state:
+            rows = list(state[name])
+            middle = state[name].mean(0)
+            for i in range(known, vocabulary):
+                rows.append((rows[made[i][0]] + rows[made[i][1]]) / 2 if i in made else middle)
+            state[name] = torch.stack(rows)
+    wide = Transformer(replace(model.config, vocab_size=vocabulary))
+    wide.load_state_dict(state)
+    return wide
 
 
 def load_state(model: Transformer, state: dict[str, Tensor], where: str) -> None:

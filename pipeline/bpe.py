@@ -48,6 +48,51 @@ def learn_merges(texts: Iterable[str], limit: int) -> list[tuple[int, int]]:
     return [(a, b) for a, b in learn(ids[words], offsets, counts, limit).tolist()]
 
 
+def extend_merges(tokenizer_json: str, texts: Iterable[str], limit: int) -> str:
+    """A ``tokenizer.json`` text with up to `limit` more merges, learnt from `texts` after its own; every id it had stays.
+
+    Raises ValueError when it is not a byte-level BPE whose ids are in the order of its merges.
+    """
+    import numpy as np
+
+    from pipeline.kernels.bpe import learn
+
+    spec, encoding = json.loads(tokenizer_json), to_tiktoken(tokenizer_json)
+    if encoding is None:
+        raise ValueError("only a byte-level BPE whose ids are in the order of its merges can be extended")
+    words, counts = _pretokens(split_pattern(spec), texts)
+    ids = [encoding.encode_ordinary(word) for word in words]
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum([len(word) for word in ids], dtype=np.int64)])
+    known = encoding.max_token_value + 1
+    merges = learn(np.array([i for word in ids for i in word], np.int32), offsets, np.array(counts, np.int64), limit, known)
+    vocab, listed = spec["model"]["vocab"], spec["model"]["merges"]
+    token = {i: text for text, i in vocab.items()}
+    for i, (a, b) in enumerate(merges.tolist(), known):
+        token[i] = token[a] + token[b]
+        vocab[token[i]] = i
+        listed.append([token[a], token[b]] if not listed or isinstance(listed[0], list) else f"{token[a]} {token[b]}")
+    return json.dumps(spec, ensure_ascii=False)
+
+
+def _pretokens(pattern: str, texts: Iterable[str]) -> tuple[list[str], list[int]]:
+    """Distinct pre-tokens of a pattern and their counts, in order of first appearance."""
+    if pattern == PRETOKEN_PATTERN:
+        from itertools import pairwise
+
+        from pipeline.kernels.pretokens import count
+
+        data, offsets, counts = count(texts)
+        whole = data.tobytes()
+        return [whole[i:j].decode() for i, j in pairwise(offsets.tolist())], counts.tolist()
+    from collections import Counter
+
+    import regex
+
+    split = regex.compile(pattern)
+    found = Counter(piece for text in texts for piece in split.findall(text))
+    return list(found), list(found.values())
+
+
 def to_tokenizers(merges: list[tuple[int, int]], specials: list[str]) -> Tokenizer:
     """A `tokenizers` tokenizer with the specials at ids 0.., then the bytes, then the tokens of the merges."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers

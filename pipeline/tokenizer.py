@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.tokenizer import CHAT_SPECIALS, ChatTokenizer
-from pipeline.bpe import learn_merges, to_tokenizers
+from pipeline.bpe import extend_merges, learn_merges, to_tokenizers
 from pipeline.sections.base import Progress, quiet
 from pipeline.sections.tokens import TokenizerSection, tokenizer_file
 
@@ -31,10 +31,10 @@ def make_tokenizer(cfg: TokenizerSection, shards: Path, out: Path, *, progress: 
     Raises ValueError naming the field when there is no text, or ``existing`` cannot be used.
     """
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = _existing(cfg.existing) if cfg.existing else train(cfg, shards / "train", progress=progress)
+    tokenizer = _existing(cfg, shards / "train", progress) if cfg.existing else train(cfg, shards / "train", progress=progress)
     ChatTokenizer(tokenizer).save(out)
     measured = vocabulary_report(out, shards)
-    report = {"trained": not cfg.existing, "vocab_size": tokenizer.get_vocab_size(), **measured}
+    report = {"trained": bool(cfg.extend or not cfg.existing), "vocab_size": tokenizer.get_vocab_size(), **measured}
     (out / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return flat_metrics(report)
 
@@ -105,14 +105,21 @@ def flat_metrics(report: dict[str, Any]) -> dict[str, float]:
     return metrics
 
 
-def _existing(existing: str) -> Tokenizer:
+def _existing(cfg: TokenizerSection, docs: Path, progress: Progress) -> Tokenizer:
     from tokenizers import AddedToken, Tokenizer
 
-    path = tokenizer_file(existing)
+    text = tokenizer_file(cfg.existing).read_text(encoding="utf-8")
+    if cfg.extend:
+        try:
+            text = extend_merges(text, sample_texts(cfg, docs, progress=progress), cfg.extend)
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"tokenizer.existing={cfg.existing}: not a readable tokenizer.json: {error!r}") from error
+        except ValueError as error:
+            raise ValueError(f"tokenizer.extend={cfg.extend}: {cfg.existing}: {error}") from error
     try:
-        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises bare Exception
-        raise ValueError(f"tokenizer.existing={existing}: not a readable tokenizer.json: {error}") from error
+        raise ValueError(f"tokenizer.existing={cfg.existing}: not a readable tokenizer.json: {error}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in CHAT_SPECIALS])

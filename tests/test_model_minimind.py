@@ -14,7 +14,7 @@ from test_model_train import Alone, make_spec
 from model import train
 from model.config import ModelConfig
 from model.transformer import Transformer, initialize
-from model.weights import _split_experts, load_model, read_config, save_model
+from model.weights import _split_experts, load_model, read_config, save_model, widen
 
 SHAPE = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
          "rope_theta": 1e6, "max_position_embeddings": 32768, "tie_word_embeddings": True}
@@ -97,3 +97,21 @@ def test_another_tokenizer_than_the_initial_models_is_refused(tokens, tmp_path) 
     (tmp_path / "hf" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 1, "b": 2}}}))
     with pytest.raises(ValueError, match=r"1 of the initial model's 2 tokens have other ids or none, first 'b'; set tokenizer.existing="):
         train.train(make_spec(tokens, tmp_path / "x", init=str(tmp_path / "hf")), Alone())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_initial_model_gets_rows_for_the_tokens_that_its_tokenizer_was_given(tokens, tmp_path, tied) -> None:
+    config = ModelConfig(vocab_size=128, dim=64, layers=2, heads=4, kv_heads=2, ffn=96, max_seq_len=64, tied=tied)
+    model = Transformer(config)
+    initialize(model, 0)
+    save_model(model, tmp_path / "first")
+    vocab = {chr(0x4E00 + i): i for i in range(128)} | {"\u4e05\u4e06": 128, "\u4e05\u4e06\u4e07": 129}
+    merges = ["\u4e05 \u4e06", "\u4e05\u4e06 \u4e07"]
+    (tokens / "tokenizer" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocab, "merges": merges}, "added_tokens": []}))
+    wide = widen(model, 131, tokens / "tokenizer")
+    for old, new in zip((model.model.embed_tokens.weight, model.head), (wide.model.embed_tokens.weight, wide.head), strict=True):
+        assert torch.equal(new[:128], old) and torch.equal(new[128], (old[5] + old[6]) / 2) and torch.equal(new[129], (new[128] + old[7]) / 2)
+        torch.testing.assert_close(new[130], old.mean(0))
+    write_tokens(tmp_path / "text", [[*range(3, 60), 129, 130, 0]] * 60, None, "text", 131, [[*range(3, 60), 0]] * 4)
+    result = train.train(make_spec(tmp_path, tmp_path / "out", init=str(tmp_path / "first"), tokenizer=str(tokens / "tokenizer"), steps=15), Alone())
+    assert read_config(tmp_path / "out").vocab_size == 131 and result["train_loss"] < 5

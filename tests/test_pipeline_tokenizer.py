@@ -12,7 +12,7 @@ from token_helpers import EN, ZH, documents, tokenizer_dir, write_shards
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from model.tokenizer import ChatTokenizer, render_chat
-from pipeline.bpe import PRETOKEN_PATTERN, learn_merges, to_tokenizers
+from pipeline.bpe import PRETOKEN_PATTERN, extend_merges, learn_merges, to_tokenizers
 from pipeline.encode import Encoder
 from pipeline.kernels.pretokens import count, split
 from pipeline.sections.tokens import TokenizerSection
@@ -121,6 +121,38 @@ def test_an_existing_tokenizer_is_taken_and_given_the_chat_tokens(tmp_path):
     assert metrics["round_trip_failures"] > 0  # it has no byte-level decoder, and the report says so
     chat = Encoder.load(tmp_path / "out")
     assert chat.encode(EN) == plain.encode(EN).ids
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.text("aab b中国a\n", max_size=40), max_size=12), st.integers(0, 20), st.integers(0, 40))
+def test_merges_learnt_in_two_steps_are_those_learnt_at_once(texts, first, more):
+    some = json.loads(to_tokenizers(learn_merges(texts, first), ["<|s|>"]).to_str())
+    whole = json.loads(to_tokenizers(learn_merges(texts, first + more), ["<|s|>"]).to_str())
+    extended = json.loads(extend_merges(json.dumps(some), texts, more)) if len(some["model"]["merges"]) == first else whole
+    assert extended["model"]["merges"] == whole["model"]["merges"] and extended["model"]["vocab"] == whole["model"]["vocab"]
+
+
+@pytest.mark.parametrize("pattern", [PRETOKEN_PATTERN, r"[a-z]+|[^a-z]"])
+def test_an_existing_tokenizer_is_extended_and_keeps_its_ids(tmp_path, pattern):
+    (tmp_path / "given").mkdir()
+    given = to_tokenizers(learn_merges([EN * 5], 60), ["<|s|>"]).to_str().replace(json.dumps(PRETOKEN_PATTERN)[1:-1], json.dumps(pattern)[1:-1])
+    (tmp_path / "given" / "tokenizer.json").write_text(given)
+    shards = write_shards(tmp_path / "s", documents())
+    metrics = make_tokenizer(TokenizerSection(existing=str(tmp_path / "given"), extend=50), shards, tmp_path / "out")
+    before, after = Tokenizer.from_str(given), Encoder.load(tmp_path / "out")
+    assert after.engine == "tiktoken" and metrics["vocab_size"] == before.get_vocab_size() + 50 + 3
+    assert metrics["unknown"] == metrics["round_trip_failures"] == 0
+    assert vocabulary(tmp_path / "given").items() <= vocabulary(tmp_path / "out").items()
+    assert len(after.encode(ZH)) < 0.6 * len(before.encode(ZH).ids)
+    assert Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json")).encode(ZH).ids == after.encode(ZH)
+
+
+def test_what_cannot_be_extended_is_refused(tmp_path):
+    with pytest.raises(ValidationError, match=r"tokenizer\.existing"):
+        TokenizerSection(extend=10)
+    Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match=r"tokenizer\.extend=10: .*only a byte-level BPE"):
+        make_tokenizer(TokenizerSection(existing=str(tmp_path), extend=10), write_shards(tmp_path / "s", documents()), tmp_path / "out")
 
 
 def test_an_existing_tokenizer_counts_by_content_and_must_be_there(tmp_path):

@@ -15,10 +15,10 @@ _EDGE, _NOTHING = -1, -2
 _ZERO = np.int64(0)  # a bare 0 is a type of its own to numba, and what it is passed to would be compiled twice
 
 
-def learn(words: np.ndarray, offsets: np.ndarray, counts: np.ndarray, limit: int) -> np.ndarray:
-    """Up to `limit` merges, in order: int32 [m, 2]; merge i makes id 256 + i. Fewer when no pair is left.
+def learn(words: np.ndarray, offsets: np.ndarray, counts: np.ndarray, limit: int, known: int = 256) -> np.ndarray:
+    """Up to `limit` merges, in order: int32 [m, 2]; merge i makes id `known` + i. Fewer when no pair is left.
 
-    Word i is ``words[offsets[i]:offsets[i + 1]]`` (uint8, offsets int64), and came ``counts[i]`` times (int64).
+    Word i is ``words[offsets[i]:offsets[i + 1]]`` (uint8, or int32 ids below `known`; offsets int64), and came ``counts[i]`` times (int64).
     Takes up to 16 bytes of memory a byte of words, and 32 a pair. Raises ValueError for 2**31 bytes of words and more.
     """
     size = len(words) + len(counts) + 1
@@ -30,13 +30,36 @@ def learn(words: np.ndarray, offsets: np.ndarray, counts: np.ndarray, limit: int
     _lay_out(words, offsets, order, cells, starts)
     bounds = np.append(starts[first[1:]], size)  # cells from bounds[i - 1] up to bounds[i] are of words that came weights[i] times
     places = np.empty(3 * size, np.int32)  # a merge takes a cell away and gives two places at most; untouched memory costs nothing
-    found, heap = np.zeros((1 << 16, 2), np.int64), np.empty((1 << 16, 4), np.int64)
-    top, used = _byte_pairs(cells, bounds, weights, places, found, heap)
+    if known == 256:
+        found, heap = np.zeros((1 << 16, 2), np.int64), np.empty((1 << 16, 4), np.int64)
+        top, used = _byte_pairs(cells, bounds, weights, places, found, heap)
+    else:
+        heap, top, used = _id_pairs(cells, bounds, weights, places)
     merges = np.empty((limit, 2), np.int32)
-    sizes = np.ones(256 + limit, np.int64)  # bytes of each id
-    fresh = np.zeros((2, 256 + limit, 2), np.int64)  # by side and neighbour: count and places of the pairs that a merge makes
-    others = np.empty((2, 256 + limit), np.int64)  # those neighbours
-    return merges[: _learn(cells, bounds, weights, places, used, heap, top, merges, sizes, fresh, others)]
+    sizes = np.ones(known + limit, np.int64)  # cells of each id
+    fresh = np.zeros((2, known + limit, 2), np.int64)  # by side and neighbour: count and places of the pairs that a merge makes
+    others = np.empty((2, known + limit), np.int64)  # those neighbours
+    return merges[: _learn(cells, bounds, weights, places, used, heap, top, merges, known, sizes, fresh, others)]
+
+
+def _id_pairs(cells, bounds, weights, places):
+    """What :func:`_byte_pairs` does, for any ids, by sorting: (heap, its rows, places used)."""
+    at = np.flatnonzero((cells[1:-1] != _EDGE) & (cells[2:] != _EDGE)) + 1
+    pair = cells[at].astype(np.int64) << 32 | cells[at + 1]
+    order = np.argsort(pair, kind="stable")
+    at = places[: len(at)] = at[order]
+    pairs, first, numbers = np.unique(pair[order], return_index=True, return_counts=True)
+    heap = np.empty((max(len(pairs), 1), 4), np.int64)
+    if len(pairs):
+        came = np.add.reduceat(weights[np.searchsorted(bounds, at, side="right")], first)
+        _fill(heap, came.astype(np.int64), pairs, first.astype(np.int64), numbers.astype(np.int64))
+    return heap, np.int64(len(pairs)), np.int64(len(at))
+
+
+@njit(cache=True, nogil=True)
+def _fill(heap, counts, pairs, starts, numbers):
+    for i in range(counts.size):
+        _push(heap, i, counts[i], pairs[i], starts[i], numbers[i])
 
 
 @njit(cache=True, nogil=True)
@@ -79,7 +102,7 @@ def _byte_pairs(cells, bounds, weights, places, found, heap):
 
 
 @njit(cache=True, nogil=True)
-def _learn(cells, bounds, weights, places, used, heap, top, merges, sizes, fresh, others):
+def _learn(cells, bounds, weights, places, used, heap, top, merges, known, sizes, fresh, others):
     """Fill the merges; returns how many there are."""
     made = 0
     while made < merges.shape[0] and top > 0:
@@ -93,7 +116,7 @@ def _learn(cells, bounds, weights, places, used, heap, top, merges, sizes, fresh
         _settle(heap, top, heap[top, 0], heap[top, 1], heap[top, 2], heap[top, 3])
         if count == 0:
             continue
-        new = 256 + made
+        new = known + made
         merges[made, 0], merges[made, 1] = a, b
         sizes[new] = sizes[a] + sizes[b]
         made += 1

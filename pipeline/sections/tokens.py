@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.sections.base import Section, where
 
@@ -20,12 +20,20 @@ class TokenizerSection(Section):
     max_document_chars: int = Field(100_000, ge=1_000, description="most that is learned from one document, so that no single book decides the merges")
     existing: str = where("", description="tokenizer.json, or a folder with one, to use instead of training; the chat tokens it lacks are added at the end")
 
+    extend: int = Field(0, ge=0, le=1_000_000, description="tokens to add to the existing tokenizer, learnt from this run's text; its ids stay")
+
     @field_validator("existing")
     @classmethod
     def _is_there(cls, value: str) -> str:
         if value and not tokenizer_file(value).is_file():
             raise ValueError(f"{tokenizer_file(value)}: no such file; name a tokenizer.json or a folder that holds one")
         return value
+
+    @model_validator(mode="after")
+    def _extends_something(self) -> TokenizerSection:
+        if self.extend and not self.existing:
+            raise ValueError("tokenizer.extend adds to an existing tokenizer: name one in tokenizer.existing, or set tokenizer.vocab_size")
+        return self
 
     def identity(self) -> dict[str, Any]:
         """The fields, and an existing tokenizer by its content: where it lies does not matter, what it says does."""
