@@ -12,6 +12,8 @@ their last job, because the next stage wants them again and starting one costs m
 from __future__ import annotations
 
 import atexit
+import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -99,6 +101,16 @@ def do_job(name: str, job: Job, index: int, done: str) -> Job:
     return result
 
 
+def keep_freed_memory() -> None:
+    """Have the C library keep up to 256 MB of freed memory for this process: every job frees and takes the same tens of megabytes, and pages that
+    come from the kernel are cleared first, which took a tenth of the time of a stage. Without effect where the library is not glibc."""
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(trim_threshold, 256 << 20)
+        library.mallopt(mmap_threshold, 64 << 20)
+
+
 def _finished(done: Path, index: int, job: Job) -> Job | None:
     """The result in the job's marker, if there is one and it was left by the same job."""
     try:
@@ -115,6 +127,7 @@ def _name(fn: Callable[[Job], Job]) -> str:
 
 
 def _in_process(name: str, jobs: Iterator[tuple[int, Job]], done: str, workers: int) -> Iterator[tuple[int, Job]]:
+    keep_freed_memory()
     for i, job in jobs:
         yield i, do_job(name, job, i, done)
 

@@ -31,7 +31,7 @@ from pipeline.sections.data import ShardSection
 SPLITS = ("train", "val")
 _ORDERED = SCHEMA.append(pa.field("order", pa.uint64()))
 _TOP = 2**64
-_PARTS, _LEAST = 16, 1 << 20
+_PARTS, _LEAST = 8, 1 << 20
 _SPLIT, _WEIGHT, _ORDER = 1, 2, 3
 """The uses of a document's hash; copy k of a repeated document is ordered by use _ORDER + k."""
 

@@ -26,7 +26,9 @@ def main() -> None:
     import pyarrow
 
     pyarrow.set_cpu_count(1)
-    from pipeline.executor import ShardFailed, do_job
+    from pipeline.executor import ShardFailed, do_job, keep_freed_memory
+
+    keep_freed_memory()
 
     while select.select([sys.stdin.buffer], [], [], IDLE_SECONDS)[0]:
         line = sys.stdin.buffer.readline()
