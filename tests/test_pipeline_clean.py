@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline import repairs, rules
 from pipeline.clean import clean
-from pipeline.kernels import alphabet
+from pipeline.kernels import alphabet, scan
 from pipeline.kernels.scan import Stat
 from pipeline.kernels.terms import Terms
 from pipeline.sections.cleaning import CleanSection, RuleName
@@ -165,3 +165,23 @@ def test_repairs_never_fail_and_are_stable(text):
         assert repair(once) == once
     repairs.repair_mojibake(text)
     repairs.main_text(f"<html><body>{text}</body></html>")
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.text("e\u0301\u0327\u1100\u1161\u11a8\uac00\u304b\u3099\u09c7\u09be\u2126\uf900\U0001d15e\U00011099\U000110ba中", max_size=12))
+def test_what_normal_form_c_changes_is_noticed(text):
+    assert unicodedata.is_normalized("NFC", text) or rules.gather([text])[Stat.UNCOMPOSED][0]
+
+
+def test_any_text_can_be_measured_and_broken_bytes_read_nothing_beyond_it():
+    texts = ["", " \n\t\u3000", "\ud800x\udfff", "🧑‍🚀" * 50, "مرحبا بالعالم. " * 20, "สวัสดีชาวโลก " * 20, "字" * 300_000, "a" * 1_000_000, "a b\n" * 200_000]
+    together = rules.gather(texts)
+    for i, text in enumerate(texts):
+        alone = rules.gather([text])
+        assert np.array_equal(alone.stats[0], together.stats[i]) and np.array_equal(alone.repeats[0], together.repeats[i])
+        assert alone.characters[0] == len(text)
+    data = np.frombuffer("好é😀".encode() * 3, np.uint8)
+    for cut in range(len(data)):  # every text but the last ends inside a character
+        places = np.array([0, cut, len(data)])
+        stats = scan.measure(data, places, rules.lexicon(), np.zeros(16, np.uint64))[0]
+        assert stats[:, : alphabet.CLASSES].sum() <= len(data)

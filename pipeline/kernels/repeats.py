@@ -62,12 +62,13 @@ def shares(tokens, lengths, step, counts, seen):
         at = prefix[(j - 1) & 15] * _POWERS[1] + tokens[j - 1]
         length = characters[(j - 1) & 15] + lengths[j - 1]
         prefix[j & 15], characters[j & 15] = at, length
-        for n in range(2 * step, min(4 * step, j) + 1, step):
-            gram = at - prefix[(j - n) & 15] * _POWERS[n]
-            row, bucket = n // step - 2, gram >> np.uint64(52)
-            count = counts[row, bucket] + 1
-            counts[row, bucket] = count
-            best = max(best, count * (count >= 3) * (length - characters[(j - n) & 15]))
+        for k in range(3):
+            n = (k + 2) * step
+            if j >= n:
+                bucket = (at - prefix[(j - n) & 15] * _POWERS[n]) >> np.uint64(52)
+                count = counts[k, bucket] + 1
+                counts[k, bucket] = count
+                best = max(best, count * (count >= 3) * (length - characters[(j - n) & 15]))
         n = 5 * step
         if j >= n and seen_before(seen, mask, at - prefix[(j - n) & 15] * _POWERS[n]):
             repeated += length - characters[max(covered, j - n) & 15]

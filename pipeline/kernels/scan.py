@@ -116,7 +116,7 @@ def _measure(data, places, alphabets, possible, table, words, stats, points, rep
     for i in range(places.size - 1):
         longest = max(longest, places[i + 1] - places[i])
     found = np.empty(longest // 2 + 1, np.uint64), np.empty(longest // 2 + 1, np.int32)  # tokens: a letter and a space at least
-    lines = np.empty(longest // 4 + 1, np.uint64), np.empty(longest // 4 + 1, np.int64)  # lines that can be repeated: three letters and a break
+    lines = np.empty(longest // 4 + 2, np.uint64), np.empty(longest // 4 + 2, np.int64)  # lines that can be repeated: three letters and a break
     counts, seen, line = np.zeros((3, 4096), np.int32), np.zeros(64, np.uint64), np.zeros(5, np.int64)
     for i in range(places.size - 1):
         row = stats[i]
@@ -212,12 +212,20 @@ def _characters(data, start, end, alphabets, possible, table, row, points, found
             current = extend(current, lower[code] if code < 0x10000 else code)
             length += 1
             row[_WORDS] += not word
+        following = data[p + 1] if p + 1 < end else np.uint8(0)
         if kind == NEWLINE:
-            n_lines += _end_line(line, line_hash, row, lines, n_lines)
+            row[_UNTIDY] += before == SPACE or (following == 10 and p > start and data[p - 1] == 10)
+            lines[0][n_lines], lines[1][n_lines] = line_hash, line[_LETTERS] + line[_WIDE] + line[_MARKS]
+            n_lines += _end_line(line, row)
             line_hash = np.uint64(0)
-        elif kind != SPACE and kind != CONTROL:
+        elif (kind != SPACE) & (kind != CONTROL):
+            if line[_LETTERS] + line[_WIDE] + line[_MARKS] > 0:
+                row[_HASHES] += (code == 35) | (code == 0x2026)
+            elif (code == 45) | (code == 42) | (code == 60) | (code == 0x2022):
+                _begin_line(data, p + size, end, entries, code, line, row)
             line_hash = _mix(line_hash, code)
-            _extend_line(data, p + size, end, entries, code, kind, joins, line, row)
+            line[_WIDE if kind == HANGUL else _LETTERS if joins else _MARKS] += 1
+            line[_LAST] = _ELLIPSIS if code == 0x2026 else kind
         word = joins or (word and (code == 39 or code == 0x2019))  # an apostrophe does not end a word
         if code >= 48 and code <= 57:
             run, gap = run + 1, False
@@ -227,45 +235,37 @@ def _characters(data, start, end, alphabets, possible, table, row, points, found
             gap = gap or code == 45 or code == 40 or code == 41
         row[_URL] += in_url
         in_url = in_url or (code == 47 and p >= start + 2 and data[p - 1] == 47 and data[p - 2] == 58)
-        if code > 127 or code <= 13 or code == 46 or code == 58 or code == 64:
-            _special(data, start, p, size, end, entries, code, kind, before, row)
+        if _tells(code, entry, following):
+            _special(data, start, p, size, end, entries, code, row)
         before, p = kind, p + size
     row[CONTROL] -= 1
-    n_lines += _end_line(line, line_hash, row, lines, n_lines)
-    return count, n_lines
+    lines[0][n_lines], lines[1][n_lines] = line_hash, line[_LETTERS] + line[_WIDE] + line[_MARKS]
+    return count, n_lines + _end_line(line, row)
 
 
 @njit(cache=True, nogil=True)
-def _extend_line(data, following, end, entries, code, kind, letter, line, row):
-    """Book a visible character that is not the most frequent kind; `following` is where the next one stands."""
-    if line[_LETTERS] + line[_WIDE] + line[_MARKS] == 0:
-        marked = (code == 45 or code == 42) and entries[peek(data, following, end)[0]] & KIND == SPACE
-        line[_BULLET] = code == 0x2022 or marked
-        row[_TAG] |= row[_LINES] == 0 and code == 60
-    else:
-        row[_HASHES] += code == 35 or code == 0x2026
-    line[_WIDE if kind == HANGUL else _LETTERS if letter else _MARKS] += 1
-    line[_LAST] = _ELLIPSIS if code == 0x2026 else kind
+def _begin_line(data, following, end, entries, code, line, row):
+    """A line's first visible character may be a bullet, and a text's may open a tag; the next character is at `following`."""
+    marked = (code == 45 or code == 42) and entries[peek(data, following, end)[0]] & KIND == SPACE
+    line[_BULLET] = code == 0x2022 or marked
+    row[_TAG] |= row[_LINES] == 0 and code == 60
 
 
 @njit(cache=True, nogil=True)
-def _end_line(line, line_hash, row, lines, n):
-    """Book a line, unless it is blank, and begin another. Returns 1 when the line went to place n of `lines`, where repetition is looked for."""
+def _end_line(line, row):
+    """Book a line, unless it is blank, and begin another. Returns 1 when it holds three letters: then repetition counts."""
     letters = line[_LETTERS] + line[_WIDE]
     visible = letters + line[_MARKS]
-    if visible == 0:
-        return 0
-    row[_LINES] += 1
-    row[_SHORT] += visible + line[_WIDE] < 30
-    row[_ENDS] = line[_LAST] == TERMINAL or line[_LAST] == _ELLIPSIS
-    row[_ENDED] += row[_ENDS]
-    row[_BULLETS] += line[_BULLET]
-    row[_ELLIPSES] += line[_LAST] == _ELLIPSIS
-    line[:] = 0
-    if letters < 3:
-        return 0
-    lines[0][n], lines[1][n] = line_hash, visible
-    return 1
+    if visible > 0:
+        row[_LINES] += 1
+        row[_SHORT] += visible + line[_WIDE] < 30
+        row[_ENDS] = line[_LAST] == TERMINAL or line[_LAST] == _ELLIPSIS
+        row[_ENDED] += row[_ENDS]
+        row[_BULLETS] += line[_BULLET]
+        row[_ELLIPSES] += line[_LAST] == _ELLIPSIS
+    for k in range(line.size):
+        line[k] = 0
+    return np.int64(letters >= 3)
 
 
 @njit(cache=True, nogil=True)
@@ -281,10 +281,18 @@ def _duplicates(hashes, sizes, seen, row):
 
 
 @njit(cache=True, nogil=True)
-def _special(data, start, p, size, end, entries, code, kind, before, row):
-    """Single characters that say that a repair or a mask may have something to do."""
-    if (kind == SPACE) | (kind == NEWLINE) | (code == 13):
-        row[_UNTIDY] += _is_untidy(data, start, p, end, code, before)
+def _tells(code, entry, following):
+    """May this character, before the byte `following`, say that a repair or a mask has something to do? Few do, and :func:`_special` looks closer."""
+    if code < 128:
+        return code == 64 or code == 13 or (code == 46 and _is_digit(following)) or (code == 58 and _is_hex(following))
+    return code < 0xF5 or code == 0xFFFD or entry & UNCOMPOSED != 0 or entry & KIND == SPACE
+
+
+@njit(cache=True, nogil=True)
+def _special(data, start, p, size, end, entries, code, row):
+    """Book what a character at p says about the repairs and masks to ask."""
+    if code == 13 or entries[code] & KIND == SPACE:
+        row[_UNTIDY] += code != 0x3000
     elif code == 46:
         row[_DOTTED] = max(row[_DOTTED], _dotted(data, start, p, end))
     elif code == 58:
@@ -297,14 +305,6 @@ def _special(data, start, p, size, end, entries, code, kind, before, row):
         row[_MOJIBAKE] += _misread(data, p + size, end, entries, code)
     else:
         row[_UNCOMPOSED] += entries[code] & UNCOMPOSED != 0
-
-
-@njit(cache=True, nogil=True)
-def _is_untidy(data, start, p, end, code, before):
-    """Is this white space that :func:`pipeline.repairs.tidy` would change?"""
-    if code == 10:
-        return before == SPACE or (p > start and p + 1 < end and data[p - 1] == 10 and data[p + 1] == 10)
-    return code == 13 or (code >= 0x80 and code != 0x3000)
 
 
 @njit(cache=True, nogil=True)

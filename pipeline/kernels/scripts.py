@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 from pipeline.kernels import alphabet
-from pipeline.kernels.alphabet import KIND, peek
+from pipeline.kernels.alphabet import KIND, LATIN, is_ascii_letter, peek
 
 
 def scripts(data: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -22,6 +22,12 @@ def _scripts(data, places, entries, count):
         p, end = places[i], places[i + 1]
         sums[:] = 0
         while p < end:
+            if is_ascii_letter(data[p]):
+                first = p
+                while p < end and is_ascii_letter(data[p]):
+                    p += 1
+                sums[0, LATIN] += p - first
+                continue
             code, size = peek(data, p, end)
             sums[p & 3, entries[code] & KIND] += 1
             p += size
