@@ -44,7 +44,8 @@ _DENSITY = {HAN: 2.5, HANGUL: 2.5, KANA: 2.0}
 """How many Latin letters say as much as one character of the script."""
 _ENGLISH = frozenset(terms.ENGLISH.split("|"))
 _ENGLISH_SHARE = 0.3
-_NOT_PROSE = re.compile(r"https?://\S+|\S*[_{}<>=\\|/@#$()\[\]]\S*|\d+")
+_NOT_PROSE = re.compile(r"(?<!\S)[^\s_{}<>=\\|/@#$()\[\]]*+[_{}<>=\\|/@#$()\[\]]\S*|\d+")
+"""Words that hold signs of code (URLs too), looked at once from their start, and numbers."""
 
 
 def language(
@@ -92,12 +93,14 @@ def _note(table: pa.Table, keep: np.ndarray, found: list[str], cfg: LanguageSect
 
 def identify(texts: list[str] | pa.ChunkedArray, cfg: LanguageSection) -> list[tuple[str, str]]:
     """(language, who decided) of each text; language is an ISO 639-1 code or "und", who is script, words, fasttext or langdetect."""
-    read = (lambda i: texts[i]) if isinstance(texts, list) else (lambda i: texts[i].as_py())
+    column = texts if isinstance(texts, list) else texts.combine_chunks()
+    read = column.__getitem__ if isinstance(texts, list) else lambda i: column[i].as_py()
     if cfg.engine == "langdetect":
         return [(_langdetect(read(i), cfg.seed) or UNKNOWN, "langdetect") for i in range(len(texts))]
-    counts = scripts.scripts(*alphabet.utf8(texts))
+    counts = scripts.scripts(*alphabet.utf8(column))
     settled = _by_script(counts) if cfg.engine == "cascade" else [None] * len(texts)
-    return [(lang, "script") if lang else _by_model(read(i), counts[i], cfg) for i, lang in enumerate(settled)]
+    scripts_of = counts.tolist()
+    return [(lang, "script") if lang else _by_model(read(i), scripts_of[i], cfg) for i, lang in enumerate(settled)]
 
 
 def _by_script(counts: np.ndarray) -> list[str | None]:
@@ -117,10 +120,10 @@ def _by_script(counts: np.ndarray) -> list[str | None]:
     return answer.tolist()
 
 
-def _by_model(text: str, counts: np.ndarray, cfg: LanguageSection) -> tuple[str, str]:
+def _by_model(text: str, counts: list[int], cfg: LanguageSection) -> tuple[str, str]:
     """English function words or fastText, on windows; langdetect where unsure. A language whose script the text lacks is no answer."""
     scores: Counter[str] = Counter()
-    letters = max(int(counts[LATIN : LETTER + 1].sum()), 1)
+    letters = max(sum(counts[LATIN : LETTER + 1]), 1)
     seen: list[str] = []
     for window in _windows(text, cfg.windows, cfg.window_characters):
         if cfg.engine == "cascade" and _is_english(window):
