@@ -150,8 +150,8 @@ def test_sft_and_dpo_stopped_by_sigterm_checkpoint_and_resume_to_the_same_bits(o
 
 @pytest.mark.parametrize("engine", ["ddp", "deepspeed"])
 def test_two_killed_ranks_resume_to_the_bit_and_another_number_of_ranks_goes_on(engine: str, tokens, tmp_path) -> None:
-    offload = {"whole": False, "killed": engine == "deepspeed"}  # where the optimizer's state lies changes nothing
-    specs = {name: make_spec(tokens, tmp_path / name, engine=engine, dtype="fp32", steps=16, offload=off) for name, off in offload.items()}
+    how = {"engine": engine, "offload": engine == "deepspeed", "dtype": "fp32", "steps": 16}
+    specs = {name: make_spec(tokens, tmp_path / name, **how) for name in ("whole", "killed")}
     whole = start(specs["whole"], torchrun(2))
     interrupt(start(specs["killed"], torchrun(2)), specs["killed"], 8, signal.SIGKILL)
     finish(whole, specs["whole"])
