@@ -10,6 +10,8 @@ import pytest
 from stage_helpers import Player
 
 ROOT = Path(__file__).parent.parent
+os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / ".pytest_cache" / "numba"))  # kernels are compiled once, not once for every home
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and models this small only wait for each other on more threads
 MICRO = str(ROOT / "tests" / "micro.toml")
 
 
