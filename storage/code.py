@@ -7,6 +7,7 @@ three imports away always does (Prefect's TASK_SOURCE sees neither).
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
 from collections.abc import Iterable
@@ -58,7 +59,7 @@ def _modules(imported: str, root: Path) -> list[str]:
 
 @functools.cache
 def _parse(path: Path, mtime: int, size: int) -> tuple[str, tuple[str, ...]]:
-    tree = ast.parse(path.read_bytes())
+    tree = _tree(path.read_bytes())
     imports = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -67,6 +68,14 @@ def _parse(path: Path, mtime: int, size: int) -> tuple[str, tuple[str, ...]]:
             imports += [f"{node.module}.{a.name}" for a in node.names]
         _drop_docstring(node)
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16], tuple(imports)
+
+
+def _tree(source: bytes) -> ast.Module:
+    """The syntax tree; tried again when two threads build trees at once, which Python before 3.11.8 takes for an error (CPython gh-106905)."""
+    for _ in range(20):
+        with contextlib.suppress(SystemError):
+            return ast.parse(source)
+    return ast.parse(source)
 
 
 def _drop_docstring(node: ast.AST) -> None:
