@@ -65,7 +65,7 @@ def test_muon_is_torchs_and_adamw_is_torchs() -> None:
         for optimizer in (mine, *peers):
             optimizer.step()
     for name in shapes:
-        torch.testing.assert_close(ours[name], theirs[name], atol=2e-3, rtol=1e-2)  # Newton-Schulz runs in bf16
+        torch.testing.assert_close(ours[name], theirs[name], atol=2e-3, rtol=1e-2)  # torch's Newton-Schulz runs in bf16
 
 
 @pytest.mark.parametrize("schedule", ["wsd", "cosine", "linear", "constant"])
