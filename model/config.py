@@ -89,14 +89,15 @@ class ModelConfig:
             feed = 3 * self.dim * self.expert_size * used + self.dim * self.experts
         return self.layers * (attention + feed + 2 * self.dim) + self.dim + self.vocab_size * self.dim * (1 if self.tied else 2)
 
-    def flops_per_token(self, seq_len: int) -> float:
+    def flops_per_token(self, seq_len: int, frozen: bool = False) -> float:
         """Training FLOPs a token: 6 per matrix parameter (head included, embedding look-up not) and 6*L*d*T for causal attention.
 
+        ``frozen`` matrices (LoRA) have no gradient of their own: 4 instead of 6.
         The usual count of model FLOPs (PaLM, arXiv:2204.02311 appendix B, halved for the causal mask); recomputation is not counted.
         """
         norms = self.layers * (2 * self.dim + (2 * self.head_size if self.qk_norm else 0)) + self.dim
         matrices = self.parameters(active=True) - norms - (0 if self.tied else self.vocab_size * self.dim)
-        return 6.0 * matrices + 6.0 * self.layers * self.heads * self.head_size * seq_len
+        return (4.0 if frozen else 6.0) * matrices + 6.0 * self.layers * self.heads * self.head_size * seq_len
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,54 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Train low-rank adapters of the matrices inside blocks instead of all weights (LoRA, arXiv:2106.09685), with AdamW.
+
+    The result is merged; the adapter lies beside it in the format of Hugging Face's ``peft``.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    rank: int = 0
+    """Width of an adapter; 0 trains all weights."""
+    alpha: float = 0.0
+    """The adapter's product is multiplied by ``alpha / rank``; 0 is twice the rank."""
+    targets: Literal["all", "attention"] = "all"
+    """Which matrices get one: attention's four, or the feed-forward's three as well."""
+
+    def __post_init__(self) -> None:
+        _need(self.rank >= 0, f"rank must not be negative, not {self.rank}")
+        _need(self.alpha >= 0, f"alpha must not be negative, not {self.alpha}")
+        _need(self.targets in ("all", "attention"), f"targets must be all or attention, not {self.targets}")
+
+    @property
+    def scale(self) -> float:
+        """What multiplies an adapter's product."""
+        return self.alpha / self.rank if self.alpha else 2.0
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Learn from a teacher's probabilities as well as from the answers (Hinton et al. 2015, arXiv:1503.02531).
+
+    The loss is ``(1 - weight) * cross-entropy + weight * temperature^2 * KL(teacher || student)`` at the targets, both softened by ``temperature``.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    teacher: str = ""
+    """A model directory (or a MiniMind .pth) with the student's vocabulary; empty: no distillation."""
+    weight: float = 0.5
+    """Share of the teacher in the loss."""
+    temperature: float = 1.5
+    """Divides both models' logits."""
+
+    def __post_init__(self) -> None:
+        _need(0 < self.weight <= 1, f"weight is a share above 0 and at most 1, not {self.weight}")
+        _need(self.temperature > 0 and math.isfinite(self.temperature), f"temperature must be positive, not {self.temperature}")
+
+
+@dataclass(frozen=True)
 class TrainSpec:
     """Everything one training run needs; the first block decides the weights, ``how`` fields only where and how fast.
 
@@ -189,6 +238,8 @@ class TrainSpec:
     """dpo: share of pairs taken to be labelled the wrong way round (cDPO)."""
     nll_weight: float = 0.0
     """dpo: weight of the chosen answer's own cross-entropy (RPO, arXiv:2404.19733)."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     eval_every: int = 0
     """Steps between validations; 0 validates at the end only (sft and dpo: also before the first step)."""
     eval_tokens: int = 0
@@ -221,11 +272,13 @@ class TrainSpec:
             _need(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("steps", "epochs", "eval_every", "eval_tokens", "micro_batch", "checkpoint_every", "threads", "nll_weight", "seed"):
             _need(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}")
-        _need(self.steps > 0 or self.epochs > 0, "steps or epochs must be positive")
+        _need(self.steps > 0 or self.epochs > 0 or self.init is not None, "steps or epochs must be positive; both are 0 only with init, to keep its weights")
         _need(self.batch_tokens >= self.seq_len, f"batch_tokens ({self.batch_tokens}) must hold at least one sequence of seq_len ({self.seq_len})")
         _need(self.beta > 0, f"beta must be positive, not {self.beta}")
         _need(0 <= self.label_smoothing < 0.5, f"label_smoothing must lie in [0, 0.5), not {self.label_smoothing}")
         _need(not self.fp8 or self.seq_len % 16 == 0, f"fp8 needs seq_len to be a multiple of 16, not {self.seq_len}")
+        _need(not self.lora.rank or self.init is not None, "lora adapts an initial model; give init")
+        _need(not self.distill.teacher or self.objective != "dpo", "distill goes with pretrain and sft, not with dpo")
         _need(0 <= self.zero_stage <= 3, f"zero_stage must be 0, 1, 2 or 3, not {self.zero_stage}")
 
     @property
@@ -237,7 +290,9 @@ class TrainSpec:
         """What decides the weights, without paths (those enter as fingerprints of what they hold)."""
         skip = {"data", "tokenizer", "out", "init", "micro_batch", "dtype", "compile", "device", "engine", "zero_stage", "offload", "fp8", "checkpointing",
                 "checkpoint_every", "keep_checkpoints", "threads", "log_every", "eval_every"}
-        return {name: value for name, value in dump(self).items() if name not in skip}
+        found = {name: value for name, value in dump(self).items() if name not in skip}
+        found["distill"].pop("teacher")
+        return found
 
 
 def dump(value: Any) -> dict[str, Any]:

@@ -155,7 +155,7 @@ class Engine(abc.ABC):
                 state["step"].fill_(applied)
 
     def weights(self) -> dict[str, Tensor]:
-        """All parameters by name in fp32, on the CPU of rank 0; elsewhere empty. Collective."""
+        """All trained parameters by name in fp32, on the CPU of rank 0; elsewhere empty. Collective."""
         found: dict[str, Tensor] = {}
         for group in self.groups:
             for chosen in slices(group["shapes"]):

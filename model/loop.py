@@ -265,7 +265,7 @@ class Plan:
             raise ValueError(f"{spec.data}: the training split holds no rows of seq_len = {spec.seq_len}; add data or lower seq_len")
         self.batch, self.warmup = min(spec.batch_rows, max(rows, 1)), spec.optim.batch_warmup
         per_step = self.batch * (1 - 0.375 * self.warmup)  # the mean of a growth from a quarter to all
-        self.steps = spec.steps or max(1, math.ceil(rows * spec.epochs / per_step))
+        self.steps = spec.steps or math.ceil(rows * spec.epochs / per_step)  # 0 epochs take the initial weights as they are
 
     def rows(self, step: int) -> int:
         """Rows of the global batch at ``step``."""

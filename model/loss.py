@@ -52,29 +52,31 @@ def _add_product(total: Tensor, grad: Tensor, h: Tensor) -> None:
         total += grad.t() @ h
 
 
-class _CrossEntropy(torch.autograd.Function):
+class _InForward(torch.autograd.Function):
+    """A loss by chunks of rows: ``gradient(h, w, *rows)`` gives a chunk's loss, its sums [k] and the gradient of its logits."""
+
     @staticmethod
-    def forward(ctx, h: Tensor, head: Tensor, targets: Tensor, weight: Tensor, z: float, chunk: int, gradient: Callable):
-        w = head.to(h.dtype)
-        gh, gw = torch.empty_like(h), torch.zeros_like(head, dtype=torch.float32)
-        loss = torch.zeros((), device=h.device)
-        nll = torch.zeros((), device=h.device)
+    def forward(ctx, h: Tensor, head: Tensor, chunk: int, gradient: Callable, *columns: Tensor):
+        w, learns = head.to(h.dtype), ctx.needs_input_grad[1]
+        gh, gw = torch.empty_like(h), torch.zeros_like(head, dtype=torch.float32) if learns else None
+        loss, sums = torch.zeros((), device=h.device), torch.zeros((), device=h.device)
         for i in range(0, h.shape[0], chunk):
             rows = slice(i, i + chunk)
-            part, plain, grad = gradient(h[rows], w, targets[rows], weight[rows], z)
+            part, plain, grad = gradient(h[rows], w, *(c[rows] for c in columns))
             loss += part
-            nll += plain
+            sums = sums + plain
             torch.mm(grad, w, out=gh[rows])
-            _add_product(gw, grad, h[rows])
+            if learns:
+                _add_product(gw, grad, h[rows])
         ctx.save_for_backward(gh, gw)
         ctx.dtype = head.dtype
-        ctx.mark_non_differentiable(nll)
-        return loss, nll
+        ctx.mark_non_differentiable(sums)
+        return loss, sums
 
     @staticmethod
     def backward(ctx, g: Tensor, _: Tensor):
         gh, gw = ctx.saved_tensors
-        return gh * g.to(gh.dtype), (gw * g).to(ctx.dtype), None, None, None, None, None
+        return gh * g.to(gh.dtype), None if gw is None else (gw * g).to(ctx.dtype), *[None] * (len(ctx.needs_input_grad) - 2)
 
 
 class _LogProbs(torch.autograd.Function):
@@ -87,14 +89,15 @@ class _LogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g: Tensor):
         h, head, targets = ctx.saved_tensors
-        w, chunk = head.to(h.dtype), ctx.chunk
-        gh, gw = torch.empty_like(h), torch.zeros_like(head, dtype=torch.float32)
+        w, chunk, learns = head.to(h.dtype), ctx.chunk, ctx.needs_input_grad[1]
+        gh, gw = torch.empty_like(h), torch.zeros_like(head, dtype=torch.float32) if learns else None
         for i in range(0, h.shape[0], chunk):
             rows = slice(i, i + chunk)
             _, _, grad = _gradient(h[rows], w, targets[rows], -g[rows], 0.0)
             torch.mm(grad, w, out=gh[rows])
-            _add_product(gw, grad, h[rows])
-        return gh, gw.to(head.dtype), None, None
+            if learns:
+                _add_product(gw, grad, h[rows])
+        return gh, gw.to(head.dtype) if learns else None, None, None
 
 
 def cross_entropy(h: Tensor, head: Tensor, targets: Tensor, weight: Tensor, z_loss: float = 0.0, gradient: Callable = _gradient,
@@ -108,7 +111,37 @@ def cross_entropy(h: Tensor, head: Tensor, targets: Tensor, weight: Tensor, z_lo
     if not torch.is_grad_enabled():
         nll = -log_probs_now(h, head, targets, chunk)
         return (nll * weight).sum(), (nll * (weight != 0)).sum()
-    return _CrossEntropy.apply(h, head, targets, weight, z_loss, chunk, gradient)
+    return _InForward.apply(h, head, chunk, lambda h, w, targets, weight: gradient(h, w, targets, weight, z_loss), targets, weight)
+
+
+def distill_gradient(h: Tensor, w: Tensor, taught: Tensor, teacher: Tensor, targets: Tensor, weight: Tensor, share: float,
+                     temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """One chunk of :func:`distillation`: weighted loss, plain sums of nll and divergence [2] (fp32), gradient of the logits in ``h``'s dtype."""
+    logits = (h @ w.t()).float()
+    nll = torch.logsumexp(logits, -1) - logits.gather(1, targets[:, None])[:, 0]
+    at = torch.arange(logits.shape[1], device=h.device)[None, :] == targets[:, None]
+    known = min(w.shape[0], teacher.shape[0])  # rows past the teacher's last id have no teacher
+    ours = torch.log_softmax(logits[:, :known] / temperature, -1)
+    theirs = torch.log_softmax((taught @ teacher[:known].t()).float() / temperature, -1)
+    divergence = (theirs.exp() * (theirs - ours)).sum(-1) * temperature**2
+    grad = (torch.softmax(logits, -1) - at.float()) * (1 - share)
+    grad = grad + torch.nn.functional.pad((ours.exp() - theirs.exp()) * (share * temperature), (0, logits.shape[1] - known))
+    counted = (weight != 0).float()
+    sums = torch.stack(((nll * counted).sum(), (divergence * counted).sum()))
+    return ((nll * (1 - share) + divergence * share) * weight).sum(), sums, (grad * weight[:, None]).to(h.dtype)
+
+
+def distillation(h: Tensor, head: Tensor, taught: Tensor, teacher: Tensor, targets: Tensor, weight: Tensor, share: float, temperature: float,
+                 gradient: Callable = distill_gradient) -> tuple[Tensor, Tensor]:
+    """``sum(weight * ((1 - share) * nll + share * t^2 * KL(teacher || student)))`` and the plain sums of both terms [2] over rows of weight > 0.
+
+    As :func:`cross_entropy`, with the teacher's hidden states ``taught`` [n, width] and its head ``teacher`` [vocab, width], both in h's
+    dtype; the divergence is taken at temperature ``t`` over the ids both know (Hinton et al. 2015, arXiv:1503.02531).
+    """
+    def chunk_of(h: Tensor, w: Tensor, taught: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return gradient(h, w, taught, teacher, targets, weight, share, temperature)
+
+    return _InForward.apply(h, head, CHUNK.get(h.device.type, 4096), chunk_of, taught, targets, weight)
 
 
 def log_probs(h: Tensor, head: Tensor, targets: Tensor) -> Tensor:

@@ -106,6 +106,27 @@ class NextToken(Objective):
         return total, torch.stack((nll.detach(), (batch.weight > 0).sum().float()))
 
 
+class Distill(NextToken):
+    """Cross-entropy at the targets and, beside it, the divergence from a frozen teacher (nats at the spec's temperature, times its square)."""
+
+    names = ("loss", "divergence", "targets")
+
+    def __init__(self, model: Transformer, spec: TrainSpec, teacher: Transformer) -> None:
+        super().__init__(model, spec)
+        self.teacher = (teacher,)  # in a tuple: no part of what engines shard, train and save
+        self.gradient = loss.distill_gradient
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        how, teacher = self.spec.distill, self.teacher[0]
+        with torch.no_grad():
+            taught = teacher.hidden(batch.ids, batch.doc).reshape(-1, teacher.config.dim)
+            taught = taught if batch.index is None else taught[batch.index]
+        total, sums = loss.distillation(self.selected(batch), self.lm.head, taught, teacher.head, batch.targets, batch.weight, how.weight,
+                                        how.temperature, self.gradient)
+        total = total + self.lm.balance() * batch.weight.sum()
+        return total, torch.cat((sums.detach(), (batch.weight > 0).sum().float()[None]))
+
+
 class Preference(Objective):
     """Direct preference optimization over packed pairs, plus ``nll_weight`` times the chosen answers' cross-entropy.
 

@@ -128,19 +128,26 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> list[dict[str, Any]]:
-    """Parameters in groups {kind, params, names, shapes, base_lr, lr, weight_decay}; equal shapes side by side, empty groups left out.
+    """Trained parameters in groups {kind, params, names, shapes, base_lr, lr, weight_decay}; equal shapes side by side, empty groups left out.
 
-    Matrices inside blocks are decayed and go to Muon when that is chosen; embeddings, head, norms and routers never are.
+    Matrices inside blocks are decayed and go to Muon when that is chosen; embeddings, head, norms and routers never are, nor
+    adapters, whose own matrices mean nothing alone.
     """
     inner: list[tuple[str, nn.Parameter]] = []
     outer: list[tuple[str, nn.Parameter]] = []
+    adapters: list[tuple[str, nn.Parameter]] = []
     for name, p in named:
+        if not p.requires_grad:
+            continue
+        if ".lora_" in name:
+            adapters.append((name, p))
+            continue
         matrix = p.ndim >= 2 and "embed_tokens" not in name and "lm_head" not in name and not name.endswith("mlp.gate.weight")
         (inner if matrix else outer).append((name, p))
     inner.sort(key=lambda item: tuple(item[1].shape))  # stable: by shape, then in the model's order
     made = []
     for kind, members, lr, decay in (("muon" if config.name == "muon" else "adamw", inner, config.lr, config.weight_decay),
-                                     ("adamw", outer, config.embed_lr or config.lr, 0.0)):
+                                     ("adamw", outer, config.embed_lr or config.lr, 0.0), ("adamw", adapters, config.lr, 0.0)):
         if members:
             made.append({"kind": kind, "params": [p for _, p in members], "names": [n for n, _ in members], "shapes": [tuple(p.shape) for _, p in members],
                          "base_lr": lr, "lr": lr, "weight_decay": decay})

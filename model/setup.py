@@ -165,7 +165,7 @@ def warm_marker(spec: TrainSpec, config: ModelConfig, dtype: str, micro: int) ->
     if not cache:
         return None
     shape = [config.dim, config.heads, config.kv_heads, config.head_size, config.ffn, config.vocab_size, config.qk_norm, spec.seq_len, micro, dtype]
-    digest = hashlib.sha256(json.dumps([shape, torch.__version__, spec.objective == "dpo"]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([shape, torch.__version__, spec.objective == "dpo", spec.lora.rank, bool(spec.distill.teacher)]).encode()).hexdigest()
     return Path(cache) / f"warm-{digest[:16]}"
 
 

@@ -28,10 +28,12 @@ from model.data import Packed, Windows, fingerprint, read_meta, read_split
 from model.engine import make_engine
 from model.fp8 import check_fp8, use_fp8
 from model.loop import Data, Loop, Plan
+from model.lora import add_lora, merge, save_adapter, shrink_frozen
 from model.machine import peak_flops
 from model.meter import Meter
-from model.objective import NextToken, Preference
-from model.setup import Ranks, choose, prepare, warm_marker
+from model.objective import Distill, NextToken, Objective, Preference
+from model.setup import Choices, Ranks, choose, prepare, warm_marker
+from model.tokenizer import check_tokens
 from model.transformer import Transformer, initialize
 from model.weights import load_model, read_config, save_model, widen
 
@@ -55,18 +57,14 @@ def train(spec: TrainSpec, ranks: Ranks) -> dict[str, Any]:
     plan = Plan(spec, data.train.rows)
     choices = choose(spec, config, ranks, plan.steps * plan.batch * spec.seq_len, run)
     model = fresh_model(spec, config)
-    if spec.fp8:
-        check_fp8(ranks.device)
-        use_fp8(model)
+    adapt(model, spec, choices, ranks)
     prepare(model, spec, choices)
     model.to(ranks.device)
-    objective = (Preference if spec.objective == "dpo" else NextToken)(model, spec)
-    if choices.compile:
-        objective.gradient = torch.compile(loss.chunk_gradient, dynamic=False)
+    objective = make_objective(model, spec, choices, ranks.device)
     engine = make_engine(objective, spec, ranks.device, ranks.rank, ranks.world)
     prints = fingerprints(spec)
     peak = peak_flops(ranks.device.type, model.compute_dtype) * ranks.world
-    meter = Meter(run, ranks.rank, ranks.device, config.flops_per_token(spec.seq_len), peak)
+    meter = Meter(run, ranks.rank, ranks.device, flops(objective), peak)
     checkpoints = Checkpoints(run / "checkpoints", spec.keep_checkpoints, prints, ranks.rank, ranks.world)
     loop = Loop(spec, engine, data, ranks, choices, checkpoints, meter)
     describe(loop, config)
@@ -78,12 +76,65 @@ def train(spec: TrainSpec, ranks: Ranks) -> dict[str, Any]:
     return result
 
 
+def adapt(model: Transformer, spec: TrainSpec, choices: Choices, ranks: Ranks) -> None:
+    """Change how the matrices inside blocks are computed, when the spec says so: fp8, or frozen with adapters."""
+    if spec.fp8:
+        check_fp8(ranks.device)
+    if spec.fp8 and spec.lora.rank:
+        ranks.say("fp8 is left out with LoRA")
+    elif spec.fp8:
+        use_fp8(model)
+    if spec.lora.rank:
+        count = add_lora(model, spec.lora, spec.seed)
+        if spec.engine in ("plain", "ddp"):  # FSDP2 and DeepSpeed want one dtype for all
+            shrink_frozen(model, getattr(torch, choices.dtype))
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        ranks.say(f"LoRA of rank {spec.lora.rank} on {count} matrices: {trained / 1e6:.2f}M parameters are trained")
+
+
+def make_objective(model: Transformer, spec: TrainSpec, choices: Choices, device: torch.device) -> Objective:
+    """What is trained for, its model and its teacher computing as chosen."""
+    if spec.distill.teacher:
+        teacher = load_teacher(spec)
+        prepare(teacher, spec, choices)
+        objective: Objective = Distill(model, spec, teacher.to(device=device, dtype=teacher.compute_dtype))
+    else:
+        objective = (Preference if spec.objective == "dpo" else NextToken)(model, spec)
+    if choices.compile:
+        plain = loss.distill_gradient if spec.distill.teacher else loss.chunk_gradient
+        objective.gradient = torch.compile(plain, dynamic=False)
+    return objective
+
+
+def load_teacher(spec: TrainSpec) -> Transformer:
+    """The frozen teacher. Raises ValueError when its token ids are not the student's."""
+    teacher, vocabulary = load_model(spec.distill.teacher), int(read_meta(spec.data)["vocab_size"])
+    check_tokens(Path(spec.distill.teacher) / "tokenizer.json", Path(spec.tokenizer) / "tokenizer.json", "the teacher")
+    if teacher.config.vocab_size < vocabulary:
+        raise ValueError(f"{spec.distill.teacher}: the teacher knows {teacher.config.vocab_size} tokens, the tokenizer has {vocabulary}; "
+                         "distillation needs one vocabulary: leave tokenizer.extend out")
+    return teacher.requires_grad_(False)
+
+
+def flops(objective: Objective) -> float:
+    """FLOPs a token of training it."""
+    spec = objective.spec
+    teacher = objective.teacher[0].config.flops_per_token(spec.seq_len) / 3 if isinstance(objective, Distill) else 0.0
+    return objective.lm.config.flops_per_token(spec.seq_len, frozen=bool(spec.lora.rank)) + teacher
+
+
 def finish(loop: Loop, config: ModelConfig, result: dict[str, Any], run: Path) -> None:
     """Write the model directory, then ``result.json``: whoever sees that file has a whole model."""
     state = loop.engine.weights()
     loop.checkpoints.wait()
     if loop.ranks.rank == 0:
-        save_model(loop.engine.objective.lm, loop.spec.out, loop.spec.tokenizer, state)
+        model, spec = loop.engine.objective.lm, loop.spec
+        if spec.lora.rank:
+            save_adapter(state, spec.lora, Path(spec.out) / "adapter")
+            model = fresh_model(spec, config)  # the frozen weights as they were read, however the engine holds them
+            merge(model, state, spec.lora)
+            state = {}
+        save_model(model, spec.out, spec.tokenizer, state)
         if loop.choices.compile and (marker := warm_marker(loop.spec, config, loop.choices.dtype, loop.choices.micro_batch)):
             marker.parent.mkdir(parents=True, exist_ok=True)
             marker.touch()
@@ -117,22 +168,6 @@ def read_model_config(spec: TrainSpec) -> ModelConfig:
     return config
 
 
-def check_tokens(known: Path, used: Path) -> None:
-    """Raises ValueError when a token has another id in ``used`` than in the tokenizer that the initial model knows (if it brings one)."""
-    if not known.is_file() or not used.is_file():
-        return
-    before, now = (_token_ids(path) for path in (known, used))
-    moved = [token for token, number in before.items() if now.get(token) != number]
-    if moved:
-        raise ValueError(f"{used}: {len(moved)} of the initial model's {len(before)} tokens have other ids or none, first {moved[0]!r}; "
-                         f"set tokenizer.existing={known.parent}")
-
-
-def _token_ids(path: Path) -> dict[str, int]:
-    values = json.loads(path.read_text(encoding="utf-8"))
-    return values.get("model", {}).get("vocab", {}) | {token["content"]: token["id"] for token in values.get("added_tokens", [])}
-
-
 def fresh_model(spec: TrainSpec, config: ModelConfig) -> Transformer:
     """The model before its first step: new weights from the seed, or the initial model's, with rows for tokens that it has not met."""
     if spec.init is not None:
@@ -145,8 +180,9 @@ def fresh_model(spec: TrainSpec, config: ModelConfig) -> Transformer:
 
 def fingerprints(spec: TrainSpec) -> dict[str, Any]:
     """What a checkpoint must agree with: contents of data, tokenizer and initial model, and the spec's deciding fields."""
+    teacher = spec.distill.teacher
     return {"data": fingerprint(spec.data), "tokenizer": fingerprint(spec.tokenizer), "init": fingerprint(spec.init) if spec.init else None,
-            "spec": json.dumps(spec.identity(), sort_keys=True)}
+            "teacher": fingerprint(teacher) if teacher else None, "spec": json.dumps(spec.identity(), sort_keys=True)}
 
 
 def describe(loop: Loop, config: ModelConfig) -> None:

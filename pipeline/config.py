@@ -12,14 +12,15 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from model.tokenizer import check_tokens
 from pipeline.sections.base import Section
 from pipeline.sections.cleaning import CleanSection, DecontaminateSection, DedupSection, LanguageSection
 from pipeline.sections.data import IngestSection, ShardSection
 from pipeline.sections.evaluation import EvaluateSection, ExportSection
 from pipeline.sections.resources import Resources
-from pipeline.sections.tokens import EncodeSection, TokenizerSection
+from pipeline.sections.tokens import EncodeSection, TokenizerSection, tokenizer_file
 from pipeline.sections.training import DpoSection, PretrainSection, SftSection
 
 PRESETS = Path(__file__).parent / "presets"
@@ -50,6 +51,16 @@ class Config(Section):
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     export: ExportSection = Field(default_factory=ExportSection)
     resources: Resources = Field(default_factory=Resources)
+
+    @model_validator(mode="after")
+    def _one_vocabulary(self) -> Config:
+        """A teacher's probabilities are of its own tokens. Raises ValueError when the student would have others."""
+        teacher, own = self.sft.distill.teacher, self.tokenizer
+        if teacher and (not own.existing or own.extend):
+            raise ValueError(f"sft.distill.teacher  teacher and student need one vocabulary: set tokenizer.existing={teacher} and tokenizer.extend=0")
+        if teacher:
+            check_tokens(Path(teacher).expanduser() / "tokenizer.json", tokenizer_file(own.existing), "the teacher")
+        return self
 
 
 STAGES = ("ingest", "clean", "language", "dedup", "decontaminate", "chats", "preferences", "shard", "tokenizer", "encode", "pretrain", "sft", "dpo",
@@ -133,7 +144,7 @@ def _explain(error: dict[str, Any]) -> str:
         return f"{where}  unknown key;{_meant(str(error['loc'][-1]), _siblings(error['loc'])) or ' see pipeline config'}"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     given = "" if isinstance(error["input"], dict) else f" (given {json.dumps(error['input'], default=str, ensure_ascii=False)[:60]})"
-    return f"{where}  {message[0].lower() + message[1:]}{given}"
+    return f"{where}  {message[0].lower() + message[1:]}{given}" if where else message
 
 
 def _siblings(loc: tuple[Any, ...]) -> list[str]:

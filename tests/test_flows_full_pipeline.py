@@ -9,7 +9,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from conftest import MICRO, ROOT
+from safetensors.torch import load_file
 
 from pipeline.config import STAGES
 
@@ -56,6 +58,18 @@ def test_one_changed_field_reruns_what_depends_on_its_bytes_only(home, first):
     assert plan["sft"]["reasons"] == ["sft.optim.lr: 0.001 → 0.002"]
     changed = home.run("sft.optim.lr=2e-3", "--until", "dpo")
     assert states(changed) == {s: "cached" for s in STAGES[: STAGES.index("sft")]} | {"sft": "ran", "dpo": "ran"}
+
+
+def test_adapters_on_weights_as_they_are_learn_from_a_teacher_of_an_earlier_run(home, first):
+    teacher, spoken = (first["by"][name]["path"] for name in ("dpo", "tokenizer"))
+    base = first["by"]["pretrain"]["path"]
+    run = home.run(f"tokenizer.existing={spoken}", f"pretrain.init={base}", "pretrain.steps=0", "pretrain.epochs=0",
+                   f"sft.distill.teacher={teacher}", "sft.lora.rank=4", "dpo.lora.rank=4", "--until", "dpo")
+    kept, before = (load_file(Path(path) / "model.safetensors") for path in (run["by"]["pretrain"]["path"], base))
+    assert kept.keys() == before.keys() and all(torch.equal(kept[name], before[name]) for name in kept)
+    assert run["by"]["sft"]["metrics"]["val_divergence"] > 0 and "val_accuracy" in run["by"]["dpo"]["metrics"]
+    for name in ("sft", "dpo"):
+        assert {"adapter_model.safetensors", "adapter_config.json"} == {p.name for p in (Path(run["by"][name]["path"]) / "adapter").iterdir()}
 
 
 def test_a_change_that_gives_the_same_bytes_stops_there(home, first):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 
 import pytest
@@ -67,5 +68,30 @@ def test_initial_weights_enter_the_key_by_content_and_reach_the_worker(tmp_path)
     assert fresh.pretrain.spec(fresh.resources, data=tmp_path, tokenizer=tmp_path, out=tmp_path).model == fresh.pretrain.model
     with pytest.raises(ConfigError, match=r"pretrain\.init  .*no folder with a config\.json"):
         load("tiny", [f"pretrain.init={tmp_path / 'three'}"])
+    assert load("tiny", [f"pretrain.init={tmp_path / 'one'}", "pretrain.steps=0", "pretrain.epochs=0"]).pretrain.epochs == 0
+    with pytest.raises(ConfigError, match="nothing would be learnt"):
+        load("tiny", ["pretrain.steps=0", "pretrain.epochs=0"])
     with pytest.raises(ConfigError, match="give one of them"):
         load("depth", [f"pretrain.init={tmp_path / 'one'}"])
+
+
+def test_a_teacher_enters_the_key_by_content_and_shares_its_tokenizer(tmp_path) -> None:
+    for name, token in (("one", "a"), ("two", "a"), ("other", "b")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(b"weights")
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {token: 0}}}))
+    one, two = (load("tiny", [f"sft.distill.teacher={tmp_path / name}", f"tokenizer.existing={tmp_path / 'one'}"]) for name in ("one", "two"))
+    assert one.sft.identity() == two.sft.identity() != load("tiny").sft.identity()
+    spec = one.sft.spec(one.resources, data=tmp_path, tokenizer=tmp_path, out=tmp_path, init=tmp_path)
+    assert spec.distill.teacher == str(tmp_path / "one") and str(tmp_path) not in str(spec.identity())
+    (tmp_path / "two" / "model.safetensors").write_bytes(b"other weights")
+    assert one.sft.identity() != two.sft.identity()
+    with pytest.raises(ConfigError, match=r"^sft\.distill\.teacher  .*one vocabulary: set tokenizer\.existing="):
+        load("tiny", [f"sft.distill.teacher={tmp_path / 'one'}"])
+    with pytest.raises(ConfigError, match="1 of the teacher's 1 tokens have other ids"):
+        load("tiny", [f"sft.distill.teacher={tmp_path / 'other'}", f"tokenizer.existing={tmp_path / 'one'}"])
+    with pytest.raises(ConfigError, match=r"sft\.distill  .*no such file"):
+        load("tiny", [f"sft.distill.teacher={tmp_path / 'none'}", f"tokenizer.existing={tmp_path / 'one'}"])
+    with pytest.raises(ConfigError, match="rank must not be negative"):
+        load("tiny", ["dpo.lora.rank=-1"])

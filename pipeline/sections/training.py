@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from model.config import ModelConfig, OptimConfig, TrainSpec
+from model.config import DistillConfig, LoraConfig, ModelConfig, OptimConfig, TrainSpec
 from pipeline.sections.base import Section, where
 from pipeline.sections.resources import Resources
 
@@ -49,10 +49,14 @@ DEPTH_HELP = (
     "which must not be given beside it; 0 is off")
 
 
+LORA_HELP = "train adapters of this rank instead of all weights (0: off); the model comes out merged, the adapter beside it for peft"
+
+
 class PretrainSection(TrainSection):
     """Base model: next-token prediction over packed documents."""
 
     OBJECTIVE = "pretrain"
+    epochs: float = Field(1.0, ge=0, description="passes over the training split, when steps is 0; 0 with init takes those weights as they are")
     model: ModelConfig = Field(default_factory=ModelConfig, description="shape of the decoder")
     optim: OptimConfig = Field(default_factory=OptimConfig, description="optimizer, rates and schedule")
     depth: int = where(0, ge=0, le=128, description=DEPTH_HELP)  # not in the key: what it derives is
@@ -64,15 +68,16 @@ class PretrainSection(TrainSection):
     @field_validator("init")
     @classmethod
     def _is_there(cls, value: str) -> str:
-        path = Path(value).expanduser()
-        if value and not path.is_file() and not (path / "config.json").is_file():
-            raise ValueError(f"{path}: no such file, and no folder with a config.json; name a model directory or a MiniMind .pth")
+        if value:
+            check_model(value)
         return value
 
     @model_validator(mode="after")
-    def _one_shape(self) -> PretrainSection:
+    def _one_start(self) -> PretrainSection:
         if self.init and self.depth:
             raise ValueError("init brings its own shape and depth derives one; give one of them")
+        if not (self.init or self.epochs or self.steps):
+            raise ValueError("steps and epochs are both 0: nothing would be learnt; only with init are weights taken as they are")
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -110,6 +115,13 @@ class PretrainSection(TrainSection):
         if wrong:
             raise ValueError(f"depth = {values['depth']} derives {', '.join(wrong)} itself; leave that out, or set depth = 0 and choose every value")
         return filled
+
+
+def check_model(name: str) -> None:
+    """Raises ValueError when there is no model directory and no weights file of this name."""
+    path = Path(name).expanduser()
+    if not path.is_file() and not (path / "config.json").is_file():
+        raise ValueError(f"{path}: no such file, and no folder with a config.json; name a model directory or a MiniMind .pth")
 
 
 def content_digest(path: Path) -> str:
@@ -158,12 +170,34 @@ def _matrix_parameters(shape: dict[str, int]) -> int:
 
 
 class SftSection(TrainSection):
-    """Supervised fine-tuning: next-token prediction at the assistant's tokens only."""
+    """Supervised fine-tuning: next-token prediction at the assistant's tokens only, of all weights or of adapters, alone or with a teacher."""
 
     OBJECTIVE = "sft"
     sources: list[str] = where(default_factory=lambda: ["teaching"], description="chat data: source names, files, globs, directories")
     epochs: float = Field(3.0, gt=0, description="passes over the conversations, when steps is 0")
     optim: OptimConfig = Field(default_factory=lambda: OptimConfig(lr=1e-3), description="optimizer, rates and schedule")
+    lora: LoraConfig = Field(default_factory=LoraConfig, description=LORA_HELP)
+    distill: DistillConfig = Field(default_factory=DistillConfig, description="learn from another model too; tokenizer.existing must name its tokenizer")
+
+    @field_validator("distill")
+    @classmethod
+    def _teacher_is_there(cls, value: DistillConfig) -> DistillConfig:
+        if value.teacher:
+            check_model(value.teacher)
+        return value
+
+    def identity(self) -> dict[str, Any]:
+        """The fields; of a teacher the content of its weights, wherever they lie."""
+        own = super().identity()
+        if self.distill.teacher:
+            own["distill"]["teacher"] = content_digest(Path(self.distill.teacher).expanduser())
+        return own
+
+    def spec(self, on: Resources, *, data: Path, tokenizer: Path, out: Path, init: Path | None = None) -> TrainSpec:
+        """As for every stage, with the teacher's whole path."""
+        made = super().spec(on, data=data, tokenizer=tokenizer, out=out, init=init)
+        teacher = self.distill.teacher and str(Path(self.distill.teacher).expanduser().resolve())
+        return dataclasses.replace(made, distill=dataclasses.replace(self.distill, teacher=teacher))
 
 
 class DpoSection(TrainSection):
@@ -175,3 +209,4 @@ class DpoSection(TrainSection):
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of pairs taken to be labelled the wrong way round")
     nll_weight: float = Field(0.1, ge=0, description="weight of the chosen answer's own cross-entropy; keeps it from becoming less likely")
     optim: OptimConfig = Field(default_factory=lambda: OptimConfig(lr=1e-4), description="optimizer, rates and schedule")
+    lora: LoraConfig = Field(default_factory=LoraConfig, description=LORA_HELP)
