@@ -38,17 +38,18 @@ def print_plan(planned: list[Any], as_json: bool) -> int:
 
 def explain_config(config: Any) -> str:
     """Every option as ``path = value`` with its meaning."""
+    from pydantic import TypeAdapter
+
     lines: list[str] = []
 
     def walk(node: Any, prefix: str) -> None:
-        for name, info in type(node).model_fields.items():
+        for name, info in TypeAdapter(type(node)).json_schema()["properties"].items():
             value = getattr(node, name)
-            if hasattr(type(value), "model_fields"):
+            if hasattr(type(value), "model_fields") or hasattr(value, "__dataclass_fields__"):
                 walk(value, f"{prefix}{name}.")
-            elif hasattr(value, "__dataclass_fields__"):
-                lines.extend(f"{prefix}{name}.{k} = {json.dumps(getattr(value, k), default=str)}" for k in value.__dataclass_fields__)
             else:
-                lines.append(f"{prefix}{name} = {json.dumps(value, default=str, ensure_ascii=False)}   # {info.description or ''}".rstrip(" #"))
+                meaning = info.get("description", "").replace("``", "").rstrip(".")
+                lines.append(f"{prefix}{name} = {json.dumps(value, default=str, ensure_ascii=False)}   # {meaning}".rstrip(" #"))
 
     walk(config, "")
     return "\n".join(lines)

@@ -28,27 +28,40 @@ class ModelConfig:
     (Peng et al. 2023, arXiv:2309.00071) when ``rope_factor`` > 1: positions up to ``rope_factor * rope_original_len``.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, not a field
+    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # noqa: RUF012 - read by pydantic, not a field
 
     vocab_size: int = 0
     """0 takes the tokenizer's."""
     dim: int = 256
+    """Width of the residual stream."""
     layers: int = 4
+    """Blocks of attention and feed-forward."""
     heads: int = 4
+    """Query heads."""
     kv_heads: int = 2
+    """Key and value heads; equal to ``heads``: multi-head, fewer: grouped-query attention."""
     head_dim: int = 0
     """0 is ``dim / heads``."""
     ffn: int = 704
+    """Width of the SwiGLU feed-forward."""
     max_seq_len: int = 2048
     """Longest sequence the exported model claims to read."""
     rope_theta: float = 10000.0
+    """Base of the rotary position frequencies."""
     rope_factor: float = 1.0
+    """YaRN: how many times longer than ``rope_original_len`` a text may be; 1 is off."""
     rope_original_len: int = 0
+    """YaRN: the length the weights were trained at."""
     norm_eps: float = 1e-6
+    """Added to the mean square in every RMSNorm."""
     qk_norm: bool = True
+    """Normalise queries and keys (Qwen3); without it the model is a Llama."""
     tied: bool = True
+    """The output matrix is the embedding."""
     experts: int = 0
+    """Experts in every feed-forward (Qwen3-MoE); 0 is dense."""
     experts_per_token: int = 2
+    """Experts that a token goes to."""
     expert_ffn: int = 0
     """Width of one expert; 0 is ``ffn / experts_per_token``."""
     router_aux: float = 0.01
@@ -108,20 +121,26 @@ class OptimConfig:
     blocks, AdamW with ``embed_lr`` for embeddings, head, norms and routers. ``adamw``: AdamW for all, with the same two rates.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # noqa: RUF012
 
     name: Literal["muon", "adamw"] = "muon"
+    """muon for the matrices inside blocks with adamw for the rest, or adamw for all."""
     lr: float = 3e-3
+    """Learning rate."""
     embed_lr: float = 0.0
     """Rate of embeddings, head and norms; 0 is ``lr``."""
     weight_decay: float = 0.1
     """Decoupled, matrices inside blocks only."""
     beta1: float = 0.9
+    """AdamW's decay of the mean gradient."""
     beta2: float = 0.95
+    """AdamW's decay of the mean square gradient."""
     eps: float = 1e-8
+    """AdamW's, added to the denominator."""
     momentum: float = 0.95
-    """Muon's."""
+    """Muon's decay of the mean gradient."""
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
+    """Of the rates after the warm-up: wsd stays and falls at the end, linear and cosine fall all the time."""
     warmup: float = 0.02
     """Share of the steps in which the rate rises from 0."""
     decay: float = 0.3
@@ -170,7 +189,7 @@ class LoraConfig:
     The result is merged; the adapter lies beside it in the format of Hugging Face's ``peft``.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # noqa: RUF012
 
     rank: int = 0
     """Width of an adapter; 0 trains all weights."""
@@ -197,7 +216,7 @@ class DistillConfig:
     The loss is ``(1 - weight) * cross-entropy + weight * temperature^2 * KL(teacher || student)`` at the targets, both softened by ``temperature``.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # noqa: RUF012
 
     teacher: str = ""
     """A model directory (or a MiniMind .pth) with the student's vocabulary; empty: no distillation."""

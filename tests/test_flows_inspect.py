@@ -2,10 +2,12 @@
 
 import fcntl
 import json
+import re
 
 import pytest
 
 from flows import inspect
+from pipeline.config import load
 from storage.store import Store
 
 
@@ -47,3 +49,9 @@ def test_gc_keeps_what_kept_failed_and_living_runs_reach(place, capsys):
     assert left == ["clean/a1", "clean/a2", "pretrain/c1.partial", "shard/b1"]
     inspect.collect(keep=1, dry_run=False)
     assert not (place / "store/clean/a2").exists(), "the run is over"
+
+
+def test_every_option_is_explained():
+    lines = inspect.explain_config(load("tiny")).splitlines()
+    assert "sft.lora.rank = 0   # Width of an adapter; 0 trains all weights" in lines and len(lines) > 150
+    assert not [line for line in lines if not re.fullmatch(r"[\w.]+ = .+   # .{8,}", line)]
