@@ -268,8 +268,7 @@ class Fsdp(Engine):
         return found
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        self.objective.set_requires_gradient_sync(last)
-        (loss * self.world).backward()  # FSDP2 averages over ranks, ours is a sum
+        (loss * self.world).backward()  # FSDP2 averages over ranks, ours is a sum; reduced every time, or each rank would hold the whole gradient
 
     def step(self, factor: float, limit: Tensor = UNLIMITED) -> Tensor:
         square = torch.zeros((), device=self.device)

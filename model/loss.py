@@ -68,6 +68,7 @@ class _InForward(torch.autograd.Function):
             torch.mm(grad, w, out=gh[rows])
             if learns:
                 _add_product(gw, grad, h[rows])
+            del grad  # or it lives beside the next chunk's logits
         ctx.save_for_backward(gh, gw)
         ctx.dtype = head.dtype
         ctx.mark_non_differentiable(sums)
@@ -76,7 +77,7 @@ class _InForward(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g: Tensor, _: Tensor):
         gh, gw = ctx.saved_tensors
-        return gh * g.to(gh.dtype), None if gw is None else (gw * g).to(ctx.dtype), *[None] * (len(ctx.needs_input_grad) - 2)
+        return gh * g.to(gh.dtype), None if gw is None else gw.mul_(g).to(ctx.dtype), *[None] * (len(ctx.needs_input_grad) - 2)
 
 
 class _LogProbs(torch.autograd.Function):
@@ -97,6 +98,7 @@ class _LogProbs(torch.autograd.Function):
             torch.mm(grad, w, out=gh[rows])
             if learns:
                 _add_product(gw, grad, h[rows])
+            del grad  # or it lives beside the next chunk's logits
         return gh, gw.to(head.dtype) if learns else None, None, None
 
 
