@@ -80,11 +80,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("overrides", nargs="*", metavar="section.key=value")
     sub.add_argument("--explain", action="store_true", help="every option with its meaning, type and default")
 
-    sub = command("estimate", _estimate, "calculate memory and time of a preset's pretraining on GPUs, without any")
+    sub = command("estimate", _estimate, "calculate memory and time of a preset's pretraining on GPUs (without any) or on this machine's CPU")
     sub.add_argument("preset")
     sub.add_argument("overrides", nargs="*", metavar="section.key=value")
-    sub.add_argument("--gpus", type=int, default=8, help="GPUs in all, 8 to a node (default 8)")
-    sub.add_argument("--gpu", choices=("h200", "h100", "a100", "4090"), default="h200")
+    sub.add_argument("--gpus", type=int, default=8, help="GPUs in all, 8 to a node (default 8); with --gpu cpu, ranks")
+    sub.add_argument("--gpu", choices=("h200", "h100", "a100", "4090", "cpu"), default="h200", help="cpu: this machine's, its speed is measured")
+    sub.add_argument("--utilisation", type=float, default=0.0, metavar="SHARE", help="share of the peak that your own runs reach, instead of the table's")
     sub.add_argument("--tokens", type=float, default=0.0, help="pretraining tokens in all, where the preset gives epochs and not steps")
     sub.add_argument("--json", action="store_true")
 
@@ -193,7 +194,7 @@ def _config(args: argparse.Namespace) -> int:
 def _estimate(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from model.estimate import Plan, describe, table
+    from model.estimate import GPUS, Plan, describe, table, this_cpu
     from pipeline.config import ConfigError, load
 
     try:
@@ -201,7 +202,10 @@ def _estimate(args: argparse.Namespace) -> int:
         section, on = config.pretrain, config.resources
         model = replace(section.model, vocab_size=section.model.vocab_size or config.tokenizer.vocab_size)
         tokens = args.tokens or float(section.steps * section.batch_tokens)
-        plan = Plan(model, section.optim, section.seq_len, section.batch_tokens, tokens, args.gpus, args.gpu, on.micro_batch, on.checkpointing, on.offload)
+        device = this_cpu(max(1, args.gpus), on.dtype) if args.gpu == "cpu" else GPUS[args.gpu]
+        compiled = on.compile == "on" if device.cpu else on.compile != "off"
+        plan = Plan(model, section.optim, section.seq_len, section.batch_tokens, tokens, args.gpus, device, on.micro_batch, on.checkpointing, on.offload,
+                    compiled, args.utilisation)
     except ConfigError as error:
         return fail(error.problems)
     except ValueError as error:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from model.estimate import Device
+
 # Dense bf16 tensor-core peaks in FLOP/s, from the vendors' data sheets; the longest matching name counts.
 GPU_PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "GH200": 989e12, "B200": 2250e12, "A100": 312e12, "A800": 312e12,
              "H800": 989e12, "H20": 148e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "A40": 150e12, "A10": 125e12, "A6000": 155e12,
@@ -68,6 +70,24 @@ def peak_flops(device_type: str, dtype: torch.dtype) -> float:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
     return 2.0 * size**3 / best
+
+
+GLOO = 1.0e9
+"""Bytes/s that a gloo all-reduce moves between processes of one machine, a rank."""
+
+
+def cpu_device(ranks: int, wanted: str = "auto") -> Device:
+    """This machine's CPU as the calculator's device, shared evenly by ``ranks``: matrix products and copies are measured (2 s)."""
+    dtype = pick_dtype(wanted, torch.device("cpu"))
+    name = str(dtype).removeprefix("torch.")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    source, target, best = torch.zeros(1 << 26), torch.zeros(1 << 26), float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        target.copy_(source)
+        best = min(best, time.perf_counter() - start)
+    return Device(f"CPU rank ({torch.get_num_threads()} threads in all)", f"cpu {name}", peak_flops("cpu", dtype) / ranks, memory / ranks,
+                  2.0 * source.nbytes / best / ranks, GLOO, GLOO, dtype.itemsize)
 
 
 def can_compile(device: torch.device) -> bool:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 from flows import cli
 from model.config import ModelConfig, OptimConfig, TrainSpec
 from model.engine import Replicas
-from model.estimate import ENGINES, GPUS, Plan, activation_bytes, compare, estimate, matrices, memory, references
-from model.objective import NextToken
+from model.estimate import ENGINES, GPUS, REFERENCE, Device, Plan, activation_bytes, compare, estimate, matrices, memory, references
+from model.objective import Batch, NextToken
 from model.transformer import Transformer, initialize
 
 SHAPES = [ModelConfig(vocab_size=64, dim=64, layers=6, heads=4, kv_heads=4, ffn=176),
@@ -25,23 +29,107 @@ def plan(model: ModelConfig = SHAPES[0], **fields) -> Plan:
     return Plan(**{"model": model, "optim": OptimConfig(), "seq_len": 1024, "batch_tokens": 1 << 19, "tokens": 1e9} | fields)
 
 
-@pytest.mark.parametrize("config", SHAPES)
-def test_activations_are_what_autograd_keeps(config: ModelConfig) -> None:
-    model, kept = Transformer(config), {}
-    initialize(model, 0)
-    model.compute_dtype = torch.bfloat16
-    ids = torch.zeros(2, 128, dtype=torch.long)
+CPU = Device("CPU", "cpu float32", 1e11, 24e9, 1e10, 1e9, 1e9, 4)
 
-    def pack(tensor):
-        if 256 in (tensor.shape[0], tensor.shape[:2].numel()) or 128 in tensor.shape[1:3]:  # by slots: weights' casts are not activations
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+
+def kept_by_a_layer(config: ModelConfig, rows: int, seq_len: int, compiled: bool, dtype: torch.dtype, attention: str) -> tuple[int, int]:
+    """Bytes of activations and of the weights' casts that autograd keeps for one block; nothing is computed, so any shape goes."""
+    kept: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage()._cdata] = (tensor.untyped_storage().nbytes(), tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        h = model.hidden(ids)
-    ends = 256 * (8 + 4 * 2 * config.dim)  # ids, and the last norm
-    assert (sum(kept.values()) - ends) / 256 / config.layers == pytest.approx(activation_bytes(config, compiled=False), rel=0.05), h.shape
-    assert activation_bytes(config) < activation_bytes(config, compiled=False)
+    with FakeTensorMode():
+        model = Transformer(replace(config, layers=1, vocab_size=64))
+        model.compute_dtype, model.attention = dtype, "manual" if attention == "plain" else "sdpa"
+        x = torch.empty(rows, seq_len, config.dim, dtype=dtype, requires_grad=True)
+        ids, doc = torch.zeros(rows, seq_len, dtype=torch.long), torch.zeros(rows, seq_len, dtype=torch.int32)
+        rope, mask = model.rope(0, seq_len, x.device), model.mask(ids, None if attention == "flash" else doc, None)
+        block = model.model.layers[0]
+        run = torch.compile(block, backend="aot_eager_decomp_partition", dynamic=False) if compiled else block
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            out = run(x, rope, mask)
+        for tensor in (*rope, *model.parameters(), *([mask[0]] if isinstance(mask, tuple) else [])):
+            kept.pop(tensor.untyped_storage()._cdata, None)
+    casts = {torch.Size(s) for p in block.parameters() for s in (p.shape, p.shape[::-1])}
+    weights = sum(n for n, t in kept.values() if t.shape in casts)
+    assert out.shape == x.shape
+    return sum(n for n, _ in kept.values()) - weights, weights
+
+
+@pytest.mark.parametrize("size", REFERENCE)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_layer_of_one_and_of_seven_billion_keeps_the_bytes_that_are_calculated(size: str, compiled: bool) -> None:
+    torch._dynamo.reset()
+    config, seq_len = REFERENCE[size][:2]
+    kept, casts = kept_by_a_layer(config, 2, seq_len, compiled, torch.bfloat16, "flash")
+    assert kept == 2 * seq_len * activation_bytes(config, compiled)
+    assert casts == pytest.approx(2 * matrices(config) / config.layers, rel=1e-3)  # and norms
+
+
+@pytest.mark.parametrize("config", SHAPES)
+@pytest.mark.parametrize("attention, seq_len", [("plain", 128), ("plain", 512), ("masked", 1024)])
+@pytest.mark.parametrize("width", [2, 4])
+def test_a_layer_on_a_cpu_keeps_the_bytes_that_are_calculated(config: ModelConfig, attention: str, seq_len: int, width: int) -> None:
+    dtype = {2: torch.bfloat16, 4: torch.float32}[width]
+    kept, _ = kept_by_a_layer(config, 2, seq_len, False, dtype, attention)
+    assert kept == pytest.approx(2 * seq_len * activation_bytes(config, False, width, attention, seq_len), rel=0.02)
+
+
+class Living(TorchDispatchMode):
+    """Counts the bytes of tensors that live, and the most there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.held: dict[int, int] = {}
+
+    def hold(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.held:
+            self.held[storage._cdata] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self.drop, storage._cdata)
+
+    def drop(self, key: int) -> None:
+        self.now -= self.held.pop(key)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_iter(out):
+            if isinstance(tensor, torch.Tensor):
+                self.hold(tensor)
+        return out
+
+
+MIDDLE = ModelConfig(vocab_size=2000, dim=128, layers=4, heads=4, kv_heads=2, ffn=352)
+
+
+@pytest.mark.parametrize("config, rows, seq_len, fields", [
+    (MIDDLE, 4, 128, {}), (MIDDLE, 4, 256, {}), (MIDDLE, 1, 32, {}), (MIDDLE, 8, 128, {"checkpointing": True}),
+    (MIDDLE, 4, 128, {"optim": OptimConfig(name="adamw")}), (replace(MIDDLE, qk_norm=False, kv_heads=4, vocab_size=20000, tied=False), 2, 128, {}),
+    (replace(MIDDLE, experts=4, expert_ffn=176), 4, 128, {})])
+def test_the_most_bytes_that_live_in_an_update_are_calculated(config: ModelConfig, rows: int, seq_len: int, fields: dict) -> None:
+    wanted = plan(config, seq_len=seq_len, gpus=1, device=CPU, compiled=False, **fields)
+    model = Transformer(config)
+    initialize(model, 0)
+    model.attention, model.checkpointing = "manual", wanted.checkpointing
+    spec = TrainSpec("pretrain", "d", "t", "o", model=config, optim=wanted.optim)
+    engine, slots, living = Replicas(NextToken(model, spec), spec, torch.device("cpu"), 0, 1), rows * seq_len, Living()
+    for tensor in (engine.grad, *(p.detach() for group in engine.optimizer.param_groups for p in group["params"])):
+        living.hold(tensor)
+    ids, targets = torch.randint(0, config.vocab_size, (2, slots), generator=torch.Generator().manual_seed(0))
+    batch = Batch(ids.view(rows, seq_len), torch.zeros(rows, seq_len, dtype=torch.int32), None, targets, torch.full((slots,), 1 / slots))
+    with living:
+        for _ in range(2):  # the second has the optimizer's state
+            loss, _ = engine(batch)
+            engine.backward(loss, True)
+            del loss
+            engine.step(1.0)
+    need = memory(wanted, "ddp", rows)
+    assert need["total"] - need["checkpoint"] == pytest.approx(living.peak, rel=0.05)
 
 
 def test_flops_are_torchs() -> None:
@@ -74,7 +162,7 @@ def test_published_runs_that_are_not_in_the_table_are_met(gpu, gpus, shape, seq_
     """llm-foundry's tokens a second and GPU (scripts/train/benchmarking/README.md) for MPT's shapes as SwiGLU of equal size."""
     dim, layers, heads, ffn = shape
     model = ModelConfig(vocab_size=50368, dim=dim, layers=layers, heads=heads, kv_heads=heads, ffn=ffn, max_seq_len=seq_len)
-    found = estimate(plan(model, optim=OptimConfig(name="adamw"), seq_len=seq_len, batch_tokens=batch, gpus=gpus, gpu=gpu), "fsdp2")
+    found = estimate(plan(model, optim=OptimConfig(name="adamw"), seq_len=seq_len, batch_tokens=batch, gpus=gpus, device=GPUS[gpu]), "fsdp2")
     assert found["fits"] and found["tokens_per_second"] / gpus == pytest.approx(measured, rel=0.2)
 
 
@@ -91,7 +179,7 @@ def test_sharding_divides_and_more_gpus_are_faster() -> None:
 
 
 def test_seven_billion_need_sharding_and_fit_then() -> None:
-    rows = {(row["shape"], row["gpus"]): row for row in references("h100", OptimConfig())}
+    rows = {(row["shape"], row["gpus"]): row for row in references(GPUS["h100"], OptimConfig())}
     assert all(row["fits"] for row in rows.values()) and rows["7B", 8]["engine"] not in ("ddp", "zero0")
     assert rows["7B", 8]["memory"]["total"] < GPUS["h100"].memory
     assert 60 < rows["7B", 64]["hours"] < 120  # 140B tokens at Llama-3's 10,000 tokens/s a GPU would take 60
@@ -106,6 +194,9 @@ def test_the_command_prints_a_table_and_json(capsys) -> None:
     with pytest.raises(SystemExit) as done:
         cli.main(["estimate", "tiny", "pretrain.steps=10"])
     assert done.value.code == 0 and "zero3" in (text := capsys.readouterr().out) and "7B x64" in text
+    with pytest.raises(SystemExit) as done:
+        cli.main(["estimate", "tiny", "--gpu", "cpu", "--gpus", "2", "--utilisation", "0.5"])
+    assert done.value.code == 0 and "2 x CPU rank" in (text := capsys.readouterr().out) and "utilisation 50%: as given" in text and "7B" not in text
     with pytest.raises(SystemExit) as done:
         cli.main(["estimate", "tiny", "pretrain.stpes=10"])
     assert done.value.code == 2 and "did you mean steps" in capsys.readouterr().err
