@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,8 @@ def dedup(
     similar = similarity >= cfg.threshold
     near = run.choose(verified[similar], similarity[similar])
     run.save_drops(pairs, near)
-    results = run.phase("filter", shingles.filter_job, [j for j in run.jobs if not j["earlier"]])
-    run.write_pairs(verified, similarity)
+    shown = run.sampled(verified, similarity)
+    results = run.filter_and_show(verified[shown], similarity[shown])
     edges = np.round(np.arange(0.5, 1.0001, 0.05), 2)
     histogram = np.histogram(similarity, np.append(edges[:-1], 1.0001))[0]
     stats = finish(
@@ -125,21 +125,19 @@ class _Run:
 
     def preference(self, nodes: np.ndarray) -> np.ndarray:
         """Positions of `nodes` from the one to be kept first: earlier artifacts, then the longest, the smallest id, the first."""
-        lengths, ids = self.gather("length", nodes), self.gather("id", nodes)
-        return np.lexsort((nodes, ids, -lengths, nodes < self.own))
+        documents = self.documents(nodes)
+        return np.lexsort((nodes, documents["id"], -documents["length"], nodes < self.own))
 
-    def load(self, kind: str, index: int) -> np.ndarray:
-        return np.load(f"{self.scratch}/{kind}-{index}.npy", mmap_mode="r")
-
-    def gather(self, kind: str, nodes: np.ndarray) -> np.ndarray:
-        """Values of a per-document scratch array for sorted document numbers, read from the shards that hold them."""
+    def holders(self, nodes: np.ndarray) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+        """The shards that hold some of these sorted document numbers, each with their rows."""
         cuts = np.searchsorted(nodes, [*self.firsts, self.total])
-        pieces = []
         for job, low, high in zip(self.jobs, cuts[:-1], cuts[1:], strict=True):
             if high > low:
-                values = self.load(kind, job["index"])
-                pieces.append(values[nodes[low:high] - job["first"]])
-        return np.concatenate(pieces)
+                yield job, nodes[low:high] - job["first"]
+
+    def documents(self, nodes: np.ndarray) -> np.ndarray:
+        """The survey's records (id, length, place) of sorted document numbers."""
+        return np.concatenate([shingles.load(self.scratch, "document", job["index"])[rows] for job, rows in self.holders(nodes)])
 
     def near(self) -> tuple[np.ndarray, np.ndarray]:
         """Verified pairs (smaller number first, int64 [m, 2]) with their true Jaccard similarity (float32 [m])."""
@@ -157,27 +155,20 @@ class _Run:
     def estimate(self, pairs: np.ndarray) -> np.ndarray:
         """Signature agreement of each pair, from the signatures of the documents in candidate pairs."""
         nodes, index = np.unique(pairs, return_inverse=True)
-        cuts = np.searchsorted(nodes, [*self.firsts, self.total])
         signatures = []
-        for job, low, high in zip(self.jobs, cuts[:-1], cuts[1:], strict=True):
-            if high > low:
-                stored, place = (self.load(kind, job["index"]) for kind in ("signature", "place"))
-                signatures.append(stored[place[nodes[low:high] - job["first"]]])
-        rows = np.concatenate(signatures)
-        return minhash.agreement(rows, rows, index.reshape(-1, 2))
+        for job, rows in self.holders(nodes):
+            stored, documents = (shingles.load(self.scratch, kind, job["index"]) for kind in ("signature", "document"))
+            signatures.append(stored[documents["place"][rows]])
+        found = np.concatenate(signatures)
+        return minhash.agreement(found, found, index.reshape(-1, 2))
 
     def similarity(self, pairs: np.ndarray) -> np.ndarray:
         """True Jaccard similarity of each pair, from shingle sets made again for the documents that need them."""
         wanted, index = np.unique(pairs, return_inverse=True)
         np.save(self.scratch / "wanted.npy", wanted)
-        self.phase("sets", shingles.sets_job, self.jobs)
-        sets, starts, total = [], [np.zeros(1, np.int64)], 0
-        for job in self.jobs:
-            part, start = (self.load(kind, job["index"]) for kind in ("set", "set-start"))
-            sets.append(part)
-            starts.append(start[1:] + total)
-            total += len(part)
-        return minhash.jaccard(np.concatenate(sets), np.concatenate(starts), index.reshape(-1, 2))
+        sizes = [n for result in self.phase("sets", shingles.sets_job, self.jobs) for n in result["sizes"]]
+        sets = np.concatenate([shingles.load(self.scratch, "set", job["index"]) for job in self.jobs])
+        return minhash.jaccard(sets, np.cumsum([0, *sizes]), index.reshape(-1, 2))
 
     def choose(self, pairs: np.ndarray, similarity: np.ndarray) -> np.ndarray:
         """(dropped, kept, similarity) of near copies: float64 [m, 3]; numbers are exact in a float64 up to 2**53."""
@@ -205,32 +196,32 @@ class _Run:
         np.save(self.scratch / "drops.npy", drops)
         np.save(self.scratch / "similarity.npy", np.concatenate([np.ones(len(exact)), near[:, 2]])[order])
         keepers, back = np.unique(drops[:, 1], return_inverse=True)
-        np.save(self.scratch / "keeper-id.npy", self.gather("id", keepers)[back] if len(keepers) else np.zeros(0, "S1"))
+        np.save(self.scratch / "keeper-id.npy", self.documents(keepers)["id"][back] if len(keepers) else np.zeros(0, "S1"))
 
-    def write_pairs(self, pairs: np.ndarray, similarity: np.ndarray) -> None:
-        """``pairs.jsonl``: up to PAIRS verified pairs of each histogram bin, excerpts from where they first differ."""
+    def sampled(self, pairs: np.ndarray, similarity: np.ndarray) -> np.ndarray:
+        """Positions of up to PAIRS verified pairs of each histogram bin, those of the smallest ids, bin by bin."""
+        if not len(pairs):
+            return np.zeros(0, np.int64)
         nodes, index = np.unique(pairs, return_inverse=True)
-        ids = self.gather("id", nodes) if len(nodes) else np.zeros(0, "S1")
-        left, right = ids[index.reshape(-1, 2)].T if len(nodes) else (ids, ids)
+        left, right = self.documents(nodes)["id"][index.reshape(-1, 2)].T
         bins = np.minimum(similarity, 0.9999) // 0.05
         order = np.lexsort((right, left, bins))
         position = np.arange(len(order)) - np.searchsorted(bins[order], bins[order])
-        chosen = order[position < PAIRS]
-        texts = self.texts(np.unique(pairs[chosen]))
-        with open(self.out / "pairs.jsonl", "w", encoding="utf-8") as lines:
-            for p in chosen:
-                a, b = (texts[n] for n in pairs[p])
-                at = max(0, first_difference(a, b) - 80)
-                pair = {"similarity": round(float(similarity[p]), 4), "a": left[p].decode(), "b": right[p].decode()}
-                pair |= {"copies": bool(similarity[p] >= self.cfg.threshold), "text_a": a[at : at + EXCERPT], "text_b": b[at : at + EXCERPT]}
-                lines.write(json.dumps(pair, ensure_ascii=False) + "\n")
+        return order[position < PAIRS]
 
-    def texts(self, nodes: np.ndarray) -> dict[int, str]:
-        """The texts of a few documents by number."""
-        cuts = np.searchsorted(nodes, [*self.firsts, self.total])
-        wanted = [(job, nodes[a:b] - job["first"]) for job, a, b in zip(self.jobs, cuts[:-1], cuts[1:], strict=True) if b > a]
-        jobs = [{**job, "wanted_rows": rows.tolist()} for job, rows in wanted]
-        found: dict[int, str] = {}
-        for job, result in zip(jobs, self.phase("texts", shingles.texts_job, jobs), strict=True):
-            found |= {job["first"] + int(row): text for row, text in result["texts"].items()}
-        return found
+    def filter_and_show(self, pairs: np.ndarray, similarity: np.ndarray) -> list[dict[str, Any]]:
+        """Write the parts, and ``pairs.jsonl`` with excerpts of these pairs from where they first differ; returns the filter jobs' results."""
+        nodes = np.unique(pairs)
+        rows = {job["index"]: rows.tolist() for job, rows in self.holders(nodes)}
+        jobs = [{**job, "shown": rows.get(job["index"], [])} for job in self.jobs]
+        results = self.phase("filter", shingles.filter_job, [job for job in jobs if not job["earlier"]])
+        earlier = self.phase("texts", shingles.texts_job, [job for job in jobs if job["earlier"] and job["shown"]])
+        texts = dict(zip(nodes.tolist(), (text for result in [*results, *earlier] for text in result["texts"]), strict=True))
+        ids = dict(zip(nodes.tolist(), self.documents(nodes)["id"].tolist(), strict=True)) if len(nodes) else {}
+        with open(self.out / "pairs.jsonl", "w", encoding="utf-8") as lines:
+            for (a, b), alike, copies in zip(pairs.tolist(), similarity.tolist(), (similarity >= self.cfg.threshold).tolist(), strict=True):
+                at = max(0, first_difference(texts[a], texts[b]) - 80)
+                pair = {"similarity": round(alike, 4), "a": ids[a].decode(), "b": ids[b].decode(), "copies": copies}
+                pair |= {"text_a": texts[a][at : at + EXCERPT], "text_b": texts[b][at : at + EXCERPT]}
+                lines.write(json.dumps(pair, ensure_ascii=False) + "\n")
+        return results

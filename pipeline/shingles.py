@@ -56,9 +56,13 @@ def band_keys(signatures: np.ndarray, bands: int, rows: int) -> np.ndarray:
 
 
 def survey_job(job: dict[str, Any]) -> dict[str, Any]:
-    """Exact keys, signatures and sorted band keys of one shard, left in the scratch directory as ``<kind>-<index>.npy``."""
+    """What later phases ask of one shard, left in the scratch directory as ``<kind>-<index>.npy``:
+
+    document: a record for each row (id, length, and its row among the signatures or -1); signature: uint32 [m, permutations];
+    exact: uint64 [3, n], sorted exact keys and their rows; band: uint64 [2, bands, m], the same of each band.
+    """
     table = read_job(job, ["id", "text", "kind"])
-    exact, signed, rows, lengths = [], [], [], []
+    exact, signed, rows, lengths = [np.zeros((0, 2), np.uint64)], [], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     a, b = minhash.permutations(job["permutations"], job["seed"])
     first = 0
     for batch in batches(table):
@@ -72,33 +76,30 @@ def survey_job(job: dict[str, Any]) -> dict[str, Any]:
             signed.append(minhash.signatures(hashes, offsets, a, b)[has])
             rows.append(first + has)
         first += batch.num_rows
-    _save(job, "length", np.concatenate(lengths or [np.zeros(0, np.int64)]))
-    _save(job, "id", np.array(table["id"].to_pylist() or [""], dtype="S"))
-    whole = np.concatenate(exact or [np.zeros((0, 2), np.uint64)])
-    order = np.lexsort((whole[:, 1], whole[:, 0]))
-    _save(job, "exact", whole[order])
-    _save(job, "exact-row", order.astype(np.int64))
+    ids, row = np.array(table["id"].to_pylist(), dtype="S"), np.concatenate(rows)
+    document = np.empty(table.num_rows, [("id", ids.dtype), ("length", np.int64), ("place", np.int64)])
+    document["id"], document["length"], document["place"] = ids, np.concatenate(lengths), -1
+    document["place"][row] = np.arange(len(row))
+    _save(job, "document", document)
+    keys = np.concatenate(exact)
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    _save(job, "exact", np.stack([*keys[order].T, order.astype(np.uint64)]))
     if job["near"]:
         signatures = np.concatenate(signed or [np.zeros((0, a.size), np.uint32)])
-        row = np.concatenate(rows or [np.zeros(0, np.int64)]).astype(np.int64)
         keys = band_keys(signatures, job["bands"], job["band_rows"])
         order = np.argsort(keys, axis=1, kind="stable")
-        place = np.full(table.num_rows, -1, np.int64)
-        place[row] = np.arange(len(row))
         _save(job, "signature", signatures)
-        _save(job, "place", place)  # row of the shard -> row of the signatures
-        _save(job, "band", np.take_along_axis(keys, order, 1))
-        _save(job, "band-row", row[order])
+        _save(job, "band", np.stack([np.take_along_axis(keys, order, 1), row.astype(np.uint64)[order]]))
     return {"rows": table.num_rows}
 
 
 def exact_job(job: dict[str, Any]) -> dict[str, Any]:
     """Groups of equal exact keys in one range of keys: pairs (first of the group, other), int64 [m, 2], saved as ``exact-pairs``."""
-    keys, numbers = _range(job, _files(job, "exact"))
-    order = np.lexsort((numbers, keys[:, 1], keys[:, 0]))
-    keys, numbers = keys[order], numbers[order]
-    same = np.all(keys[1:] == keys[:-1], axis=1)
-    start = np.concatenate([[0], np.flatnonzero(~same) + 1, [len(keys)]]) if len(keys) else np.zeros(1, int)
+    *keys, numbers = _range(job, _files(job, "exact"))
+    order = np.lexsort((numbers, keys[1], keys[0]))
+    keys, numbers = np.stack(keys)[:, order], numbers[order].astype(np.int64)
+    same = np.all(keys[:, 1:] == keys[:, :-1], axis=0)
+    start = np.concatenate([[0], np.flatnonzero(~same) + 1, [len(numbers)]]) if len(numbers) else np.zeros(1, int)
     leader = numbers[np.repeat(start[:-1], np.diff(start))]
     pairs = np.stack([leader, numbers], 1)[leader != numbers]
     _save(job, "exact-pairs", pairs)
@@ -111,7 +112,8 @@ def candidates_job(job: dict[str, Any]) -> dict[str, Any]:
     found = []
     files = _files(job, "band")
     for band in range(*job["bands"]):
-        keys, numbers = _range(job, [(first, keys[band], rows[band]) for first, keys, rows in files])
+        keys, numbers = _range(job, [(first, columns[:, band]) for first, columns in files])
+        numbers = numbers.astype(np.int64)
         stays = ~np.isin(numbers, gone)
         keys, numbers = keys[stays], numbers[stays]
         order = np.lexsort((numbers, keys))
@@ -122,12 +124,11 @@ def candidates_job(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def sets_job(job: dict[str, Any]) -> dict[str, Any]:
-    """Sorted unique shingle hashes of the wanted documents of one shard, saved as ``set`` and ``set-start`` in order of number."""
+    """Sorted unique shingle hashes of the wanted documents of one shard, saved as ``set`` in order of number; returns how many each has."""
     wanted = np.load(Path(job["scratch"]) / "wanted.npy", mmap_mode="r")
     low, high = np.searchsorted(wanted, [job["first"], job["first"] + job["rows"]])
     table = read_job(job, ["text"]).take(pa.array(np.asarray(wanted[low:high]) - job["first"]))
-    sets, starts = [], [np.zeros(1, np.int64)]
-    total = 0
+    sets, sizes = [], []
     for batch in batches(table):
         hashes, offsets = shingles(batch["text"], job["ngram"])
         owner = np.repeat(np.arange(len(offsets) - 1, dtype=np.uint64), np.diff(offsets))
@@ -135,21 +136,25 @@ def sets_job(job: dict[str, Any]) -> dict[str, Any]:
         both = both[np.concatenate([[True], both[1:] != both[:-1]])] if len(both) else both
         sets.append(both.astype(np.uint32))
         ends = np.searchsorted(both, np.arange(1, len(offsets), dtype=np.uint64) << np.uint64(32))
-        starts.append(total + ends)
-        total += len(both)
+        sizes += np.diff(ends, prepend=0).tolist()
     _save(job, "set", np.concatenate(sets or [np.zeros(0, np.uint32)]))
-    _save(job, "set-start", np.concatenate(starts))
-    return {"sets": int(high - low)}
+    return {"sizes": sizes}
 
 
 def texts_job(job: dict[str, Any]) -> dict[str, Any]:
-    """The texts of single rows of one shard: {"texts": {row: text}}."""
-    column = read_job(job, ["text"])["text"]
-    return {"texts": {str(row): column[row].as_py()[:50_000] for row in job["wanted_rows"]}}
+    """The texts of the rows ``shown`` of one shard, which is not filtered."""
+    return {"texts": _texts(job, read_job(job, ["text"]))}
+
+
+def _texts(job: dict[str, Any], table: pa.Table) -> list[str]:
+    return [table["text"][row].as_py()[:50_000] for row in job["shown"]]
 
 
 def filter_job(job: dict[str, Any]) -> dict[str, Any]:
-    """Write one shard's part without the dropped documents; ``drops.npy`` holds (number, kept number, exact) sorted by number."""
+    """Write one shard's part without the dropped documents; ``drops.npy`` holds (number, kept number, exact) sorted by number.
+
+    Returns its tally and, as "texts", those of the rows ``shown``.
+    """
     drops = np.load(Path(job["scratch"]) / "drops.npy", mmap_mode="r")
     similarity = np.load(Path(job["scratch"]) / "similarity.npy", mmap_mode="r")
     low, high = np.searchsorted(drops[:, 0], [job["first"], job["first"] + job["rows"]])
@@ -165,25 +170,26 @@ def filter_job(job: dict[str, Any]) -> dict[str, Any]:
     keep = np.ones(table.num_rows, bool)
     keep[rows] = False
     tally.count("out", write_kept(Path(job["out"]), job, table, keep))
-    return tally.json()
+    return {**tally.json(), "texts": _texts(job, table)}
 
 
-def _files(job: dict[str, Any], kind: str) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """(number of the first document, sorted keys, rows) of each shard, as memory maps."""
-    return [(first, _load(job, kind, index), _load(job, f"{kind}-row", index)) for index, first in job["shards"]]
+def _files(job: dict[str, Any], kind: str) -> list[tuple[int, np.ndarray]]:
+    """(number of the first document, memory map) of each shard."""
+    return [(first, load(job["scratch"], kind, index)) for index, first in job["shards"]]
 
 
-def _range(job: dict[str, Any], files: list[tuple[int, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """(keys, document numbers) of one range of keys, from all shards; keys of two columns are cut by the first."""
+def _range(job: dict[str, Any], shards: list[tuple[int, np.ndarray]]) -> np.ndarray:
+    """One range of keys from all shards. Of a shard it takes, and returns, columns uint64 [k, n]: sorted keys of one or two columns, cut by the first,
+    and rows, which become document numbers."""
     low, high = ((job["range"] + step) * (1 << 64) // job["ranges"] for step in (0, 1))
-    keys, numbers = [], []
-    for first, all_keys, rows in files:
-        leading = all_keys if all_keys.ndim == 1 else all_keys[:, 0]
-        a = np.searchsorted(leading, np.uint64(low))
-        b = len(leading) if high == 1 << 64 else np.searchsorted(leading, np.uint64(high))
-        keys.append(np.asarray(all_keys[a:b]))
-        numbers.append(np.asarray(rows[a:b]) + first)
-    return np.concatenate(keys), np.concatenate(numbers)
+    found = []
+    for first, columns in shards:
+        a = np.searchsorted(columns[0], np.uint64(low))
+        b = columns.shape[1] if high == 1 << 64 else np.searchsorted(columns[0], np.uint64(high))
+        part = np.array(columns[:, a:b])
+        part[-1] += np.uint64(first)
+        found.append(part)
+    return np.concatenate(found, axis=1)
 
 
 def _save(job: dict[str, Any], kind: str, array: np.ndarray) -> None:
@@ -193,5 +199,6 @@ def _save(job: dict[str, Any], kind: str, array: np.ndarray) -> None:
     partial.replace(path)
 
 
-def _load(job: dict[str, Any], kind: str, index: int) -> np.ndarray:
-    return np.load(f"{job['scratch']}/{kind}-{index}.npy", mmap_mode="r")  # of a Path numpy asks the file system for its links first
+def load(scratch: str | Path, kind: str, index: int) -> np.ndarray:
+    """A shard's array as a memory map."""
+    return np.lib.format.open_memmap(f"{scratch}/{kind}-{index}.npy", "r")  # np.load opens the file once more
