@@ -26,7 +26,7 @@ class WorkerFailed(RuntimeError):
     """Worker processes ended without a result.
 
     ``reason`` is one of "out_of_memory", "exception", "signal", "stopped", "wall_limit", "no_progress", "no_result",
-    "exit"; ``str()`` is the text for people. Two plain strings, so that the exception can be pickled.
+    "nodes", "exit"; ``str()`` is the text for people. Two plain strings, so that the exception can be pickled.
     """
 
     def __init__(self, message: str, reason: str = "exit") -> None:

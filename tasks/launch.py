@@ -19,6 +19,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
 ROOT = Path(__file__).resolve().parent.parent
 POLL_SECONDS = 1.0
+LOST_SECONDS = 10.0
+"""How long ranks may go on when another node's have ended: the first cause may be here."""
 
 # glibc gives every large activation back to the kernel and faults it in again; keeping it is 1.3-1.4x on a CPU.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(8 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30), "MALLOC_TOP_PAD_": str(256 << 20)}
@@ -52,7 +55,8 @@ def launch(module: str, spec: dict[str, Any], out: Path, on: Resources, report: 
     and has seen the whole file when this returns; what it raises is logged and never stops the training. ``single`` runs
     one plain Python process instead of a launcher (scoring, generation). ``note`` gets a line for people when other nodes
     are waited for. Raises :class:`WorkerFailed` when the workers fail, stay silent for ``on.no_progress_seconds`` or run
-    longer than ``on.wall_seconds``, and ValueError when ``on`` cannot be had on this machine.
+    longer than ``on.wall_seconds``, when other nodes do not join within ``on.join_seconds`` or are lost before the first step,
+    and ValueError when ``on`` cannot be had on this machine.
     """
     run = Path(out) / "_run"
     (run / "logs").mkdir(parents=True, exist_ok=True)
@@ -63,11 +67,12 @@ def launch(module: str, spec: dict[str, Any], out: Path, on: Resources, report: 
     if on.nnodes > 1 and not single and not on.hostfile:
         on = on.model_copy(update={"rdzv_endpoint": on.rdzv_endpoint or nodes.own_endpoint()})
         others = nodes.calling(home(), worker, run, on.model_dump())
-        note(f"waiting for {on.nnodes - 1} more node(s) at {on.rdzv_endpoint}: `pipeline join` there, with PIPELINE_HOME={home()}")
     environment = worker_environment(on, single=single)
     command = [sys.executable, "-m", *worker] if single else launcher_command(on, worker, environment, run)
-    with others:
-        start, code = _logged(command, environment, log_path, _Watch(module, run, on, report, log_path))
+    with others as roll:
+        if roll:
+            _gather(roll, module, on, run, note)
+        start, code = _logged(command, environment, log_path, _Watch(module, run, on, report, log_path, roll))
     if code:
         failure = explain(module, code, log_path, start)
         raise WorkerFailed(f"{failure}\nOther nodes: {run / 'logs'}/node-*.log", failure.reason) if on.nnodes > 1 else failure
@@ -76,6 +81,26 @@ def launch(module: str, spec: dict[str, Any], out: Path, on: Resources, report: 
     except FileNotFoundError:
         failure = explain(module, 0, log_path, start)
         raise WorkerFailed(f"{module} ended without writing {result_path}\n{failure}", "no_result") from None
+
+
+def _gather(roll: nodes.Roll, module: str, on: Resources, run: Path, note: Callable[[str], None]) -> None:
+    """Wait until all nodes have joined; raises :class:`WorkerFailed` when some do not, one is lost, or :func:`stop_all` was called."""
+    stopped = threading.Event()
+
+    def go_on() -> None:
+        if stopped.is_set():
+            raise WorkerFailed(f"{module} was stopped while it waited for other nodes", "stopped")
+
+    _waiting.add(stopped)
+    try:
+        trouble = roll.wait(on.join_seconds, note, go_on)
+    finally:
+        _waiting.discard(stopped)
+    if trouble:
+        raise WorkerFailed(
+            f"{module} was not started: {trouble}\nWhat to do: run `pipeline join` on every other machine, with PIPELINE_HOME={home()} in a folder that all "
+            f"see under the same path and {roll.endpoint} open to them; lower resources.nnodes (now {on.nnodes}), or raise resources.join_seconds (now "
+            f"{on.join_seconds}; 0 waits for ever)\nLogs: {run / 'logs'}/node-*.log", "nodes")
 
 
 def take_part(call: nodes.Call, number: int, on: Resources, watch: Any) -> int:
@@ -173,8 +198,9 @@ def _check_devices(on: Resources) -> None:
 class _Watch:
     """Looks at the workers once a second: passes metrics on and notices silence and time limits."""
 
-    def __init__(self, module: str, run: Path, on: Resources, report: Report, log_path: Path) -> None:
-        self.module, self.on, self.log_path = module, on, log_path
+    def __init__(self, module: str, run: Path, on: Resources, report: Report, log_path: Path, roll: nodes.Roll | None = None) -> None:
+        self.module, self.on, self.log_path, self.roll = module, on, log_path, roll
+        self.lost: tuple[str, float] | None = None
         self.tail, self.report = Tail(run / "metrics.jsonl"), report
         self.signs = (run / "metrics.jsonl", run / "heartbeat")
         self.seen = self._progress()
@@ -187,6 +213,8 @@ class _Watch:
         now = time.monotonic()
         if (progress := self._progress()) != self.seen:
             self.seen, self.moved = progress, now
+        if self.roll and self.moved == self.started:
+            self._count_nodes(self.roll, now)
         if now - self.moved > self.on.no_progress_seconds:
             raise WorkerFailed(
                 f"{self.module} made no progress for {now - self.moved:.0f} s (no step in metrics.jsonl, no heartbeat) and was ended; checkpoints are kept\n"
@@ -195,6 +223,15 @@ class _Watch:
             raise WorkerFailed(
                 f"{self.module} reached resources.wall_seconds = {self.on.wall_seconds} and was ended; its checkpoints are kept\n"
                 f"What to do: run again to resume, or raise resources.wall_seconds\nLog: {self.log_path}", "wall_limit")
+
+    def _count_nodes(self, roll: nodes.Roll, now: float) -> None:
+        """Before the first step ranks may wait minutes for one that is gone; own ranks that fail too get the time to say why."""
+        why = roll.lost()
+        self.lost = (why, self.lost[1] if self.lost else now) if why else None
+        if self.lost and now - self.lost[1] > LOST_SECONDS:
+            raise WorkerFailed(
+                f"{self.module} lost a node before its first step: {why}\nWhat to do: see that node's log, start `pipeline join` there again if it has "
+                f"ended, and run again\nLog: {self.log_path}", "nodes")
 
     def deliver(self, last: bool = False) -> None:
         """Hand every new record to the report; its errors (a tracking server that is down) must not stop a training."""
@@ -211,10 +248,13 @@ class _Watch:
 
 
 _running: set[subprocess.Popen[bytes]] = set()
+_waiting: set[threading.Event] = set()
 
 
 def stop_all() -> None:
     """End the workers of every launch that still runs, in any thread; each of those calls raises WorkerFailed ("stopped")."""
+    for waiting in list(_waiting):
+        waiting.set()
     for process in list(_running):
         process.terminate()
 

@@ -19,6 +19,7 @@ class Resources(Section):
     nproc: int = Field(1, ge=1, description="training processes (ranks) on this node")
     nnodes: int = Field(1, ge=1, description="nodes that train together; `pipeline join` on each of the others")
     rdzv_endpoint: str = Field("", description="host:port at which other nodes reach this one when nnodes > 1; default: its own address, a free port")
+    join_seconds: int = Field(600, ge=0, description="how long nnodes > 1 waits for the other nodes to join before the stage fails; 0 waits for ever")
     hostfile: str = Field("", description="launcher = deepspeed: host file of nodes that its launcher reaches by ssh, instead of `pipeline join`")
     launcher: Literal["torchrun", "deepspeed"] = Field("torchrun", description="what starts the training processes")
     parallel: Literal["ddp", "fsdp2"] = Field("ddp", description="how torchrun ranks share the model")
