@@ -143,7 +143,7 @@ class _Index:
         order = np.lexsort((owner, grams))
         self.grams, self.owner = grams[order], owner[order]  # a gram of two items is there twice
         self.sizes, self.anchor_sizes = evals["sizes"], evals["anchor_sizes"]
-        self.table, self.anchors = tokens.hash_set(self.grams), tokens.hash_set(evals["anchors"])
+        self.table, self.anchors = (_lookup_table(grams) for grams in (self.grams, evals["anchors"]))
 
     def overlaps(self, texts: pa.ChunkedArray):
         """Yield (row, item, share of the item's n-grams in the text) for each overlap, by row and item."""
@@ -165,9 +165,13 @@ class _Index:
                 yield row, item, count / self.counts[item]
 
 
-def _found(hashes: np.ndarray, starts: np.ndarray, n: int, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _lookup_table(grams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return tokens.hash_set(grams), tokens.sieve(grams)
+
+
+def _found(hashes: np.ndarray, starts: np.ndarray, n: int, table: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     grams, offsets = tokens.ngrams(hashes, starts, int(n))
-    return tokens.lookup(grams, offsets, _salt(int(n)), table)
+    return tokens.lookup(grams, offsets, _salt(int(n)), *table)
 
 
 def _write_items(

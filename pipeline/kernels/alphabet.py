@@ -147,16 +147,16 @@ def squeeze(data, places):
     """The same texts without white space (ASCII's and U+3000), in the form of :func:`utf8`."""
     out = np.empty(places[-1] - places[0], np.uint8)
     ends = np.zeros(places.size, np.int64)
-    count = 0
+    one, count = np.uint64(1), np.uint64(0)  # a signed index would be asked whether it counts from the end
     for i in range(places.size - 1):
-        p, end = places[i], places[i + 1]
+        p, end = np.uint64(places[i]), np.uint64(places[i + 1])
         while p < end:
             byte = data[p]
-            if byte == 0xE3 and p + 2 < end and data[p + 1] == 0x80 and data[p + 2] == 0x80:
-                p += 3
+            if byte == 0xE3 and p + one + one < end and data[p + one] == 0x80 and data[p + one + one] == 0x80:
+                p += np.uint64(3)
                 continue
             out[count] = byte
-            count += (byte != 32) & ((byte < 9) | (byte > 13))
-            p += 1
+            count += np.uint64((byte != 32) & ((byte < 9) | (byte > 13)))
+            p += one
         ends[i + 1] = count
     return out[:count], ends

@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 from pipeline.kernels import alphabet
-from pipeline.kernels.alphabet import KIND, LATIN, is_ascii_letter, peek
+from pipeline.kernels.alphabet import KIND, decode
 
 
 def scripts(data: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -18,18 +18,20 @@ def scripts(data: np.ndarray, places: np.ndarray) -> np.ndarray:
 def _scripts(data, places, entries, count):
     out = np.zeros((places.size - 1, count), np.int64)
     sums = np.zeros((4, 16), np.int64)  # four of each, so that runs of one class do not wait for each other's sums
+    ascii = np.zeros((4, 128), np.int64)  # by character: their classes are looked up once a text
     for i in range(places.size - 1):
-        p, end = places[i], places[i + 1]
-        sums[:] = 0
+        p, end = np.uint64(places[i]), np.uint64(places[i + 1])  # a signed index would be asked whether it counts from the end
+        sums[:], ascii[:] = 0, 0
         while p < end:
-            if is_ascii_letter(data[p]):
-                first = p
-                while p < end and is_ascii_letter(data[p]):
-                    p += 1
-                sums[0, LATIN] += p - first
-                continue
-            code, size = peek(data, p, end)
-            sums[p & 3, entries[code] & KIND] += 1
-            p += size
+            turn, byte = p & np.uint64(3), data[p]
+            if byte < 128:
+                ascii[turn, byte] += 1
+                p += np.uint64(1)
+            else:
+                code, size = decode(data, p, end)
+                sums[turn, entries[code] & KIND] += 1
+                p += np.uint64(size)
+        for byte in range(128):
+            sums[0, entries[byte] & KIND] += ascii[:, byte].sum()
         out[i] = sums.sum(0)[:count]
     return out
