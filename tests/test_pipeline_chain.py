@@ -112,5 +112,25 @@ def test_a_worker_killed_mid_stage_costs_its_own_job_alone(tmp_path, stage, sect
     assert files(out) == files(tmp_path / "whole")
 
 
+def test_one_enormous_document_is_dropped_with_a_reason_or_goes_through_whole(tmp_path):
+    """Eight million characters in a line: more than a batch may hold, in a file of pieces of a megabyte."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("bcdfglmnprstaeiou", k=rng.randrange(2, 9))) for _ in range(20_000)] + ["the", "of", "and", "to", "in"] * 2000
+    enormous = "\n".join(" ".join(rng.choices(words, k=12)).capitalize() + "." for _ in range(130_000))
+    assert len(enormous) > 8_000_000
+    texts = [f"{ENGLISH} Number {i} of those around it, which are {i} more." for i in range(20)]
+    texts.insert(10, enormous)
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"id": str(i), "text": text}) + "\n" for i, text in enumerate(texts)))
+    ingest(data.IngestSection(), resolve([str(source)], "text"), tmp_path / "ingest")
+    assert clean(cleaning.CleanSection(), tmp_path / "ingest", tmp_path / "dropped")["dropped/too_long"] == 1
+    clean(cleaning.CleanSection(max_characters=10**8), tmp_path / "ingest", tmp_path / "clean")
+    language(cleaning.LanguageSection(), tmp_path / "clean", tmp_path / "language")
+    dedup(cleaning.DedupSection(), tmp_path / "language", tmp_path / "dedup")
+    decontaminate(cleaning.DecontaminateSection(), tmp_path / "dedup", [{"id": "1", "set": "made", "text": EXAM}], tmp_path / "decontaminate")
+    stats = shard(data.ShardSection(val_share=0), tmp_path / "decontaminate", tmp_path / "shard")
+    assert stats["train_chars"] > len(enormous)
+
+
 def teardown_module():
     close_workers()
