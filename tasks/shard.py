@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.sections.data import ShardSection
 from pipeline.sections.resources import Resources
-from storage.store import Artifact
+from storage.store import Artifact, Store
 from tasks.stage import Report, stage
 
 
@@ -16,4 +16,13 @@ def shard(cfg: ShardSection, docs: Artifact, *, on: Resources, out: Path, report
     """Split, mix and shuffle documents into Parquet shards."""
     from pipeline.shard import shard as make
 
-    return make(cfg, docs.path, out, workers=on.workers, engine=on.engine, progress=report)
+    return make(cfg, docs.path, out, history=history(docs), workers=on.workers, engine=on.engine, progress=report)
+
+
+def history(docs: Artifact) -> dict[str, Path]:
+    """The artifacts that ``docs`` was made from, the first stage first, and ``docs``: of each its stage and path. Only those that this machine holds."""
+    store, found, step = Store(docs.path.parent.parent), {}, {"stage": docs.stage, "key": docs.key}
+    while step["key"] and (path := store.directory(step["stage"], step["key"])).is_dir():
+        found[step["stage"]] = path
+        step = store.lineage(step["stage"], step["key"])["inputs"][0]
+    return dict(reversed(found.items()))

@@ -27,6 +27,8 @@ def test_the_whole_dag_runs_and_says_what_it_did(first):
     for name in ("pretrain", "sft", "dpo"):
         assert {"tokens_per_second", "mfu", "steps", "val_loss", "val_bits_per_byte"} <= set(first["by"][name]["metrics"])
     assert first["mlflow"]["parent_run_id"] and first["flow_run_id"]
+    card = json.loads(Path(first["by"]["shard"]["path"], "datacard.json").read_text())
+    assert [stage["stage"] for stage in card["stages"]] == ["ingest", "clean", "language", "dedup", "decontaminate"]
 
 
 def test_a_second_run_is_all_cached_and_prefect_says_so(home, first):

@@ -97,7 +97,7 @@ def test_weights_repeat_and_thin_training_alone(tmp_path):
 def test_the_data_card_tells_what_is_in_it(tmp_path):
     documents(tmp_path / "docs", [("wiki", "text", f"t{i}") for i in range(50)] + [("teaching", "chat", f"c{i}") for i in range(50)])
     (tmp_path / "clean").mkdir()
-    earlier = {"docs_in": 120, "docs_out": 100, "chars_in": 9, "chars_out": 8, "dropped": {"spam": 20}, "changed": {"html": 3}}
+    earlier = {"docs_in": 120, "docs_out": 100, "chars_in": 9, "chars_out": 8, "dropped": {"spam": 20}, "changed": {"html": 3, "email": 2}}
     (tmp_path / "clean/stats.json").write_text(json.dumps(earlier))
     shard(ShardSection(licences={"wiki": "CC-BY-SA-4.0"}), tmp_path / "docs", tmp_path / "out", history={"clean": tmp_path / "clean"})
     card = json.loads((tmp_path / "out/datacard.json").read_text())
@@ -105,3 +105,4 @@ def test_the_data_card_tells_what_is_in_it(tmp_path):
     assert card["stages"] == [{"stage": "clean", **earlier}] and card["splits"]["train"]["docs"] + card["splits"]["val"]["docs"] == 100
     readme = (tmp_path / "out/README.md").read_text()
     assert readme.startswith("---\nconfigs:") and "CC-BY-SA-4.0" in readme and "spam 20" in readme and "| chat | 50 |" in readme
+    assert "- n<1K\n---" in readme and "(email 2 documents)" in readme and "Not searched for evaluation texts" in readme
