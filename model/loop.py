@@ -126,7 +126,7 @@ class Loop:
             raise RuntimeError(f"out of memory with one sequence of {self.spec.seq_len} slots at a time; lower seq_len, set resources.checkpointing=true, "
                                "or share the model over more ranks") from error
         self.choices.micro_batch = size // 2
-        self.choices.save(self.ranks)
+        self.choices.save(self.ranks, own=not self.engine.independent)
         if not self.engine.independent:  # the other ranks are inside a collective; the next attempt starts with the smaller size
             raise RuntimeError(f"out of memory with {size} sequences at a time; run again to resume with {size // 2}") from error
         self.engine.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -94,10 +95,11 @@ class Choices:
     made_for: str
     path: str
 
-    def save(self, ranks: Ranks) -> None:
-        """Remember (rank 0)."""
-        if ranks.rank == 0:
-            write_json(Path(self.path), asdict(self))
+    def save(self, ranks: Ranks, own: bool = False) -> None:
+        """Remember (rank 0; with ``own`` any rank that found out something)."""
+        if ranks.rank == 0 or own:
+            with contextlib.suppress(FileNotFoundError):  # another rank found out the same and was faster
+                write_json(Path(self.path), asdict(self))
 
 
 def choose(spec: TrainSpec, config: ModelConfig, ranks: Ranks, tokens: int, run: Path) -> Choices:

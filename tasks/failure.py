@@ -11,11 +11,12 @@ import re
 import signal
 from pathlib import Path
 
-TRACEBACK = "Traceback (most recent call last):"
+TRACEBACK = re.compile(r"Traceback \(most recent call last\):(?=\n)")
 OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|CUDA out of memory|DefaultCPUAllocator: (?:can't|not enough)|\bMemoryError\b|std::bad_alloc|HIP out of memory")
 FOLLOW_UP = re.compile(
-    r"ChildFailedError|SignalException|Dist(?:Backend|Network|Store)Error|[Cc]onnection closed by peer|Connection reset by peer|"
+    r"ChildFailedError|SignalException|CheckpointException|Dist(?:Backend|Network|Store)Error|[Cc]onnection closed by peer|Connection reset by peer|"
     r"Broken pipe|ncclRemoteError|CalledProcessError")
+LOST = re.compile(r"[Cc]onnection closed by peer|Connection reset by peer|ncclRemoteError")
 EXCEPTION = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning|Failure)\b.*$|^[A-Za-z_][\w.]*: .+$")
 ELASTIC_RANK = re.compile(r"^\s*rank\s*:\s*(\d+).*\n\s*exitcode\s*:\s*(-?\d+)", re.MULTILINE)
 DEEPSPEED_CODE = re.compile(r"exits with return code = (-?\d+)")
@@ -64,6 +65,8 @@ def _classify(text: str, code: int, lines: list[str]) -> tuple[str, str, str]:
         return "stopped", f"stopped by {_name(number)}; its checkpoints are kept", "run the same command again to go on from the newest checkpoint"
     if lines:
         return "exception", lines[-1].strip(), ""
+    if code == 1 and LOST.search(text[-20000:]):  # DeepSpeed's launcher gives the code of the first rank in its list that has ended
+        return "signal", "a rank ended without a word: most likely signal 9 (SIGKILL), the kernel short of memory (see dmesg)", LESS_MEMORY
     if number:
         return "signal", f"killed by signal {number} ({_name(number)})", "the log's last lines show where; a crash inside a library is worth a report"
     last = "\n".join(text.strip().splitlines()[-5:])
@@ -96,7 +99,7 @@ def _inner_code(text: str, code: int) -> tuple[int, int | None]:
 
 def _first_cause(text: str, keep: int = 8) -> list[str]:
     """The last ``keep`` lines of the first traceback that is not a consequence of another rank's failure."""
-    blocks = [_block(part) for part in text.split(TRACEBACK)[1:]]
+    blocks = [_block(part) for part in TRACEBACK.split(text)[1:]]
     causes = [block for block in blocks if block and not FOLLOW_UP.search(block[-1])]
     return causes[0][-keep:] if causes else []
 
