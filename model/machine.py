@@ -73,7 +73,7 @@ def peak_flops(device_type: str, dtype: torch.dtype) -> float:
 
 
 GLOO = 1.0e9
-"""Bytes/s that a gloo all-reduce moves between processes of one machine, a rank."""
+"""Bytes/s that a gloo all-reduce moves between processes of one machine, a rank: an assumption, not measured."""
 
 
 def cpu_device(ranks: int, wanted: str = "auto") -> Device:

@@ -248,6 +248,7 @@ class _Watch:
 
 
 _running: set[subprocess.Popen[bytes]] = set()
+_stopped: set[subprocess.Popen[bytes]] = set()
 _waiting: set[threading.Event] = set()
 
 
@@ -256,6 +257,7 @@ def stop_all() -> None:
     for waiting in list(_waiting):
         waiting.set()
     for process in list(_running):
+        _stopped.add(process)
         process.terminate()
 
 
@@ -282,6 +284,8 @@ def _run(command: list[str], environment: dict[str, str], output: Any, watch: An
             while (code := _wait(process)) is None:
                 watch.look()
             watch.deliver(last=True)
+            if code and process in _stopped:  # whatever the ranks and their launcher say of it
+                raise WorkerFailed("stopped; its checkpoints are kept\nWhat to do: run the same command again to go on from the newest one", "stopped")
             return code
         except BaseException:
             process.terminate()
@@ -289,6 +293,7 @@ def _run(command: list[str], environment: dict[str, str], output: Any, watch: An
             raise
         finally:
             _running.discard(process)
+            _stopped.discard(process)
     finally:
         os.close(write)
 

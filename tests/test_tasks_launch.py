@@ -38,6 +38,7 @@ elif do == "raise" and rank == world - 1:
 elif do == "memory":
     raise MemoryError("Unable to allocate 96 GiB")
 elif do == "kill" and rank == world - 1:
+    while not all(os.path.exists(os.path.join(spec["out"], f"rank{r}.pid")) for r in range(world)): time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGKILL)
 elif do == "exit":
     print("nothing to do"); sys.exit(7)
