@@ -24,7 +24,7 @@ demo: .venv/.ready  ## make a small bilingual model from raw text, on this machi
 
 test: .venv/.ready-dev  ## run all tests (real Prefect, MLflow, torchrun, DeepSpeed)
 	$(BIN)/pip check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # the long files come first by name
 
 lint: .venv/.ready-dev  ## check style
 	$(BIN)/ruff check .

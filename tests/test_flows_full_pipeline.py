@@ -66,12 +66,11 @@ def test_adapters_on_weights_as_they_are_learn_from_a_teacher_of_an_earlier_run(
     teacher, spoken = (first["by"][name]["path"] for name in ("dpo", "tokenizer"))
     base = first["by"]["pretrain"]["path"]
     run = home.run(f"tokenizer.existing={spoken}", f"pretrain.init={base}", "pretrain.steps=0", "pretrain.epochs=0",
-                   f"sft.distill.teacher={teacher}", "sft.lora.rank=4", "dpo.lora.rank=4", "--until", "dpo")
+                   f"sft.distill.teacher={teacher}", "sft.lora.rank=4", "--until", "sft")
     kept, before = (load_file(Path(path) / "model.safetensors") for path in (run["by"]["pretrain"]["path"], base))
     assert kept.keys() == before.keys() and all(torch.equal(kept[name], before[name]) for name in kept)
-    assert run["by"]["sft"]["metrics"]["val_divergence"] > 0 and "val_accuracy" in run["by"]["dpo"]["metrics"]
-    for name in ("sft", "dpo"):
-        assert {"adapter_model.safetensors", "adapter_config.json"} == {p.name for p in (Path(run["by"][name]["path"]) / "adapter").iterdir()}
+    assert run["by"]["sft"]["metrics"]["val_divergence"] > 0
+    assert {"adapter_model.safetensors", "adapter_config.json"} == {p.name for p in (Path(run["by"]["sft"]["path"]) / "adapter").iterdir()}
 
 
 def test_a_change_that_gives_the_same_bytes_stops_there(home, first):
@@ -136,7 +135,7 @@ def tree_of(pid):
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_kill_9_of_the_flow_leaves_no_process_and_resumes_to_the_same_weights(home, first, launcher):
-    how = [f"resources.launcher={launcher}", "resources.nproc=2", f"pretrain.seed={len(launcher)}", "--until", "pretrain"]
+    how = [f"resources.launcher={launcher}", "resources.nproc=2", f"pretrain.seed={len(launcher)}", "pretrain.steps=16", "--until", "pretrain"]
     flow = subprocess.Popen(home.command("run", MICRO, *how), cwd=ROOT, env=home.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     store = home.path / "store" / "pretrain"
     deadline = time.time() + 180

@@ -207,7 +207,8 @@ def test_a_report_that_fails_does_not_stop_the_training(tmp_path):
 
 
 CALLER = """
-import sys; from pathlib import Path
+import signal, sys; from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from pipeline.sections.resources import Resources
 from tasks.launch import launch
 out = Path(sys.argv[1])
