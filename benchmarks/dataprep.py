@@ -1,10 +1,12 @@
-"""Data preparation, measured: speed from ingest to shards, near-duplicates, languages and planted noise, side by side with the usual tools.
+"""Data preparation, measured: speed from ingest to shards, near-duplicates, languages and planted noise, side by side
+with the usual tools.
 
     python benchmarks/dataprep.py CORPUS [--truth TRUTH] [--workers 1 2] [--only speed near language noise]
 
-CORPUS is a JSONL file (.gz, .zst) of {"id", "text"}. TRUTH is JSONL of {"id", "kind", "lang", "dup_of"}: kind is "plain", "exact_duplicate",
-"near_duplicate" or a kind of planted noise, and dup_of names the plain twin. Seconds are processor seconds of this process and its
-workers, besides wall seconds, so that a busy machine does not change the picture. Compiled code is warmed up first; the cold time is given.
+CORPUS is a JSONL file (.gz, .zst) of {"id", "text"}. TRUTH is JSONL of {"id", "kind", "lang", "dup_of"}: kind is
+"plain", "exact_duplicate", "near_duplicate" or a kind of planted noise, and dup_of names the plain twin. Seconds are
+processor seconds of this process and its workers, besides wall seconds, so that a busy machine does not change the
+picture. Compiled code is warmed up first; the cold time is given.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ from pipeline.sections import cleaning, data
 from pipeline.shard import shard
 from pipeline.sources import resolve
 
-WORDS = re.compile(r"[\u2e80-\u2fdf\u3005-\u3007\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U00031fff]|[^\W_]+?(?=[\W_\u2e80-\u9fff\uf900-\ufaff]|$)")
+WORDS = re.compile(
+    r"[\u2e80-\u2fdf\u3005-\u3007\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U00031fff]|[^\W_]+?(?=[\W_\u2e80-\u9fff\uf900-\ufaff]|$)"
+)
 QUESTION = "Which of these {} statements about the history of printing in the province of Utrecht is right?"
 EXAMS = [{"id": str(i), "set": "made", "text": QUESTION.format(i)} for i in range(1000)]
 
@@ -44,28 +48,41 @@ def stages(corpus: str, root: Path, workers: int):
     """The preparation as (name, function of no arguments), in order."""
     how = {"workers": workers}
     return [
-        ("ingest", lambda: ingest(data.IngestSection(max_bad_share=0.05), resolve([corpus], "text"), root / "ingest", **how)),
+        (
+            "ingest",
+            lambda: ingest(data.IngestSection(max_bad_share=0.05), resolve([corpus], "text"), root / "ingest", **how),
+        ),
         ("clean", lambda: clean(cleaning.CleanSection(), root / "ingest", root / "clean", **how)),
         ("language", lambda: language(cleaning.LanguageSection(), root / "clean", root / "language", **how)),
         ("dedup", lambda: dedup(cleaning.DedupSection(), root / "language", root / "dedup", **how)),
-        ("decontaminate", lambda: decontaminate(cleaning.DecontaminateSection(), root / "dedup", EXAMS, root / "decontaminate", **how)),
+        (
+            "decontaminate",
+            lambda: decontaminate(
+                cleaning.DecontaminateSection(), root / "dedup", EXAMS, root / "decontaminate", **how
+            ),
+        ),
         ("shard", lambda: shard(data.ShardSection(), root / "decontaminate", root / "shard", **how)),
     ]
 
 
 def cpu() -> float:
     """Processor seconds of this process and of its finished workers."""
-    return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+    return sum(
+        u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
 
 
 def speed(corpus: str, scratch: Path, worker_counts: list[int]) -> None:
-    """Seconds and documents a second of each stage, for each number of workers; the artifacts of the last run stay in `scratch`."""
+    """Seconds and documents a second of each stage, for each number of workers; the artifacts of the last run stay in
+    `scratch`."""
     walls = {}
     for number, workers in enumerate([1, *worker_counts]):
         shutil.rmtree(scratch / "prep", ignore_errors=True)
         warming = number == 0
         if workers > 1:
-            for _, stage in stages(corpus, scratch / f"warm-{workers}", workers)[:4]:  # workers stay for a minute: starting them is not timed
+            for _, stage in stages(corpus, scratch / f"warm-{workers}", workers)[
+                :4
+            ]:  # workers stay for a minute: starting them is not timed
                 stage()
         rows, began = [], time.perf_counter()
         for name, stage in stages(corpus, scratch / "prep", workers):
@@ -79,15 +96,28 @@ def speed(corpus: str, scratch: Path, worker_counts: list[int]) -> None:
         close_workers()
         documents = rows[0][1]
         print(f"### {workers} worker{'s' * (workers > 1)}\n")
-        print("| stage | documents in | out | wall s | cpu s of this process | documents/s (wall) |\n|---|---|---|---|---|---|")
+        print(
+            "| stage | documents in | out | wall s | cpu s of this process | documents/s (wall)"
+            " |\n|---|---|---|---|---|---|"
+        )
         for name, n_in, n_out, wall, used in rows:
             print(f"| {name} | {n_in:,} | {n_out:,} | {wall:.2f} | {used:.2f} | {n_in / wall:,.0f} |")
         used = sum(row[4] for row in rows)
-        print(f"| **all** | {documents:,} | {rows[-1][2]:,} | {walls[workers]:.2f} | {used:.2f} | **{documents / walls[workers]:,.0f}** |\n")
+        print(
+            f"| **all** | {documents:,} | {rows[-1][2]:,} | {walls[workers]:.2f} | {used:.2f} |"
+            f" **{documents / walls[workers]:,.0f}** |\n"
+        )
         if workers == 1:
-            print(f"{documents / used:,.0f} documents a second of processor time, {documents / used / 67:.0f} times datatrove 0.10's 67 (measured apart)\n")
+            print(
+                f"{documents / used:,.0f} documents a second of processor time, {documents / used / 67:.0f} times"
+                " datatrove 0.10's 67 (measured apart)\n"
+            )
     if len(walls) > 1:
-        print("speed-up over one worker (wall): " + ", ".join(f"{w} workers {walls[1] / s:.2f}" for w, s in walls.items()) + "\n")
+        print(
+            "speed-up over one worker (wall): "
+            + ", ".join(f"{w} workers {walls[1] / s:.2f}" for w, s in walls.items())
+            + "\n"
+        )
 
 
 def read(directory: Path) -> dict[str, dict]:
@@ -136,7 +166,10 @@ def near(scratch: Path) -> None:
             rows[documents[name]["lang"], "near copies dropped"] += 1
             rows[documents[name]["lang"], "right"] += partners.get(i, 0) >= 0.7
     print("### Near-dedup by true Jaccard (plain Python sets)\n")
-    print("| language | pairs >= 0.8 | of which one is gone | recall | dropped | with a kept copy >= 0.7 | precision |\n|---|---|---|---|---|---|---|")
+    print(
+        "| language | pairs >= 0.8 | of which one is gone | recall | dropped | with a kept copy >= 0.7 | precision"
+        " |\n|---|---|---|---|---|---|---|"
+    )
     for lang in sorted({lang for lang, _ in rows}):
         p, f, d, r = (rows[lang, k] for k in ("pairs at 0.8 and more", "found", "near copies dropped", "right"))
         print(f"| {lang} | {p} | {f} | {f / max(p, 1):.2%} | {d} | {r} | {r / max(d, 1):.2%} |")
@@ -149,7 +182,10 @@ def near(scratch: Path) -> None:
     ours = minhash.signatures(*shingles(sample, 5), a, b)
     mine = time.process_time() - used
     assert len(ours) == len(oracle)
-    rates = f"datasketch bulk {len(sample) / theirs:,.0f} documents/s, ours {len(sample) / mine:,.0f} ({theirs / mine:.0f} times)"
+    rates = (
+        f"datasketch bulk {len(sample) / theirs:,.0f} documents/s, ours {len(sample) / mine:,.0f} ({theirs / mine:.0f}"
+        " times)"
+    )
     print(f"\nsignatures of {len(sample)} documents: {rates}\n")
 
 
@@ -159,7 +195,8 @@ def grams(text: str) -> list[tuple[str, ...]]:
 
 
 def every_pair(texts: list[str]) -> list[tuple[int, int, float]]:
-    """All pairs of true Jaccard 0.7 and more: candidates of 42 bands by 3 rows (misses one in 10**7 at 0.7), then plain sets."""
+    """All pairs of true Jaccard 0.7 and more: candidates of 42 bands by 3 rows (misses one in 10**7 at 0.7), then plain
+    sets."""
     import numpy as np
 
     from pipeline.kernels import minhash
@@ -192,8 +229,15 @@ def load_truth(path: str) -> dict[str, dict]:
 def languages(scratch: Path, truth: dict[str, dict]) -> None:
     """Which engine keeps what it should, and what it costs."""
     documents = read(scratch / "prep" / "ingest")
-    judged = [(documents[n]["text"], t["lang"]) for n, t in truth.items() if n in documents and t["kind"] in ("plain", "exact_duplicate", "near_duplicate")]
-    print("### Language, kept = {zh, en}\n\n| engine | documents | documents/s | keep precision | keep recall | all right |\n|---|---|---|---|---|---|")
+    judged = [
+        (documents[n]["text"], t["lang"])
+        for n, t in truth.items()
+        if n in documents and t["kind"] in ("plain", "exact_duplicate", "near_duplicate")
+    ]
+    print(
+        "### Language, kept = {zh, en}\n\n| engine | documents | documents/s | keep precision | keep recall | all right"
+        " |\n|---|---|---|---|---|---|"
+    )
     for engine, step in (("cascade", 1), ("fasttext", 1), ("langdetect", 40)):
         cfg, some = cleaning.LanguageSection(engine=engine), judged[::step]
         identify([text for text, _ in some[:200]], cfg)
@@ -203,7 +247,10 @@ def languages(scratch: Path, truth: dict[str, dict]) -> None:
         kept, wanted = [a in ("zh", "en") for a in answers], [lang in ("zh", "en") for _, lang in some]
         right = sum(k and w for k, w in zip(kept, wanted, strict=True))
         exact = sum(a == lang for a, (_, lang) in zip(answers, some, strict=True))
-        print(f"| {engine} | {len(some):,} | {len(some) / used:,.0f} | {right / sum(kept):.2%} | {right / sum(wanted):.2%} | {exact / len(some):.2%} |")
+        print(
+            f"| {engine} | {len(some):,} | {len(some) / used:,.0f} | {right / sum(kept):.2%} |"
+            f" {right / sum(wanted):.2%} | {exact / len(some):.2%} |"
+        )
     print()
 
 
@@ -213,19 +260,31 @@ def noise(scratch: Path, truth: dict[str, dict]) -> None:
     kept_languages = read(scratch / "prep" / "language")
     squeeze = lambda row: "".join(row["text"].split())  # noqa: E731
     print("### Planted documents\n")
-    print("| kind | documents | dropped by clean | text equal to the twin's | left unlike the twin | handled | in the result |\n|---|---|---|---|---|---|---|")
+    print(
+        "| kind | documents | dropped by clean | text equal to the twin's | left unlike the twin | handled | in the"
+        " result |\n|---|---|---|---|---|---|---|"
+    )
     for kind in sorted({t["kind"] for t in truth.values()} - {"plain"}):
         names = [n for n, t in truth.items() if t["kind"] == kind and n in ingested]
         dropped = sum(n not in cleaned for n in names)
-        equal = sum(n in cleaned and squeeze(cleaned[n]) == squeeze(cleaned.get(truth[n]["dup_of"], {"text": ""})) for n in names)
+        equal = sum(
+            n in cleaned and squeeze(cleaned[n]) == squeeze(cleaned.get(truth[n]["dup_of"], {"text": ""}))
+            for n in names
+        )
         left = len(names) - dropped - equal
         handled = (len(names) - left) / max(len(names), 1)
-        print(f"| {kind} | {len(names)} | {dropped} | {equal} | {left} | {handled:.1%} | {sum(n in final for n in names)} |")
+        print(
+            f"| {kind} | {len(names)} | {dropped} | {equal} | {left} | {handled:.1%} |"
+            f" {sum(n in final for n in names)} |"
+        )
     plain = [n for n, t in truth.items() if t["kind"] == "plain" and n in ingested]
     lost = sum(n not in cleaned for n in plain)
     foreign = sum(n in cleaned and n not in kept_languages for n in plain)
     copies = sum(n in kept_languages and n not in final for n in plain)
-    print(f"\nplain documents: {len(plain):,}; lost by rules {lost} ({lost / len(plain):.2%}), by language {foreign}, as duplicates {copies}\n")
+    print(
+        f"\nplain documents: {len(plain):,}; lost by rules {lost} ({lost / len(plain):.2%}), by language {foreign}, as"
+        f" duplicates {copies}\n"
+    )
 
 
 def main() -> None:
@@ -234,7 +293,12 @@ def main() -> None:
     parser.add_argument("corpus")
     parser.add_argument("--truth", help="needed by language and noise")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--only", nargs="+", choices=["speed", "near", "language", "noise"], default=["speed", "near", "language", "noise"])
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=["speed", "near", "language", "noise"],
+        default=["speed", "near", "language", "noise"],
+    )
     args = parser.parse_args()
     os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / "dataprep-numba"))
     with tempfile.TemporaryDirectory() as scratch:

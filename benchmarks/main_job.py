@@ -1,4 +1,5 @@
-"""The main job as a user meets it: the whole pipeline on an empty home, again with everything cached, and again after the server was stopped.
+"""The main job as a user meets it: the whole pipeline on an empty home, again with everything cached, and again after
+the server was stopped.
 
     python benchmarks/main_job.py [PRESET] [section.key=value …]
 
@@ -22,7 +23,9 @@ from flows.runner import score_lines
 def timed(*command: str, environment: dict[str, str]) -> tuple[float, str]:
     """Wall seconds and standard output of ``pipeline command…``. Raises CalledProcessError when it fails."""
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "flows.cli", *command], env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", *command], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
     return time.perf_counter() - began, done.stdout
 
 
@@ -43,7 +46,10 @@ def main() -> None:
     print(f"| {preset} | seconds |\n|---|---:|")
     for stage in result["stages"]:
         print(f"| {stage['name']}: {headline(stage['metrics'])} | {stage['seconds']:.1f} |")
-    print(f"| **the first time, all included** | **{cold:.0f}** |\n| again, server up | {again:.1f} |\n| again, with the server's start | {restart:.1f} |")
+    print(
+        f"| **the first time, all included** | **{cold:.0f}** |\n| again, server up | {again:.1f} |\n| again, with the"
+        f" server's start | {restart:.1f} |"
+    )
     scores = next((stage["metrics"] for stage in result["stages"] if stage["name"] == "evaluate"), {})
     print("\n".join(["", *score_lines(scores)]))
 

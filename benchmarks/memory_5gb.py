@@ -1,10 +1,12 @@
-"""Peak memory of data preparation on a large input: a JSONL file made from a seed goes through the stages, and the peak of every process is printed.
+"""Peak memory of data preparation on a large input: a JSONL file made from a seed goes through the stages, and the peak
+of every process is printed.
 
     python benchmarks/memory_5gb.py [--gigabytes 5] [--workers 2] [--scratch DIR] [--until dedup] [--gzip]
 
-Documents are made of sentences of made-up English and Chinese words; two in a hundred repeat an earlier one, two in a hundred are an earlier one
-with another sentence. Peaks are VmHWM of /proc, of the coordinator and of each worker; stages run one
-after the other in the same processes, so a later figure is never below an earlier one. Needs three to four times the input's size of free disk.
+Documents are made of sentences of made-up English and Chinese words; two in a hundred repeat an earlier one, two in a
+hundred are an earlier one with another sentence. Peaks are VmHWM of /proc, of the coordinator and of each worker;
+stages run one after the other in the same processes, so a later figure is never below an earlier one. Needs three to
+four times the input's size of free disk.
 """
 
 from __future__ import annotations
@@ -27,7 +29,28 @@ from dataprep import stages
 
 from pipeline import executor
 
-GLUE = ("the", "of", "and", "to", "in", "a", "is", "that", "it", "for", "was", "on", "with", "as", "are", "be", "this", "by", "have", "not")
+GLUE = (
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "a",
+    "is",
+    "that",
+    "it",
+    "for",
+    "was",
+    "on",
+    "with",
+    "as",
+    "are",
+    "be",
+    "this",
+    "by",
+    "have",
+    "not",
+)
 
 
 def sentences(rng: random.Random, chinese: bool) -> np.ndarray:
@@ -35,7 +58,10 @@ def sentences(rng: random.Random, chinese: bool) -> np.ndarray:
     if chinese:
         words = ["".join(chr(rng.randrange(0x4E00, 0x5E00)) for _ in range(rng.randrange(1, 4))) for _ in range(20_000)]
         return np.array(["".join(rng.choices(words, k=15)) + "。" for _ in range(40_000)], object)
-    words = ["".join(rng.choice("bcdfglmnprst") + rng.choice("aeiou") for _ in range(rng.randrange(1, 5))) for _ in range(20_000)]
+    words = [
+        "".join(rng.choice("bcdfglmnprst") + rng.choice("aeiou") for _ in range(rng.randrange(1, 5)))
+        for _ in range(20_000)
+    ]
     words += [word for word in GLUE for _ in range(500)]
     return np.array([" ".join(rng.choices(words, k=15)) + ". " for _ in range(40_000)], object)
 
@@ -104,7 +130,10 @@ def main() -> None:
             os._exit(0)
         if os.waitpid(child, 0)[1]:
             sys.exit("the input could not be written")
-        print(f"input: {source.stat().st_size / 1e9:.2f} GB, made in {time.perf_counter() - began:.0f} s; {args.workers} workers\n")
+        print(
+            f"input: {source.stat().st_size / 1e9:.2f} GB, made in {time.perf_counter() - began:.0f} s; {args.workers}"
+            " workers\n"
+        )
         print("| stage | documents in | out | wall s | coordinator, peak MB | each worker, peak MB | artifact GB |")
         print("|---|---:|---:|---:|---:|---|---:|", flush=True)
         for name, stage in stages(str(source), root, args.workers):
@@ -113,7 +142,10 @@ def main() -> None:
             wall = time.perf_counter() - began
             workers = " ".join(f"{peak(worker.process.pid):.0f}" for worker in executor._IDLE)
             counts = f"{metrics['docs_in']:,.0f} | {metrics['docs_out']:,.0f}"
-            print(f"| {name} | {counts} | {wall:.0f} | {peak('self'):.0f} | {workers} | {used(root / name):.2f} |", flush=True)
+            print(
+                f"| {name} | {counts} | {wall:.0f} | {peak('self'):.0f} | {workers} | {used(root / name):.2f} |",
+                flush=True,
+            )
             if name == args.until:
                 break
         executor.close_workers()

@@ -1,7 +1,8 @@
-"""Other projects' training loops, each run as it ships, one a process: ``python benchmarks/peer_loops.py NAME SPEC.json``.
+"""Other projects' training loops, each run as it ships, one a process: ``python benchmarks/peer_loops.py NAME
+SPEC.json``.
 
-The spec is written by ``train_peers.py``; the last line printed is JSON with rates. Nothing of the peers is copied here: MiniMind
-and GPT_teacher are imported from their checkouts, TRL and transformers from the environment.
+The spec is written by ``train_peers.py``; the last line printed is JSON with rates. Nothing of the peers is copied
+here: MiniMind and GPT_teacher are imported from their checkouts, TRL and transformers from the environment.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ WARM_UP = 3
 
 
 def minimind(spec: dict[str, Any]) -> dict[str, float]:
-    """``trainer/train_pretrain.py``'s ``train_epoch`` over its own dataset class: fp32 on a CPU, every document padded to ``seq_len``."""
+    """``trainer/train_pretrain.py``'s ``train_epoch`` over its own dataset class: fp32 on a CPU, every document padded
+    to ``seq_len``."""
     sys.path.insert(0, spec["minimind"])
     import torch
     from torch.utils.data import DataLoader
@@ -29,16 +31,32 @@ def minimind(spec: dict[str, Any]) -> dict[str, float]:
     from transformers import AutoTokenizer
 
     torch.manual_seed(0)
-    config = theirs.MiniMindConfig(hidden_size=spec["dim"], num_hidden_layers=spec["layers"], num_attention_heads=spec["heads"],
-                                   num_key_value_heads=spec["kv_heads"], intermediate_size=spec["ffn"])
+    config = theirs.MiniMindConfig(
+        hidden_size=spec["dim"],
+        num_hidden_layers=spec["layers"],
+        num_attention_heads=spec["heads"],
+        num_key_value_heads=spec["kv_heads"],
+        intermediate_size=spec["ffn"],
+    )
     tokenizer = AutoTokenizer.from_pretrained(Path(spec["minimind"]) / "model")
     data = theirs.PretrainDataset(spec["documents"], tokenizer, max_length=spec["seq_len"])
     generator = torch.Generator().manual_seed(0)
-    theirs.args = argparse.Namespace(device="cpu", epochs=1, learning_rate=5e-4, accumulation_steps=spec["accumulate"], grad_clip=1.0,
-                                     log_interval=1 << 30, save_interval=1 << 30)
+    theirs.args = argparse.Namespace(
+        device="cpu",
+        epochs=1,
+        learning_rate=5e-4,
+        accumulation_steps=spec["accumulate"],
+        grad_clip=1.0,
+        log_interval=1 << 30,
+        save_interval=1 << 30,
+    )
     theirs.model = theirs.init_model(config, "none", str(Path(spec["minimind"]) / "model"), device="cpu")[0]
     theirs.optimizer = torch.optim.AdamW(theirs.model.parameters(), lr=5e-4)
-    theirs.scaler, theirs.autocast_ctx, theirs.lm_config = torch.amp.GradScaler("cpu", enabled=False), nullcontext(), config
+    theirs.scaler, theirs.autocast_ctx, theirs.lm_config = (
+        torch.amp.GradScaler("cpu", enabled=False),
+        nullcontext(),
+        config,
+    )
     marks: list[tuple[float, int, int]] = []
 
     def timed():
@@ -54,7 +72,8 @@ def minimind(spec: dict[str, Any]) -> dict[str, float]:
 
 
 def _rates(marks: list[tuple[float, int, int]], skip: int) -> dict[str, float]:
-    """Slots and real tokens a second from (when a micro-batch began, its slots, its tokens), the first ``skip`` left out; the last mark ends."""
+    """Slots and real tokens a second from (when a micro-batch began, its slots, its tokens), the first ``skip`` left
+    out; the last mark ends."""
     skip = min(skip, len(marks) - 2)
     seconds = marks[-1][0] - marks[skip][0]
     slots, real = (sum(mark[i] for mark in marks[skip:-1]) / seconds for i in (1, 2))
@@ -62,7 +81,8 @@ def _rates(marks: list[tuple[float, int, int]], skip: int) -> dict[str, float]:
 
 
 def teacher(spec: dict[str, Any]) -> dict[str, float]:
-    """GPT_teacher's ``train.py`` with its own configuration, tokenizer and questions; real tokens are those that are not padding."""
+    """GPT_teacher's ``train.py`` with its own configuration, tokenizer and questions; real tokens are those that are
+    not padding."""
     import yaml
 
     root, out = Path(spec["teacher"]), Path(spec["out"])
@@ -98,7 +118,7 @@ def qwen3(spec: dict[str, Any]) -> dict[str, float]:
     rows, length, marks = spec["rows"], spec["seq_len"], []
     for step in range(spec["updates"] * spec["accumulate"]):
         begin = step * rows * length
-        ids = torch.from_numpy(tokens[begin:begin + rows * length].astype(np.int64)).view(rows, length)
+        ids = torch.from_numpy(tokens[begin : begin + rows * length].astype(np.int64)).view(rows, length)
         marks.append((time.perf_counter(), ids.numel(), ids.numel()))
         with torch.autocast("cpu", torch.bfloat16, enabled=spec["bf16"]):
             value = run(input_ids=ids, labels=ids).loss / spec["accumulate"]
@@ -114,9 +134,19 @@ def qwen3(spec: dict[str, Any]) -> dict[str, float]:
 def _qwen3(spec: dict[str, Any]) -> Any:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    return Qwen3ForCausalLM(Qwen3Config(
-        vocab_size=spec["vocab_size"], hidden_size=spec["dim"], intermediate_size=spec["ffn"], num_hidden_layers=spec["layers"], tie_word_embeddings=True,
-        num_attention_heads=spec["heads"], num_key_value_heads=spec["kv_heads"], head_dim=spec["dim"] // spec["heads"], max_position_embeddings=2048))
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=spec["vocab_size"],
+            hidden_size=spec["dim"],
+            intermediate_size=spec["ffn"],
+            num_hidden_layers=spec["layers"],
+            tie_word_embeddings=True,
+            num_attention_heads=spec["heads"],
+            num_key_value_heads=spec["kv_heads"],
+            head_dim=spec["dim"] // spec["heads"],
+            max_position_embeddings=2048,
+        )
+    )
 
 
 def _clock() -> tuple[Any, list[float]]:
@@ -136,9 +166,22 @@ def _clock() -> tuple[Any, list[float]]:
 
 
 def _options(spec: dict[str, Any]) -> dict[str, Any]:
-    return {"output_dir": spec["out"], "per_device_train_batch_size": spec["rows"], "max_steps": spec["updates"], "learning_rate": 5e-4, "report_to": [],
-            "logging_steps": 1 << 20, "save_strategy": "no", "max_length": spec["seq_len"], "use_cpu": True, "bf16": spec["bf16"],
-            "gradient_checkpointing": False, "disable_tqdm": True, "seed": 0, "dataset_num_proc": None}
+    return {
+        "output_dir": spec["out"],
+        "per_device_train_batch_size": spec["rows"],
+        "max_steps": spec["updates"],
+        "learning_rate": 5e-4,
+        "report_to": [],
+        "logging_steps": 1 << 20,
+        "save_strategy": "no",
+        "max_length": spec["seq_len"],
+        "use_cpu": True,
+        "bf16": spec["bf16"],
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+        "seed": 0,
+        "dataset_num_proc": None,
+    }
 
 
 def trl_sft(spec: dict[str, Any]) -> dict[str, float]:
@@ -149,8 +192,13 @@ def trl_sft(spec: dict[str, Any]) -> dict[str, float]:
 
     rows = [json.loads(line) for line in Path(spec["chats"]).read_text(encoding="utf-8").splitlines()]
     clock, marks = _clock()
-    trainer = SFTTrainer(model=_qwen3(spec), args=SFTConfig(**_options(spec)), train_dataset=Dataset.from_list([{"messages": r["messages"]} for r in rows]),
-                         processing_class=AutoTokenizer.from_pretrained(spec["tokenizer"]), callbacks=[clock])
+    trainer = SFTTrainer(
+        model=_qwen3(spec),
+        args=SFTConfig(**_options(spec)),
+        train_dataset=Dataset.from_list([{"messages": r["messages"]} for r in rows]),
+        processing_class=AutoTokenizer.from_pretrained(spec["tokenizer"]),
+        callbacks=[clock],
+    )
     trainer.train()
     return {"samples": spec["rows"] / _median(marks)}
 
@@ -163,11 +211,22 @@ def trl_dpo(spec: dict[str, Any]) -> dict[str, float]:
 
     _qwen3(spec).save_pretrained(start := Path(spec["out"]) / "start")  # the reference model is read from a directory
     rows = [json.loads(line) for line in Path(spec["pairs"]).read_text(encoding="utf-8").splitlines()]
-    pairs = [{"prompt": r["prompt"], "chosen": [{"role": "assistant", "content": r["chosen"]}], "rejected": [{"role": "assistant", "content": r["rejected"]}]}
-             for r in rows]
+    pairs = [
+        {
+            "prompt": r["prompt"],
+            "chosen": [{"role": "assistant", "content": r["chosen"]}],
+            "rejected": [{"role": "assistant", "content": r["rejected"]}],
+        }
+        for r in rows
+    ]
     clock, marks = _clock()
-    trainer = DPOTrainer(model=str(start), args=DPOConfig(**_options(spec)), train_dataset=Dataset.from_list(pairs),
-                         processing_class=AutoTokenizer.from_pretrained(spec["tokenizer"]), callbacks=[clock])
+    trainer = DPOTrainer(
+        model=str(start),
+        args=DPOConfig(**_options(spec)),
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=AutoTokenizer.from_pretrained(spec["tokenizer"]),
+        callbacks=[clock],
+    )
     trainer.train()
     return {"samples": spec["rows"] / _median(marks)}
 

@@ -1,11 +1,12 @@
-"""Tokenizer training and encoding beside `tokenizers` alone, on one core: speed, compression, and whether vocabulary and ids are equal.
+"""Tokenizer training and encoding beside `tokenizers` alone, on one core: speed, compression, and whether vocabulary
+and ids are equal.
 
     python benchmarks/tokens.py [--corpus FILE.jsonl[.gz]] [--megabytes 30] [--vocab 6400]
 
 A corpus line is a JSON object with a ``text``; without one, the sources of Python's standard library and the teaching
-set are taken. Both sides get the same documents, the same split pattern and one thread; CPU seconds, best of the rounds,
-the two sides in turn; compiling our kernels counts when it happens, so the first of the rounds may hold it. Ends with exit code 1
-when ids differ.
+set are taken. Both sides get the same documents, the same split pattern and one thread; CPU seconds, best of the
+rounds, the two sides in turn; compiling our kernels counts when it happens, so the first of the rounds may hold it.
+Ends with exit code 1 when ids differ.
 """
 
 from __future__ import annotations
@@ -71,9 +72,13 @@ def train_theirs(texts: list[str], vocab: int) -> Tokenizer:
     """`tokenizers`' own BPE trainer with the same pattern, alphabet and special tokens."""
     own = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(PRETOKEN_PATTERN), "isolated")
-    own.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    own.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=list(CHAT_SPECIALS), initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=list(CHAT_SPECIALS), initial_alphabet=alphabet, show_progress=False
+    )
     own.train_from_iterator(iter(texts), trainer)
     return own
 
@@ -99,22 +104,43 @@ def main() -> int:
     options = parser.parse_args()
     texts = corpus(options.corpus, int(options.megabytes * 1e6))
     size = sum(len(text.encode()) for text in texts) / 1e6
-    (ours, tokenizer), (theirs, other) = best(options.rounds, lambda: train_ours(texts, options.vocab), lambda: train_theirs(texts, options.vocab))
+    (ours, tokenizer), (theirs, other) = best(
+        options.rounds, lambda: train_ours(texts, options.vocab), lambda: train_theirs(texts, options.vocab)
+    )
     with tempfile.TemporaryDirectory() as folder:
         ChatTokenizer(tokenizer).save(folder)
         fast, plain = Encoder.load(folder), ChatTokenizer.load(folder)
     batch = plain.backend.encode_batch_fast
-    (quick, a), (slow, b) = best(options.rounds, lambda: [fast.ids(text) for text in texts], lambda: [e.ids for e in batch(texts, add_special_tokens=False)])
+    (quick, a), (slow, b) = best(
+        options.rounds,
+        lambda: [fast.ids(text) for text in texts],
+        lambda: [e.ids for e in batch(texts, add_special_tokens=False)],
+    )
     equal = sum(own.tolist() == ids for own, ids in zip(a, b, strict=True))
     vocabulary, theirs_too = (json.loads(each.to_str())["model"]["vocab"] for each in (tokenizer, other))
     learnt = len(vocabulary.items() & theirs_too.items())
-    tokens, their_tokens = sum(map(len, b)), sum(len(e.ids) for e in other.encode_batch_fast(texts, add_special_tokens=False))
-    print(f"{len(texts)} documents, {size:.1f} MB, vocabulary {options.vocab}, one core, CPU seconds, best of {options.rounds}\n")
+    tokens, their_tokens = (
+        sum(map(len, b)),
+        sum(len(e.ids) for e in other.encode_batch_fast(texts, add_special_tokens=False)),
+    )
+    print(
+        f"{len(texts)} documents, {size:.1f} MB, vocabulary {options.vocab}, one core, CPU seconds, best of"
+        f" {options.rounds}\n"
+    )
     print("| | this project | `tokenizers` | ratio |\n|---|---:|---:|---:|")
     print(f"| training, MB/s | {size / ours:.2f} | {size / theirs:.2f} | {theirs / ours:.2f} |")
-    print(f"| compression, bytes per token | {size * 1e6 / tokens:.3f} | {size * 1e6 / their_tokens:.3f} | {their_tokens / tokens:.4f} |")
-    print(f"| encoding with the same merges ({fast.engine}), MB/s | {size / quick:.2f} | {size / slow:.2f} | {slow / quick:.2f} |")
-    print(f"\nEqual: {learnt} of {len(theirs_too)} tokens with their ids after training; ids of {equal} of {len(texts)} documents after encoding")
+    print(
+        f"| compression, bytes per token | {size * 1e6 / tokens:.3f} | {size * 1e6 / their_tokens:.3f} |"
+        f" {their_tokens / tokens:.4f} |"
+    )
+    print(
+        f"| encoding with the same merges ({fast.engine}), MB/s | {size / quick:.2f} | {size / slow:.2f} |"
+        f" {slow / quick:.2f} |"
+    )
+    print(
+        f"\nEqual: {learnt} of {len(theirs_too)} tokens with their ids after training; ids of {equal} of {len(texts)}"
+        " documents after encoding"
+    )
     return 0 if equal == len(texts) else 1
 
 

@@ -2,10 +2,10 @@
 
     taskset -c 1 python benchmarks/train_cpu.py [--shape tiny|t3|m4|m26] [--seconds 10] [--rounds 5]
 
-All train the same Qwen3 shape on the same random token windows with AdamW-sized work left out: one measurement is forward,
-loss, backward of one micro-batch. Contenders take turns, round after round, so that noise of the machine falls on all;
-printed are the median and best tokens a second, the share of the measured bf16 matmul peak, and ratios. First the
-losses on one batch are compared: same weights, same data, same loss.
+All train the same Qwen3 shape on the same random token windows with AdamW-sized work left out: one measurement is
+forward, loss, backward of one micro-batch. Contenders take turns, round after round, so that noise of the machine falls
+on all; printed are the median and best tokens a second, the share of the measured bf16 matmul peak, and ratios. First
+the losses on one batch are compared: same weights, same data, same loss.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ SHAPES = {  # model, rows, seq_len; t3: GPT_teacher's and nanoGPT's size, m4: a 
     "m4": ({"vocab_size": 6400, "dim": 256, "layers": 4, "heads": 8, "kv_heads": 4, "ffn": 832}, 4, 512),
     "m26": ({"vocab_size": 6400, "dim": 512, "layers": 8, "heads": 8, "kv_heads": 4, "ffn": 1664}, 4, 512),
 }
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(8 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30), "MALLOC_TOP_PAD_": str(256 << 20)}
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+    "MALLOC_TOP_PAD_": str(256 << 20),
+}
 
 
 def ours(shape: str, compiled: bool) -> tuple[Callable[[], float], object]:
@@ -43,7 +47,10 @@ def ours(shape: str, compiled: bool) -> tuple[Callable[[], float], object]:
     values, rows, length = SHAPES[shape]
     model = Transformer(ModelConfig(**values))
     initialize(model, 0)
-    model.compute_dtype, model.attention = pick_dtype("auto", torch.device("cpu")), "manual" if length <= 512 else "sdpa"
+    model.compute_dtype, model.attention = (
+        pick_dtype("auto", torch.device("cpu")),
+        ("manual" if length <= 512 else "sdpa"),
+    )
     gradient = loss._gradient
     if compiled:
         gradient = torch.compile(loss.chunk_gradient, dynamic=False)
@@ -70,9 +77,18 @@ def theirs(shape: str, autocast: bool, compiled: bool, state: dict) -> Callable[
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     values = SHAPES[shape][0]
-    config = Qwen3Config(vocab_size=values["vocab_size"], hidden_size=values["dim"], intermediate_size=values["ffn"], num_hidden_layers=values["layers"],
-                         num_attention_heads=values["heads"], num_key_value_heads=values["kv_heads"], head_dim=values["dim"] // values["heads"],
-                         tie_word_embeddings=True, use_cache=False, rope_theta=10000.0)
+    config = Qwen3Config(
+        vocab_size=values["vocab_size"],
+        hidden_size=values["dim"],
+        intermediate_size=values["ffn"],
+        num_hidden_layers=values["layers"],
+        num_attention_heads=values["heads"],
+        num_key_value_heads=values["kv_heads"],
+        head_dim=values["dim"] // values["heads"],
+        tie_word_embeddings=True,
+        use_cache=False,
+        rope_theta=10000.0,
+    )
     model = Qwen3ForCausalLM(config).float()
     model.load_state_dict(state, strict=False)
     run = torch.compile(model, dynamic=False) if compiled else model
@@ -122,7 +138,12 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true", help="leave out the compiled contenders")
     options = parser.parse_args()
     if "MALLOC_TOP_PAD_" not in os.environ:  # glibc reads these before Python starts; all contenders get them
-        sys.exit(subprocess.call([sys.executable, *sys.argv], env=os.environ | MALLOC | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}))
+        sys.exit(
+            subprocess.call(
+                [sys.executable, *sys.argv],
+                env=os.environ | MALLOC | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()},
+            )
+        )
     import torch
 
     from model.machine import peak_flops
@@ -131,14 +152,24 @@ def main() -> None:
     _, rows, length = SHAPES[options.shape]
     eager, model = ours(options.shape, False)
     state = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    steps = {"ours": eager, "transformers fp32": theirs(options.shape, False, False, state), "transformers bf16": theirs(options.shape, True, False, state)}
+    steps = {
+        "ours": eager,
+        "transformers fp32": theirs(options.shape, False, False, state),
+        "transformers bf16": theirs(options.shape, True, False, state),
+    }
     if not options.no_compile:
-        steps |= {"ours compiled": ours(options.shape, True)[0], "transformers bf16 compiled": theirs(options.shape, True, True, state)}
+        steps |= {
+            "ours compiled": ours(options.shape, True)[0],
+            "transformers bf16 compiled": theirs(options.shape, True, True, state),
+        }
     print("loss on the same batch:", {name: round(step(), 4) for name, step in steps.items()})
     for step in steps.values():
         step()
     peak, flops = peak_flops("cpu", torch.bfloat16), model.config.flops_per_token(length)
-    print(f"{options.shape}: {model.config.parameters() / 1e6:.2f}M parameters, {rows} x {length} tokens a step, bf16 matmul peak {peak / 1e9:.0f} GFLOP/s")
+    print(
+        f"{options.shape}: {model.config.parameters() / 1e6:.2f}M parameters, {rows} x {length} tokens a step, bf16"
+        f" matmul peak {peak / 1e9:.0f} GFLOP/s"
+    )
     found = measure(steps, options.seconds, options.rounds)
     base = rows * length / statistics.median(found["ours"])
     for name, times in found.items():

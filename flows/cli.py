@@ -50,8 +50,12 @@ def fail(problems: list[str] | str, code: int = 2) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pipeline", description="Raw text in, an aligned, evaluated, exported language model out.",
-                                     epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="pipeline",
+        description="Raw text in, an aligned, evaluated, exported language model out.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
@@ -59,20 +63,35 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    for name, run, text in (("run", _run, "run the pipeline; what is cached is not done again"),
-                            ("plan", _plan, "say what a run would do and why, without running anything")):
+    for name, run, text in (
+        ("run", _run, "run the pipeline; what is cached is not done again"),
+        ("plan", _plan, "say what a run would do and why, without running anything"),
+    ):
         sub = command(name, run, text)
         sub.add_argument("preset", help="a preset's name (see `pipeline presets`) or a .toml file")
-        sub.add_argument("overrides", nargs="*", metavar="section.key=value", help="config overrides, e.g. pretrain.optim.lr=1e-3")
+        sub.add_argument(
+            "overrides", nargs="*", metavar="section.key=value", help="config overrides, e.g. pretrain.optim.lr=1e-3"
+        )
         sub.add_argument("--until", metavar="STAGE", help="stop after this stage")
-        sub.add_argument("--refresh", metavar="STAGE", action="append", default=[], help="build this stage again (repeatable)")
+        sub.add_argument(
+            "--refresh", metavar="STAGE", action="append", default=[], help="build this stage again (repeatable)"
+        )
         sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
     sub = command("sweep", _sweep, "run every combination of some values and compare one number")
     sub.add_argument("preset")
-    sub.add_argument("overrides", nargs="*", metavar="section.key=value,value", help="values parted by commas; in [brackets] a list is one value")
+    sub.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value,value",
+        help="values parted by commas; in [brackets] a list is one value",
+    )
     sub.add_argument("--until", metavar="STAGE", help="stop every child after this stage")
-    sub.add_argument("--metric", metavar="STAGE.NUMBER", help="the number to sort by (default: held-out loss of the last swept training stage)")
+    sub.add_argument(
+        "--metric",
+        metavar="STAGE.NUMBER",
+        help="the number to sort by (default: held-out loss of the last swept training stage)",
+    )
     sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
     sub = command("config", _config, "print a preset's whole config, overrides applied, or what every option means")
@@ -80,19 +99,41 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("overrides", nargs="*", metavar="section.key=value")
     sub.add_argument("--explain", action="store_true", help="every option with its meaning, type and default")
 
-    sub = command("estimate", _estimate, "calculate memory and time of a preset's pretraining on GPUs (without any) or on this machine's CPU")
+    sub = command(
+        "estimate",
+        _estimate,
+        "calculate memory and time of a preset's pretraining on GPUs (without any) or on this machine's CPU",
+    )
     sub.add_argument("preset")
     sub.add_argument("overrides", nargs="*", metavar="section.key=value")
     sub.add_argument("--gpus", type=int, default=8, help="GPUs in all, 8 to a node (default 8); with --gpu cpu, ranks")
-    sub.add_argument("--gpu", choices=("h200", "h100", "a100", "4090", "cpu"), default="h200", help="cpu: this machine's, its speed is measured")
-    sub.add_argument("--utilisation", type=float, default=0.0, metavar="SHARE", help="share of the peak that your own runs reach, instead of the table's")
-    sub.add_argument("--tokens", type=float, default=0.0, help="pretraining tokens in all, where the preset gives epochs and not steps")
+    sub.add_argument(
+        "--gpu",
+        choices=("h200", "h100", "a100", "4090", "cpu"),
+        default="h200",
+        help="cpu: this machine's, its speed is measured",
+    )
+    sub.add_argument(
+        "--utilisation",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the peak that your own runs reach, instead of the table's",
+    )
+    sub.add_argument(
+        "--tokens",
+        type=float,
+        default=0.0,
+        help="pretraining tokens in all, where the preset gives epochs and not steps",
+    )
     sub.add_argument("--json", action="store_true")
 
     _artifact_commands(command)
     command("up", _up, "start the Prefect server, MLflow and a worker on this machine, and deploy the flow")
     command("down", _down, "stop what `up` or a run started")
-    command("join", _join, "train as one more node for runs with resources.nnodes > 1 on another machine, until interrupted")
+    command(
+        "join", _join, "train as one more node for runs with resources.nnodes > 1 on another machine, until interrupted"
+    )
     return parser
 
 
@@ -102,14 +143,22 @@ def _artifact_commands(command: Any) -> None:
     sub = command("show", _show, "show an artifact: what it is, what made it, its files")
     sub.add_argument("ref", help="stage, stage/key or the start of a digest, e.g. pretrain or pretrain/3fa9")
     sub.add_argument("--json", action="store_true")
-    sub = command("lineage", _lineage, "print what a model (or any artifact) was made from, or with --down what was made from it")
-    sub.add_argument("ref", help="a preset's name (its newest model), a stage, stage/key, or with --down a source's name")
-    sub.add_argument("--down", action="store_true", help="go the other way: everything made from this artifact or source")
+    sub = command(
+        "lineage", _lineage, "print what a model (or any artifact) was made from, or with --down what was made from it"
+    )
+    sub.add_argument(
+        "ref", help="a preset's name (its newest model), a stage, stage/key, or with --down a source's name"
+    )
+    sub.add_argument(
+        "--down", action="store_true", help="go the other way: everything made from this artifact or source"
+    )
     sub.add_argument("--json", action="store_true")
     sub = command("chat", _chat, "talk to a model")
     sub.add_argument("model", help="a preset's name, a reference like dpo/3fa9, or a model directory")
     sub.add_argument("--prompt", help="answer this one prompt and print nothing else")
-    sub.add_argument("--temperature", type=float, help="0 is greedy; default: what the model's generation_config.json says")
+    sub.add_argument(
+        "--temperature", type=float, help="0 is greedy; default: what the model's generation_config.json says"
+    )
     sub.add_argument("--max-tokens", type=int, default=0, help="longest answer; 0 takes the model's own limit")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--force", action="store_true", help="also when the model was withdrawn")
@@ -134,7 +183,11 @@ def _checked(args: argparse.Namespace) -> tuple[Any, Any] | int:
     from pipeline.config import STAGES, ConfigError, load
     from tasks.sources import given
 
-    problems = [f"{name}  no such stage; stages are {', '.join(STAGES)}" for name in [*args.refresh, args.until] if name and name not in STAGES]
+    problems = [
+        f"{name}  no such stage; stages are {', '.join(STAGES)}"
+        for name in [*args.refresh, args.until]
+        if name and name not in STAGES
+    ]
     config = inputs = None
     try:
         config = load(args.preset, args.overrides)
@@ -187,7 +240,11 @@ def _config(args: argparse.Namespace) -> int:
         config = load(args.preset, args.overrides)
     except ConfigError as error:
         return fail(error.problems)
-    print(explain_config(config) if args.explain else json.dumps(config.model_dump(mode="json"), indent=1, ensure_ascii=False))
+    print(
+        explain_config(config)
+        if args.explain
+        else json.dumps(config.model_dump(mode="json"), indent=1, ensure_ascii=False)
+    )
     return 0
 
 
@@ -204,8 +261,20 @@ def _estimate(args: argparse.Namespace) -> int:
         tokens = args.tokens or float(section.steps * section.batch_tokens)
         device = this_cpu(max(1, args.gpus), on.dtype) if args.gpu == "cpu" else GPUS[args.gpu]
         compiled = on.compile == "on" if device.cpu else on.compile != "off"
-        plan = Plan(model, section.optim, section.seq_len, section.batch_tokens, tokens, args.gpus, device, on.micro_batch, on.checkpointing, on.offload,
-                    compiled, args.utilisation)
+        plan = Plan(
+            model,
+            section.optim,
+            section.seq_len,
+            section.batch_tokens,
+            tokens,
+            args.gpus,
+            device,
+            on.micro_batch,
+            on.checkpointing,
+            on.offload,
+            compiled,
+            args.utilisation,
+        )
     except ConfigError as error:
         return fail(error.problems)
     except ValueError as error:

@@ -22,9 +22,17 @@ def headline(metrics: dict[str, Any]) -> str:
         parts.append(f"{metrics['docs_in']:,} → {metrics['docs_out']:,} documents")
     elif "docs_out" in metrics:
         parts.append(f"{metrics['docs_out']:,} documents")
-    for key, text in (("vocab_size", "{:,} tokens in the vocabulary"), ("train_tokens", "{:,} training tokens"), ("steps", "{:,} steps"),
-                      ("val_loss", "held-out loss {:.3f}"), ("val_bits_per_byte", "{:.3f} bits/byte"), ("tokens_per_second", "{:,.0f} tokens/s"),
-                      ("mfu", "{:.0%} MFU"), ("headline", "{}"), ("bytes_out", "{:,} bytes")):
+    for key, text in (
+        ("vocab_size", "{:,} tokens in the vocabulary"),
+        ("train_tokens", "{:,} training tokens"),
+        ("steps", "{:,} steps"),
+        ("val_loss", "held-out loss {:.3f}"),
+        ("val_bits_per_byte", "{:.3f} bits/byte"),
+        ("tokens_per_second", "{:,.0f} tokens/s"),
+        ("mfu", "{:.0%} MFU"),
+        ("headline", "{}"),
+        ("bytes_out", "{:,} bytes"),
+    ):
         if metrics.get(key) is not None:
             parts.append(text.format(metrics[key]))
     return ", ".join(parts[:4])
@@ -45,8 +53,16 @@ class Watch:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self.live = self.console.is_terminal
-        self.bars = Progress(SpinnerColumn(), TextColumn("{task.fields[stage]:<14}"), BarColumn(24), TextColumn("{task.description}"),
-                             TimeElapsedColumn(), console=self.console, transient=True, disable=not self.live)
+        self.bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.fields[stage]:<14}"),
+            BarColumn(24),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.live,
+        )
         self.tasks: dict[str, Any] = {}
         self.said: dict[str, float] = {}
 
@@ -77,7 +93,11 @@ class Watch:
         name, done, total = event["stage"], event["done"], event["total"]
         text = f"{done:,}" + (f"/{total:,}" if total else "") + f" {event['unit']}"
         metrics = event.get("metrics") or {}
-        for key, form in (("loss", "loss {:.3f}"), ("val_loss", "held-out {:.3f}"), ("tokens_per_second", "{:,.0f} tok/s")):
+        for key, form in (
+            ("loss", "loss {:.3f}"),
+            ("val_loss", "held-out {:.3f}"),
+            ("tokens_per_second", "{:,.0f} tok/s"),
+        ):
             if isinstance(metrics.get(key), (int, float)):
                 text += " · " + form.format(metrics[key])
         if self.live and name in self.tasks:

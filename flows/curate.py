@@ -13,7 +13,8 @@ from tasks.run import home
 
 
 def adopt(ref: str, preset: str | None, overrides: list[str], force: bool) -> int:
-    """Accept the artifact ``ref`` for the key that its stage has today under a preset (default: that of the run which made it)."""
+    """Accept the artifact ``ref`` for the key that its stage has today under a preset (default: that of the run which
+    made it)."""
     from pipeline.config import ConfigError
     from tasks.adopt import NotAdopted
     from tasks.adopt import adopt as take
@@ -39,13 +40,17 @@ def _asked(record: dict[str, Any]) -> tuple[str, list[str]]:
     """Preset and overrides of the run that made an artifact. Raises LookupError when it is not known here."""
     path = home() / "runs" / str(record.get("run")) / "run.json"
     if not path.is_file():
-        raise LookupError(f"{record['stage']}/{record['key'][:12]}  its run {record.get('run')} is not known here; give the preset: pipeline adopt REF PRESET")
+        raise LookupError(
+            f"{record['stage']}/{record['key'][:12]}  its run {record.get('run')} is not known here; give the preset:"
+            " pipeline adopt REF PRESET"
+        )
     facts = json.loads(path.read_text("utf-8"))
     return facts["preset"], facts["overrides"]
 
 
 def _planned(stage: str, preset: str, overrides: list[str]) -> Any:
-    """What a run would do at a stage. Raises LookupError when the stage is not part of it, or depends on what is not built."""
+    """What a run would do at a stage. Raises LookupError when the stage is not part of it, or depends on what is not
+    built."""
     from flows.dag import full
     from pipeline.config import load
     from tasks.plan import PlanRun
@@ -60,7 +65,9 @@ def _planned(stage: str, preset: str, overrides: list[str]) -> Any:
         raise LookupError(f"{stage}  is no part of {preset} with these overrides")
     if plan.state == "depends":
         missing = next(p.stage for p in run.planned if p.state == "miss")
-        raise LookupError(f"{stage}  depends on {missing}, which has nothing under today's key either; adopt or run {missing} first")
+        raise LookupError(
+            f"{stage}  depends on {missing}, which has nothing under today's key either; adopt or run {missing} first"
+        )
     return plan
 
 
@@ -78,13 +85,20 @@ def invalidate(what: str, reason: str | None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if rule is None:
-        print(f"error: {what}  no source and no artifact in the store is called so; give a source's name or digest, or stage/key", file=sys.stderr)
+        print(
+            f"error: {what}  no source and no artifact in the store is called so; give a source's name or digest, or"
+            " stage/key",
+            file=sys.stderr,
+        )
         return 2
     place.withdrawals.add(rule)
     for stage, key, _ in rule["artifacts"]:
         print(f"  {stage}/{key[:12]}  {describe(records[stage, key])}")
-    print(f"withdrawn: {rule['what']}" + (f" ({len(rule['sources'])} version(s) of the source)" if rule["sources"] else "")
-          + f" and {len(rule['artifacts'])} artifacts made from it; --undo takes it back")
+    print(
+        f"withdrawn: {rule['what']}"
+        + (f" ({len(rule['sources'])} version(s) of the source)" if rule["sources"] else "")
+        + f" and {len(rule['artifacts'])} artifacts made from it; --undo takes it back"
+    )
     return 0
 
 
@@ -93,9 +107,15 @@ def undo(what: str) -> int:
     place = store()
     place.check()
     named = [rule["what"] for rule in place.withdrawals.rules()]
-    found = [name for name in named if name == what or ("/" in what and (name.startswith(what) or what.startswith(name)))]
+    found = [
+        name for name in named if name == what or ("/" in what and (name.startswith(what) or what.startswith(name)))
+    ]
     if len(found) != 1:
-        print(f"error: {what}  {'means several withdrawals' if found else 'is not withdrawn'}; withdrawn are: {', '.join(named) or 'none'}", file=sys.stderr)
+        print(
+            f"error: {what}  {'means several withdrawals' if found else 'is not withdrawn'}; withdrawn are:"
+            f" {', '.join(named) or 'none'}",
+            file=sys.stderr,
+        )
         return 2
     place.withdrawals.remove(found[0])
     print(f"no longer withdrawn: {found[0]}")

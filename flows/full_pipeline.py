@@ -1,4 +1,5 @@
-"""The Prefect flow ``full-pipeline``: what ``pipeline run`` and ``prefect deployment run full-pipeline/gpu`` both start."""
+"""The Prefect flow ``full-pipeline``: what ``pipeline run`` and ``prefect deployment run full-pipeline/gpu`` both
+start."""
 
 from __future__ import annotations
 
@@ -24,18 +25,26 @@ StageName = Literal[STAGES]  # type: ignore[valid-type]
 
 
 @flow(name="full-pipeline", log_prints=False, persist_result=False)
-def full_pipeline(preset: str = "tiny", overrides: list[str] = [], until: StageName | None = None,  # noqa: B006
-                  refresh: list[StageName] = [], tags: dict[str, str] = {}) -> dict[str, Any]:  # noqa: B006
+def full_pipeline(
+    preset: str = "tiny",
+    overrides: list[str] = [],
+    until: StageName | None = None,
+    refresh: list[StageName] = [],
+    tags: dict[str, str] = {},
+) -> dict[str, Any]:
     """Raw text in, an aligned, evaluated, exported language model out.
 
     Args:
-        preset: name of a preset (tiny, gpt-teacher, minimind-small, minimind2, gpt2-124m, gpu) or the path of a TOML file.
+        preset: name of a preset (tiny, gpt-teacher, minimind-small, minimind2, gpt2-124m, gpu) or the path of a TOML
+            file.
         overrides: config overrides as ``section.key=value``.
         until: stop after this stage.
         refresh: stages to build again although they are cached.
         tags: tags for the run in MLflow, to find runs that belong together.
     """
-    os.environ.setdefault("NUMBA_CACHE_DIR", str(home() / "cache" / "numba"))  # compiled data kernels outlive the process
+    os.environ.setdefault(
+        "NUMBA_CACHE_DIR", str(home() / "cache" / "numba")
+    )  # compiled data kernels outlive the process
     config = load(preset, overrides)
     inputs = given(config)
     run = PrefectRun(new_run_id(), config.resources, until, tuple(refresh))
@@ -43,8 +52,19 @@ def full_pipeline(preset: str = "tiny", overrides: list[str] = [], until: StageN
     run.store.check()
     if problems := withdrawn(inputs, run.store):
         raise ConfigError(problems)
-    run.open(preset=preset, overrides=list(overrides), config=config.model_dump(mode="json"), until=until, refresh=list(refresh), tags=tags,
-             prefect={"flow_run_id": str(runtime.flow_run.id), "flow_run_name": runtime.flow_run.name, "url": runtime.flow_run.ui_url})
+    run.open(
+        preset=preset,
+        overrides=list(overrides),
+        config=config.model_dump(mode="json"),
+        until=until,
+        refresh=list(refresh),
+        tags=tags,
+        prefect={
+            "flow_run_id": str(runtime.flow_run.id),
+            "flow_run_name": runtime.flow_run.name,
+            "url": runtime.flow_run.ui_url,
+        },
+    )
     tracker = start_tracker(run.directory)
     began, state, error = time.monotonic(), "failed", None
     try:
@@ -61,13 +81,21 @@ def full_pipeline(preset: str = "tiny", overrides: list[str] = [], until: StageN
         run.emit("run_finished", state=state, seconds=round(time.monotonic() - began, 3), error=error)
         tracking = tracker.close(timeout=60)
         run.settle()
-    return run.summary(preset=preset, seconds=time.monotonic() - began, mlflow=tracking, flow_run_id=str(runtime.flow_run.id))
+    return run.summary(
+        preset=preset, seconds=time.monotonic() - began, mlflow=tracking, flow_run_id=str(runtime.flow_run.id)
+    )
 
 
 def _funnel(run: PrefectRun) -> None:
-    """The page about what became of every document, in the run's directory: it belongs to no artifact, since it shows them all."""
+    """The page about what became of every document, in the run's directory: it belongs to no artifact, since it shows
+    them all."""
+
     def of(names: tuple[str, ...]) -> dict[str, Path]:
-        return {name: Path(run.stages[name]["path"]) for name in names if run.stages.get(name, {}).get("state") in ("ran", "cached")}
+        return {
+            name: Path(run.stages[name]["path"])
+            for name in names
+            if run.stages.get(name, {}).get("state") in ("ran", "cached")
+        }
 
     if data := of(DATA_STAGES):
         write_funnel(data, run.directory, tokens=of(("encode",)).get("encode"), records=of(("chats", "preferences")))
@@ -89,5 +117,3 @@ def _to_log(logger: Any) -> Any:
             logger.info(event["text"])
 
     return listen
-
-

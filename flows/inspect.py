@@ -24,15 +24,35 @@ def store() -> Store:
 def print_plan(planned: list[Any], as_json: bool) -> int:
     """A line per stage: hit, miss or depends, why, and what it took when it was built last."""
     if as_json:
-        print(json.dumps([{"stage": p.stage, "state": p.state, "reasons": p.reasons, "key": p.key, "digest": p.digest, "seconds": p.seconds}
-                          for p in planned], ensure_ascii=False))
+        print(
+            json.dumps(
+                [
+                    {
+                        "stage": p.stage,
+                        "state": p.state,
+                        "reasons": p.reasons,
+                        "key": p.key,
+                        "digest": p.digest,
+                        "seconds": p.seconds,
+                    }
+                    for p in planned
+                ],
+                ensure_ascii=False,
+            )
+        )
         return 0
     for plan in planned:
         cost = f"~{duration(plan.seconds)}" if plan.seconds is not None else ""
-        print(f"  {plan.stage:<14} {plan.state:<8} {cost:>14}   {'; '.join(plan.reasons[:4])}" + (" …" if len(plan.reasons) > 4 else ""))
+        print(
+            f"  {plan.stage:<14} {plan.state:<8} {cost:>14}   {'; '.join(plan.reasons[:4])}"
+            + (" …" if len(plan.reasons) > 4 else "")
+        )
     spent = sum(p.seconds or 0 for p in planned if p.state != "hit")
     hits = sum(p.state == "hit" for p in planned)
-    print(f"\n{hits} of {len(planned)} stages are cached." + (f" The rest took {duration(spent)} when built last." if spent else ""))
+    print(
+        f"\n{hits} of {len(planned)} stages are cached."
+        + (f" The rest took {duration(spent)} when built last." if spent else "")
+    )
     return 0
 
 
@@ -49,7 +69,9 @@ def explain_config(config: Any) -> str:
                 walk(value, f"{prefix}{name}.")
             else:
                 meaning = info.get("description", "").replace("``", "").rstrip(".")
-                lines.append(f"{prefix}{name} = {json.dumps(value, default=str, ensure_ascii=False)}   # {meaning}".rstrip(" #"))
+                lines.append(
+                    f"{prefix}{name} = {json.dumps(value, default=str, ensure_ascii=False)}   # {meaning}".rstrip(" #")
+                )
 
     walk(config, "")
     return "\n".join(lines)
@@ -65,10 +87,16 @@ def show(ref: str, as_json: bool) -> int:
     if as_json:
         print(json.dumps({**record, "path": str(path)}, ensure_ascii=False))
         return 0
-    print(f"{record['stage']}/{record['key']}\n  digest   {record['digest']}\n  path     {path}\n  made     {record['created']} in "
-          f"{duration(record['seconds'])}, run {record['run']}\n  what     {headline(record['metrics'])}")
+    print(
+        f"{record['stage']}/{record['key']}\n  digest   {record['digest']}\n  path     {path}\n  made    "
+        f" {record['created']} in {duration(record['seconds'])}, run {record['run']}\n  what    "
+        f" {headline(record['metrics'])}"
+    )
     if "adopted_from" in record:
-        print(f"  adopted  from {record['stage']}/{record['adopted_from']['key'][:12]}, although {'; '.join(record['adopted_from']['differences'])}")
+        print(
+            f"  adopted  from {record['stage']}/{record['adopted_from']['key'][:12]}, although"
+            f" {'; '.join(record['adopted_from']['differences'])}"
+        )
     if record.get("withdrawn"):
         print(f"  WITHDRAWN  {record['withdrawn']}")
     for given in record["inputs"]:
@@ -80,7 +108,11 @@ def show(ref: str, as_json: bool) -> int:
 
 def _not_one(ref: str, found: list[dict[str, Any]]) -> int:
     if not found:
-        print(f"error: {ref}  nothing in {home() / 'store'} has that name; give a stage, stage/key or the start of a digest", file=sys.stderr)
+        print(
+            f"error: {ref}  nothing in {home() / 'store'} has that name; give a stage, stage/key or the start of a"
+            " digest",
+            file=sys.stderr,
+        )
     else:
         names = ", ".join(f"{r['stage']}/{r['key'][:12]}" for r in found[:8])
         print(f"error: {ref}  means {len(found)} artifacts: {names}; give more of the key", file=sys.stderr)
@@ -109,11 +141,15 @@ def find_record(ref: str) -> dict[str, Any]:
         return found[0]
     if found:
         raise LookupError(f"{ref}  means {len(found)} artifacts; give more of the key")
-    raise LookupError(f"{ref}  is no preset that has run, no artifact and no model directory; `pipeline run {ref}` makes one if it is a preset")
+    raise LookupError(
+        f"{ref}  is no preset that has run, no artifact and no model directory; `pipeline run {ref}` makes one if it is"
+        " a preset"
+    )
 
 
 def find_model(ref: str, force: bool = False) -> Path:
-    """The directory of a model: a path, a preset's newest model, or a reference. Raises LookupError in words, for a withdrawn one too."""
+    """The directory of a model: a path, a preset's newest model, or a reference. Raises LookupError in words, for a
+    withdrawn one too."""
     path = Path(ref)
     if (path / "config.json").is_file():
         record = json.loads((path / "lineage.json").read_text("utf-8")) if (path / "lineage.json").is_file() else None
@@ -168,18 +204,25 @@ def verify(ref: str | None) -> int:
         if problems:
             damaged += 1
             with place.lease(record["stage"], record["key"]):
-                place.set_aside(record["stage"], record["key"], f"{record['stage']}/{record['key'][:12]} is damaged ({problems[0]})")
+                place.set_aside(
+                    record["stage"], record["key"], f"{record['stage']}/{record['key'][:12]} is damaged ({problems[0]})"
+                )
     print(f"{len(records) - damaged} of {len(records)} artifacts are sound")
     return 1 if damaged else 0
 
 
 def collect(keep: int, dry_run: bool) -> int:
-    """Delete what the newest ``keep`` runs and those going on do not reach: artifacts, damaged copies, abandoned attempts.
+    """Delete what the newest ``keep`` runs and those going on do not reach: artifacts, damaged copies, abandoned
+    attempts.
 
     Failed runs count: what they finished is their way back, and what they were building can be resumed.
     """
     place = store()
-    runs = [(path.parent, nodes) for path in sorted((home() / "runs").glob("*/events.jsonl"), reverse=True) if (nodes := _touched(path))]
+    runs = [
+        (path.parent, nodes)
+        for path in sorted((home() / "runs").glob("*/events.jsonl"), reverse=True)
+        if (nodes := _touched(path))
+    ]
     todo = [node for i, (directory, nodes) in enumerate(runs) if i < keep or is_alive(directory) for node in nodes]
     records = {(r["stage"], r["key"]): r for r in place.records()}
     kept: set[tuple[str, str]] = set()
@@ -189,8 +232,13 @@ def collect(keep: int, dry_run: bool) -> int:
             kept.add(node)
             todo += [(i["stage"], i["key"]) for i in records.get(node, {"inputs": []})["inputs"]]
     doomed = [place.directory(*node) for node in records if node not in kept]
-    doomed += [p for p in place.root.glob("*/*.*") if p.is_dir() and not p.with_suffix(".lease").exists()
-               and not (p.suffix == ".partial" and (p.parent.name, p.stem) in kept)]
+    doomed += [
+        p
+        for p in place.root.glob("*/*.*")
+        if p.is_dir()
+        and not p.with_suffix(".lease").exists()
+        and not (p.suffix == ".partial" and (p.parent.name, p.stem) in kept)
+    ]
     freed = sum(f.stat().st_size for d in doomed for f in d.rglob("*") if f.is_file())
     for path in sorted(doomed):
         print(f"  {'would delete' if dry_run else 'deleted'} {path.parent.name}/{path.name[:28]}")

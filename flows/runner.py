@@ -44,7 +44,10 @@ def run(args: Any) -> int:
     except Exception as error:
         for line in readable(error):
             out.print(line, style="red", markup=False)
-        out.print("Run the same command again to go on from here: finished stages are cached, training resumes from its checkpoint.")
+        out.print(
+            "Run the same command again to go on from here: finished stages are cached, training resumes from its"
+            " checkpoint."
+        )
         return 1
     finally:
         WATCHERS.remove(watch)
@@ -66,21 +69,29 @@ def readable(error: BaseException) -> list[str]:
     return [f"error: {line}" if i == 0 else f"  {line}" for i, line in enumerate(text.splitlines())]
 
 
-SCORES = (("bits_per_byte", "held-out bits per byte", "{:.3f}"), ("answers_training", "training questions right", "{:.0%}"),
-          ("answers_heldout", "held-out paraphrases right", "{:.0%}"), ("choices", "multiple choice right", "{:.0%}"),
-          ("preferences", "preferred answer likelier", "{:.0%}"))
+SCORES = (
+    ("bits_per_byte", "held-out bits per byte", "{:.3f}"),
+    ("answers_training", "training questions right", "{:.0%}"),
+    ("answers_heldout", "held-out paraphrases right", "{:.0%}"),
+    ("choices", "multiple choice right", "{:.0%}"),
+    ("preferences", "preferred answer likelier", "{:.0%}"),
+)
 
 
 def score_lines(metrics: dict[str, Any]) -> list[str]:
     """The models side by side, from the evaluate stage's flat metrics (``<model>.<score>``); no lines without any."""
-    models = [name for name in ("base", "sft", "dpo") if f"{name}.bits_per_byte" in metrics or f"{name}.choices" in metrics]
+    models = [
+        name for name in ("base", "sft", "dpo") if f"{name}.bits_per_byte" in metrics or f"{name}.choices" in metrics
+    ]
     if not models:
         return []
     lines = ["  " + " " * 28 + "".join(f"{name:>9}" for name in models)]
     for score, label, form in SCORES:
         cells = [metrics.get(f"{name}.{score}") for name in models]
         if any(cell is not None for cell in cells):
-            lines.append(f"  {label:<28}" + "".join(f"{form.format(cell) if cell is not None else '–':>9}" for cell in cells))
+            lines.append(
+                f"  {label:<28}" + "".join(f"{form.format(cell) if cell is not None else '–':>9}" for cell in cells)
+            )
     return [*lines, ""]
 
 
@@ -92,7 +103,10 @@ def sample_lines(evaluated: Path) -> list[str]:
         asked = [a for a in answers if a["lang"] == lang and a["set"] != "training"]
         for answer in asked[:: max(1, len(asked) // 2)][:2]:
             model = next(name for name in ("dpo", "sft", "base") if name in answer["said"])
-            lines += [f"  > {answer['question']}", f"    {answer['said'][model] or '(nothing)'}  {'✓' if answer['right'][model] else '✗'}"]
+            lines += [
+                f"  > {answer['question']}",
+                f"    {answer['said'][model] or '(nothing)'}  {'✓' if answer['right'][model] else '✗'}",
+            ]
     return [*(["  asked what it never saw in training:"] if lines else []), *lines, *([""] if lines else [])]
 
 
@@ -100,8 +114,13 @@ def _summary(out: Console, result: dict[str, Any], args: Any, tracking_ui: str |
     stages = result["stages"]
     cached = sum(s["state"] == "cached" for s in stages)
     saved = sum(s["built_seconds"] for s in stages if s["state"] == "cached")
-    rows = [("stages", f"{len(stages) - cached} ran, {cached} from cache" + (f" (saved {duration(saved)})" if cached else "")),
-            ("time", duration(result["seconds"]))]
+    rows = [
+        (
+            "stages",
+            f"{len(stages) - cached} ran, {cached} from cache" + (f" (saved {duration(saved)})" if cached else ""),
+        ),
+        ("time", duration(result["seconds"])),
+    ]
     by_name = {s["name"]: s for s in stages}
     if (funnel := home() / "runs" / result["run_id"] / "funnel.html").is_file():
         rows += [("documents", str(funnel))]
@@ -109,7 +128,9 @@ def _summary(out: Console, result: dict[str, Any], args: Any, tracking_ui: str |
         rows += [("report", str(Path(by_name["evaluate"]["path"]) / "report.html"))]
     if "export" in by_name:
         rows += [("model", by_name["export"]["path"])]
-    rows += [("Prefect", os.environ["PREFECT_API_URL"].removesuffix("/api") + f"/runs/flow-run/{result['flow_run_id']}")]
+    rows += [
+        ("Prefect", os.environ["PREFECT_API_URL"].removesuffix("/api") + f"/runs/flow-run/{result['flow_run_id']}")
+    ]
     if tracking_ui:
         rows += [("MLflow", _run_page(tracking_ui, result.get("mlflow") or {}))]
     if "dpo" in by_name or "sft" in by_name or "export" in by_name:
@@ -117,7 +138,10 @@ def _summary(out: Console, result: dict[str, Any], args: Any, tracking_ui: str |
     rows += [("made from", f"{command()} lineage {args.preset}")]
     out.print()
     seen = by_name.get("evaluate")
-    for line in [*(score_lines(seen["metrics"]) + sample_lines(Path(seen["path"])) if seen else []), *summary_lines(rows)]:
+    for line in [
+        *(score_lines(seen["metrics"]) + sample_lines(Path(seen["path"])) if seen else []),
+        *summary_lines(rows),
+    ]:
         out.print(line, markup=False, soft_wrap=True)
 
 

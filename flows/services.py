@@ -1,9 +1,9 @@
 """Services on this machine: Prefect server, MLflow server and process workers, in the background, all below one root.
 
 What is started here is written to ``<home>/services.json`` (pid, start time, port, url, log) and ended by :func:`down`,
-which touches nothing else. A service is taken over when its process still lives and answers; a stale entry (reboot, crash)
-is replaced. An address in ``PREFECT_API_URL`` or an ``http`` one in ``MLFLOW_TRACKING_URI`` means that somebody else runs
-that service: it is checked and used, never started or stopped.
+which touches nothing else. A service is taken over when its process still lives and answers; a stale entry (reboot,
+crash) is replaced. An address in ``PREFECT_API_URL`` or an ``http`` one in ``MLFLOW_TRACKING_URI`` means that somebody
+else runs that service: it is checked and used, never started or stopped.
 """
 
 from __future__ import annotations
@@ -50,17 +50,24 @@ def ensure_prefect(home: Path, wait: bool = True) -> str:
     given = os.environ.get("PREFECT_API_URL")
     if given and given != f"{_read(home).get('prefect', {}).get('url')}/api":
         if not _answers(f"{given.rstrip('/')}/health"):
-            raise ServiceError(f"no Prefect server answers at PREFECT_API_URL={given}; start it, or unset PREFECT_API_URL to get one here")
+            raise ServiceError(
+                f"no Prefect server answers at PREFECT_API_URL={given}; start it, or unset PREFECT_API_URL to get one"
+                " here"
+            )
         return given
     return _ensure(home, "prefect", PREFECT_PORT, _prefect, wait)["url"] + "/api"
 
 
 def ensure_mlflow(home: Path, wait: bool = True) -> str:
-    """The address of an MLflow server that shows what the runs below ``home`` log; arguments as :func:`ensure_prefect`."""
+    """The address of an MLflow server that shows what the runs below ``home`` log; arguments as
+    :func:`ensure_prefect`."""
     uri = tracking_uri(home)
     if uri.startswith("http"):
         if wait and not _answers(f"{uri.rstrip('/')}/health"):
-            raise ServiceError(f"no MLflow server answers at MLFLOW_TRACKING_URI={uri}; start it, or unset MLFLOW_TRACKING_URI to get one here")
+            raise ServiceError(
+                f"no MLflow server answers at MLFLOW_TRACKING_URI={uri}; start it, or unset MLFLOW_TRACKING_URI to get"
+                " one here"
+            )
         return uri
     return _ensure(home, "mlflow", MLFLOW_PORT, _mlflow, wait)["url"]
 
@@ -77,9 +84,15 @@ def up(home: Path) -> None:
     mlflow = ensure_mlflow(home)
     for pool in pools:
         _wait_for_worker(home, api, pool)
-    print(f"Prefect   {api.removesuffix('/api')}\nMLflow    {mlflow}\nworkers   {', '.join(pools)}   (logs: {home / 'logs'})")
+    print(
+        f"Prefect   {api.removesuffix('/api')}\nMLflow    {mlflow}\nworkers   {', '.join(pools)}   (logs:"
+        f" {home / 'logs'})"
+    )
     if "gpu-pool" not in pools:
-        print(f"gpu-pool  no GPU on this machine; on one that has: PREFECT_API_URL={api} prefect worker start --pool gpu-pool")
+        print(
+            f"gpu-pool  no GPU on this machine; on one that has: PREFECT_API_URL={api} prefect worker start --pool"
+            " gpu-pool"
+        )
     prefect = "prefect" if shutil.which("prefect") else str(Path(sys.executable).with_name("prefect"))
     print(f"run it    PREFECT_API_URL={api} {prefect} deployment run full-pipeline/cpu --watch")
 
@@ -120,8 +133,15 @@ def _spawn(start: Any, port: int, log: Path) -> dict[str, Any]:
     command, environment = start(port, log)
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT__", "MLFLOW_RUN_ID"))}
     with open(log, "ab") as output:
-        process = subprocess.Popen(command, env={**kept, **environment}, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                                   start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            env={**kept, **environment},
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
     entry = {"pid": process.pid, "started": psutil.Process(process.pid).create_time(), "log": str(log)}
     return {**entry, "port": port, "url": f"http://127.0.0.1:{port}"} if port else entry
 
@@ -133,12 +153,15 @@ def _wait(home: Path, name: str, entry: dict[str, Any]) -> None:
     while not _answers(entry["url"] + path):
         if not _alive(entry) or time.monotonic() > deadline:
             what = "did not answer in time" if _alive(entry) else "ended while starting"
-            raise ServiceError(f"the {name} server {what}; the end of {entry['log']}:\n{_last_lines(Path(entry['log']))}")
+            raise ServiceError(
+                f"the {name} server {what}; the end of {entry['log']}:\n{_last_lines(Path(entry['log']))}"
+            )
         time.sleep(0.1)
 
 
 def _end(pid: int) -> None:
-    """SIGTERM to a service and all below it, a wait in which runs write their checkpoint and are recorded, then SIGKILL."""
+    """SIGTERM to a service and all below it, a wait in which runs write their checkpoint and are recorded, then
+    SIGKILL."""
     import psutil
 
     mine = _family(pid)
@@ -197,8 +220,13 @@ def _alive(entry: dict[str, Any]) -> bool:
 
 def _prefect(port: int, log: Path) -> tuple[list[str], dict[str, str]]:
     home = log.parent.parent
-    environment = {**PREFECT_QUIET, "PREFECT_HOME": str(home / "prefect"), "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
-                   "PREFECT_SERVER_API_HOST": "127.0.0.1", "PREFECT_SERVER_API_PORT": str(port)}
+    environment = {
+        **PREFECT_QUIET,
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+        "PREFECT_SERVER_API_HOST": "127.0.0.1",
+        "PREFECT_SERVER_API_PORT": str(port),
+    }
     return [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)], environment
 
 
@@ -206,22 +234,62 @@ def _mlflow(port: int, log: Path) -> tuple[list[str], dict[str, str]]:
     home = log.parent.parent
     (home / "mlflow").mkdir(parents=True, exist_ok=True)
     # Without job execution and with one worker: 6 s and 0.5 GB instead of 22 s and 1.2 GB.
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
-    return [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", tracking_uri(home), "--artifacts-destination",
-            str(home / "mlflow" / "artifacts"), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"], environment
+    environment = {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+    }
+    return [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        tracking_uri(home),
+        "--artifacts-destination",
+        str(home / "mlflow" / "artifacts"),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ], environment
 
 
 def _worker(home: Path, api: str, pool: str, log: Path) -> tuple[list[str], dict[str, str]]:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {**PREFECT_QUIET, "PREFECT_HOME": str(home / "prefect"), "PREFECT_API_URL": api, "PIPELINE_HOME": str(home), "PYTHONPATH": path,
-                   "PREFECT_WORKER_QUERY_SECONDS": str(POLL_SECONDS)}
-    return [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", f"{socket.gethostname()}-{pool}"], environment
+    environment = {
+        **PREFECT_QUIET,
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_API_URL": api,
+        "PIPELINE_HOME": str(home),
+        "PYTHONPATH": path,
+        "PREFECT_WORKER_QUERY_SECONDS": str(POLL_SECONDS),
+    }
+    return [
+        sys.executable,
+        "-m",
+        "prefect",
+        "worker",
+        "start",
+        "--pool",
+        pool,
+        "--type",
+        "process",
+        "--name",
+        f"{socket.gethostname()}-{pool}",
+    ], environment
 
 
 def _pools(api: str) -> None:
     """Create the process work pools that prefect.yaml names, as far as they are missing."""
     there = {pool["name"] for pool in _ask(api, "work_pools/filter")}
-    started = [(_prefect_command(api, "work-pool", "create", pool, "--type", "process"), pool) for pool in POOLS if pool not in there]
+    started = [
+        (_prefect_command(api, "work-pool", "create", pool, "--type", "process"), pool)
+        for pool in POOLS
+        if pool not in there
+    ]
     for process, pool in started:
         _finish(process, f"creating work pool {pool}")
 
@@ -236,8 +304,15 @@ def _deploy(api: str) -> None:
 def _prefect_command(api: str, *arguments: str) -> subprocess.Popen[str]:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, **PREFECT_QUIET, "PREFECT_API_URL": api, "PYTHONPATH": path}
-    return subprocess.Popen([sys.executable, "-m", "prefect", *arguments], cwd=ROOT, env=environment,
-                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "prefect", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def _finish(process: subprocess.Popen[str], what: str) -> None:
@@ -250,9 +325,13 @@ def _wait_for_worker(home: Path, api: str, pool: str) -> None:
     entry = _read(home)[f"worker {pool}"]
     deadline = time.monotonic() + START_SECONDS
     name = f"{socket.gethostname()}-{pool}"
-    while not any(w["status"] == "ONLINE" and w["name"] == name for w in _ask(api, f"work_pools/{pool}/workers/filter")):
+    while not any(
+        w["status"] == "ONLINE" and w["name"] == name for w in _ask(api, f"work_pools/{pool}/workers/filter")
+    ):
         if not _alive(entry) or time.monotonic() > deadline:
-            raise ServiceError(f"the worker of {pool} did not come up; the end of {entry['log']}:\n{_last_lines(Path(entry['log']))}")
+            raise ServiceError(
+                f"the worker of {pool} did not come up; the end of {entry['log']}:\n{_last_lines(Path(entry['log']))}"
+            )
         time.sleep(0.3)
 
 

@@ -1,9 +1,9 @@
 """``pipeline sweep``: the same preset with every combination of some values, compared by one number.
 
-Children are ordinary runs of the flow, one after another in this process. They share every stage whose section and inputs
-are the same, so a sweep over a late stage costs that stage alone, and repeating a sweep costs nothing. A child that fails
-does not stop the others. ``<home>/sweeps/<id>/`` holds the table and a page; in MLflow the sweep is a run with its
-children below it, all with the tag ``sweep``.
+Children are ordinary runs of the flow, one after another in this process. They share every stage whose section and
+inputs are the same, so a sweep over a late stage costs that stage alone, and repeating a sweep costs nothing. A child
+that fails does not stop the others. ``<home>/sweeps/<id>/`` holds the table and a page; in MLflow the sweep is a run
+with its children below it, all with the tag ``sweep``.
 """
 
 from __future__ import annotations
@@ -68,7 +68,14 @@ def sweep(args: Any) -> int:
     os.environ["PREFECT_API_URL"] = ensure_prefect(home())
     record = Run(f"{time.strftime('%Y%m%d-%H%M%S')}-sweep-{secrets.token_hex(2)}", load(args.preset).resources)
     record.directory = home() / "sweeps" / record.id
-    record.open(preset=args.preset, overrides=args.overrides, until=args.until, metric=metric, part="sweep", tags={"sweep": record.id})
+    record.open(
+        preset=args.preset,
+        overrides=args.overrides,
+        until=args.until,
+        metric=metric,
+        part="sweep",
+        tags={"sweep": record.id},
+    )
     tracker, state = start_tracker(record.directory), "cancelled"
     try:
         for i, child in enumerate(children, 1):
@@ -114,7 +121,9 @@ def _parts(text: str) -> list[str]:
 def default_metric(overrides: list[str], until: str | None) -> str:
     """Held-out loss of the last training stage whose section is swept; of the pretraining when none is."""
     swept = [path.split(".")[0] for path, values in axes(overrides).items() if len(values) > 1]
-    reached = [name for name in TRAINING if until is None or until not in STAGES or STAGES.index(name) <= STAGES.index(until)]
+    reached = [
+        name for name in TRAINING if until is None or until not in STAGES or STAGES.index(name) <= STAGES.index(until)
+    ]
     return next((f"{name}.val_loss" for name in reversed(reached) if name in swept), "pretrain.val_loss")
 
 
@@ -148,11 +157,20 @@ def _run(child: Child, args: Any, metric: str, sweep_id: str, out: Console) -> N
 
     watch, began = Watch(out), time.monotonic()
     seen: dict[str, dict[str, Any]] = {}
-    watchers = [watch, lambda event: seen.update({event["stage"]: event}) if event["event"] == "stage_finished" else None]
+    watchers = [
+        watch,
+        lambda event: seen.update({event["stage"]: event}) if event["event"] == "stage_finished" else None,
+    ]
     WATCHERS.extend(watchers)
     try:
         with watch:
-            result = full_pipeline(args.preset, child.overrides, args.until, [], {"sweep": sweep_id, "sweep.child": " ".join(child.overrides)})
+            result = full_pipeline(
+                args.preset,
+                child.overrides,
+                args.until,
+                [],
+                {"sweep": sweep_id, "sweep.child": " ".join(child.overrides)},
+            )
         child.state, child.run_id = "done", result["run_id"]
     except Exception as error:
         child.state, child.error = "failed", str(error).strip() or type(error).__name__
@@ -178,13 +196,25 @@ def rank(children: list[Child], metric: str) -> list[Child]:
 
 def _written(record: Run, args: Any, metric: str, ranked: list[Child]) -> dict[str, Any]:
     """Write table and page, and tell the tracker to bring them to MLflow."""
-    rows = [{"values": c.values, "state": c.state, metric: c.value, "seconds": c.seconds, "stages": c.stages, "run_id": c.run_id, "error": c.error}
-            for c in ranked]
+    rows = [
+        {
+            "values": c.values,
+            "state": c.state,
+            metric: c.value,
+            "seconds": c.seconds,
+            "stages": c.stages,
+            "run_id": c.run_id,
+            "error": c.error,
+        }
+        for c in ranked
+    ]
     html, table = record.directory / "sweep.html", record.directory / "sweep.json"
     result = {"sweep": record.id, "preset": args.preset, "metric": metric, "children": rows, "page": str(html)}
     html.write_text(page(f"{args.preset}: {metric}", metric, ranked), "utf-8")
     write_json(table, result)
-    record.emit("comparison", files=[str(html), str(table)], metric=metric, runs={c.run_id: c.value for c in ranked if c.run_id})
+    record.emit(
+        "comparison", files=[str(html), str(table)], metric=metric, runs={c.run_id: c.value for c in ranked if c.run_id}
+    )
     return result
 
 
@@ -194,14 +224,27 @@ def _show(out: Console, ranked: list[Child], metric: str, path: str) -> None:
     for i, c in enumerate(ranked, 1):
         ran = sum(state == "ran" for state in c.stages.values())
         value = f"{c.value:.4f}" if c.value is not None else "failed" if c.error else "-"
-        rows.append([str(i), *c.values.values(), value, duration(c.seconds), f"{ran} ran, {sum(s == 'cached' for s in c.stages.values())} from cache"])
+        rows.append(
+            [
+                str(i),
+                *c.values.values(),
+                value,
+                duration(c.seconds),
+                f"{ran} ran, {sum(s == 'cached' for s in c.stages.values())} from cache",
+            ]
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     out.print()
     for row in rows:
-        out.print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), markup=False)
+        out.print(
+            "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), markup=False
+        )
     for c in ranked:
         if c.error:
             out.print(f"  {' '.join(c.overrides)}: {c.error.splitlines()[0]}", markup=False, style="red")
     if all(c.value is None and not c.error for c in ranked):
-        out.print(f"  no child has the number {metric}; `pipeline show {metric.split('.')[0]} --json` lists those there are", markup=False)
+        out.print(
+            f"  no child has the number {metric}; `pipeline show {metric.split('.')[0]} --json` lists those there are",
+            markup=False,
+        )
     out.print(f"\n  page   {path}", markup=False)

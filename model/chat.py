@@ -20,13 +20,20 @@ from model.transformer import Transformer
 class Chat:
     """A model with its tokenizer, ready to answer."""
 
-    def __init__(self, directory: str | Path, *, device: str = "auto", sampling: Sampling | None = None, max_new_tokens: int = 0) -> None:
-        """Load ``directory``; what is not given is taken from its ``generation_config.json``. Raises ValueError or FileNotFoundError."""
+    def __init__(
+        self, directory: str | Path, *, device: str = "auto", sampling: Sampling | None = None, max_new_tokens: int = 0
+    ) -> None:
+        """Load ``directory``; what is not given is taken from its ``generation_config.json``. Raises ValueError or
+        FileNotFoundError."""
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.tokenizer = ChatTokenizer.load(directory)
-        self.model = Transformer.from_dir(directory, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
+        self.model = Transformer.from_dir(
+            directory, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device
+        )
         defaults = generation_defaults(directory)
-        self.sampling = sampling or Sampling(temperature=defaults.get("temperature", 0.0), top_p=defaults.get("top_p", 1.0))
+        self.sampling = sampling or Sampling(
+            temperature=defaults.get("temperature", 0.0), top_p=defaults.get("top_p", 1.0)
+        )
         self.max_new_tokens = max_new_tokens or int(defaults.get("max_new_tokens", 256))
         self.stop = {self.tokenizer.eos_id, self.tokenizer.end_of_text_id}
 
@@ -35,11 +42,18 @@ class Chat:
         return "".join(self.stream(messages)).strip()
 
     def stream(self, messages: list[Message]) -> Iterator[str]:
-        """The same in pieces of whole characters. The oldest exchanges are forgotten when the model's window is full."""
+        """The same in pieces of whole characters. The oldest exchanges are forgotten when the model's window is
+        full."""
         from tokenizers.decoders import DecodeStream
 
         pieces = DecodeStream(skip_special_tokens=True)
-        for token in stream(self.model, self._prompt(messages), stop=self.stop, max_new_tokens=self.max_new_tokens, sampling=self.sampling):
+        for token in stream(
+            self.model,
+            self._prompt(messages),
+            stop=self.stop,
+            max_new_tokens=self.max_new_tokens,
+            sampling=self.sampling,
+        ):
             if piece := pieces.step(self.tokenizer.backend, token):
                 yield piece
 

@@ -1,10 +1,12 @@
-"""Checkpoints: a directory per step that appears whole or not at all, written by all ranks and read by any number of them.
+"""Checkpoints: a directory per step that appears whole or not at all, written by all ranks and read by any number of
+them.
 
-Every parameter and every optimizer state is a flat fp32 tensor of which a rank holds some :class:`Piece`; so a checkpoint
-of FSDP2 on eight ranks is read by ZeRO-3 on four or by one process. ``torch.distributed.checkpoint`` writes the pieces,
-a file per rank, with an index of who holds what. Rank 0 adds ``state.json`` (step, position in the data, fingerprints, sizes
-of the files) when all are done, and renames. Writing happens in a thread, from a copy, over a process group of
-its own. Random numbers need no saving: data order follows from (seed, position), and a step draws none.
+Every parameter and every optimizer state is a flat fp32 tensor of which a rank holds some :class:`Piece`; so a
+checkpoint of FSDP2 on eight ranks is read by ZeRO-3 on four or by one process. ``torch.distributed.checkpoint`` writes
+the pieces, a file per rank, with an index of who holds what. Rank 0 adds ``state.json`` (step, position in the data,
+fingerprints, sizes of the files) when all are done, and renames. Writing happens in a thread, from a copy, over a
+process group of its own. Random numbers need no saving: data order follows from (seed, position), and a step draws
+none.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import LoadPlan, SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process writes and reads alone: meant so
+warnings.filterwarnings(
+    "ignore", message="torch.distributed is disabled"
+)  # one process writes and reads alone: meant so
 
 
 class CheckpointMismatch(ValueError):
@@ -37,7 +41,8 @@ class CheckpointMismatch(ValueError):
 
 @dataclass(frozen=True)
 class Piece:
-    """Elements ``begin`` and on of the flattened tensor ``name``, which has ``total``; ``values`` [n] is written, or read into."""
+    """Elements ``begin`` and on of the flattened tensor ``name``, which has ``total``; ``values`` [n] is written, or
+    read into."""
 
     name: str
     begin: int
@@ -62,8 +67,18 @@ class _Write(DefaultSavePlanner):
         self.pieces = _by_place(pieces)
 
     def create_local_plan(self) -> SavePlan:
-        return SavePlan([WriteItem(MetadataIndex(p.name, p.chunk.offsets), WriteItemType.SHARD, tensor_data=TensorWriteData(
-            p.chunk, TensorProperties.create_from_tensor(p.values), torch.Size([p.total]))) for p in self.pieces.values()])
+        return SavePlan(
+            [
+                WriteItem(
+                    MetadataIndex(p.name, p.chunk.offsets),
+                    WriteItemType.SHARD,
+                    tensor_data=TensorWriteData(
+                        p.chunk, TensorProperties.create_from_tensor(p.values), torch.Size([p.total])
+                    ),
+                )
+                for p in self.pieces.values()
+            ]
+        )
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
         return self.pieces[index.fqn, index.offset[0]].values
@@ -78,14 +93,21 @@ class _Read(DefaultLoadPlanner):
 
     def create_local_plan(self) -> LoadPlan:
         known = self.metadata.state_dict_metadata
-        return LoadPlan([item for p in self.pieces.values() for item in create_read_items_for_chunk_list(p.name, known[p.name], [p.chunk])])
+        return LoadPlan(
+            [
+                item
+                for p in self.pieces.values()
+                for item in create_read_items_for_chunk_list(p.name, known[p.name], [p.chunk])
+            ]
+        )
 
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:
         return self.pieces[index.fqn, index.offset[0]].values
 
 
 class Checkpoints:
-    """The checkpoints of one run under ``root``, which all ranks see; the newest ``keep`` stay, and the one with the lowest validation loss."""
+    """The checkpoints of one run under ``root``, which all ranks see; the newest ``keep`` stay, and the one with the
+    lowest validation loss."""
 
     def __init__(self, root: Path, keep: int, fingerprints: dict[str, Any], rank: int = 0, world: int = 1) -> None:
         self.root, self.keep, self.fingerprints, self.rank, self.world = root, keep, fingerprints, rank, world
@@ -122,13 +144,22 @@ class Checkpoints:
         final = self.root / f"step-{state['step']:08d}"
         partial = self.root / f".{final.name}.partial"
         try:
-            dcp.save({}, storage_writer=dcp.FileSystemWriter(partial), planner=_Write(pieces), process_group=self._group, no_dist=self.world == 1)
+            dcp.save(
+                {},
+                storage_writer=dcp.FileSystemWriter(partial),
+                planner=_Write(pieces),
+                process_group=self._group,
+                no_dist=self.world == 1,
+            )
             if self.rank == 0:
                 self._publish(partial, final, state)
         except (OSError, dcp.CheckpointException) as error:
             shutil.rmtree(partial, ignore_errors=True)
             why = next(iter(error.failures.values()))[0] if isinstance(error, dcp.CheckpointException) else error
-            raise OSError(f"checkpoint {final} could not be written ({why}); free disk space and run again; earlier checkpoints are whole") from error
+            raise OSError(
+                f"checkpoint {final} could not be written ({why}); free disk space and run again; earlier checkpoints"
+                " are whole"
+            ) from error
 
     def _publish(self, partial: Path, final: Path, state: dict[str, Any]) -> None:
         """What all ranks have written and synced becomes a checkpoint."""
@@ -156,20 +187,27 @@ class Checkpoints:
         return [path for path in sorted(self.root.glob("step-*")) if _is_whole(path)]
 
     def load(self, pieces: Iterable[Piece]) -> dict[str, Any] | None:
-        """Fill ``pieces`` from the newest whole checkpoint and give its state; None, and nothing filled, when there is none. Collective.
+        """Fill ``pieces`` from the newest whole checkpoint and give its state; None, and nothing filled, when there is
+        none. Collective.
 
-        Raises :class:`CheckpointMismatch` when it was made from something else, and OSError when this rank does not see what rank 0 sees.
+        Raises :class:`CheckpointMismatch` when it was made from something else, and OSError when this rank does not see
+        what rank 0 sees.
         """
         path = self._newest()
         if path is None:
             return None
         if not _is_whole(path):
-            raise OSError(f"{path}: rank 0 sees this checkpoint and rank {self.rank} does not; nodes that train together need PIPELINE_HOME in a shared folder")
+            raise OSError(
+                f"{path}: rank 0 sees this checkpoint and rank {self.rank} does not; nodes that train together need"
+                " PIPELINE_HOME in a shared folder"
+            )
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         for name, value in self.fingerprints.items():
             was = state["fingerprints"].get(name)
             if was != value:
-                raise CheckpointMismatch(f"{path} was made from another {name} ({was}, now {value}); remove {self.root} to start anew")
+                raise CheckpointMismatch(
+                    f"{path} was made from another {name} ({was}, now {value}); remove {self.root} to start anew"
+                )
         dcp.load({}, storage_reader=dcp.FileSystemReader(path), planner=_Read(pieces), no_dist=True)
         return state
 
@@ -183,6 +221,7 @@ class Checkpoints:
         if self._group is not None:
             dist.broadcast_object_list(found, src=0, group=self._group)
         return self.root / found[0] if found[0] else None
+
 
 def _is_whole(path: Path) -> bool:
     try:

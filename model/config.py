@@ -28,7 +28,10 @@ class ModelConfig:
     (Peng et al. 2023, arXiv:2309.00071) when ``rope_factor`` > 1: positions up to ``rope_factor * rope_original_len``.
     """
 
-    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # noqa: RUF012 - read by pydantic, not a field
+    __pydantic_config__ = {
+        "extra": "forbid",
+        "use_attribute_docstrings": True,
+    }
 
     vocab_size: int = 0
     """0 takes the tokenizer's."""
@@ -73,13 +76,22 @@ class ModelConfig:
         for name in ("vocab_size", "head_dim", "rope_original_len", "experts", "expert_ffn", "router_aux"):
             _need(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}")
         _need(self.heads % self.kv_heads == 0, f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
-        _need(self.head_dim > 0 or self.dim % self.heads == 0, f"dim ({self.dim}) must be a multiple of heads ({self.heads}), or set head_dim")
+        _need(
+            self.head_dim > 0 or self.dim % self.heads == 0,
+            f"dim ({self.dim}) must be a multiple of heads ({self.heads}), or set head_dim",
+        )
         _need(self.head_size % 2 == 0, f"head_dim ({self.head_size}) must be even: RoPE turns pairs")
         _need(self.rope_theta > 0, f"rope_theta must be positive, not {self.rope_theta}")
         _need(self.rope_factor >= 1, f"rope_factor must be at least 1, not {self.rope_factor}")
-        _need(self.rope_factor == 1 or self.rope_original_len > 0, "rope_factor > 1 needs rope_original_len, the length the model was trained at")
+        _need(
+            self.rope_factor == 1 or self.rope_original_len > 0,
+            "rope_factor > 1 needs rope_original_len, the length the model was trained at",
+        )
         _need(0 < self.norm_eps < 1, f"norm_eps must lie between 0 and 1, not {self.norm_eps}")
-        _need(not self.experts or self.experts_per_token <= self.experts, f"experts_per_token ({self.experts_per_token}) exceeds experts ({self.experts})")
+        _need(
+            not self.experts or self.experts_per_token <= self.experts,
+            f"experts_per_token ({self.experts_per_token}) exceeds experts ({self.experts})",
+        )
         _need(not self.experts or self.qk_norm, "experts need qk_norm = true (the Qwen3-MoE layout)")
 
     @property
@@ -100,13 +112,18 @@ class ModelConfig:
         if self.experts:
             used = self.experts_per_token if active else self.experts
             feed = 3 * self.dim * self.expert_size * used + self.dim * self.experts
-        return self.layers * (attention + feed + 2 * self.dim) + self.dim + self.vocab_size * self.dim * (1 if self.tied else 2)
+        return (
+            self.layers * (attention + feed + 2 * self.dim)
+            + self.dim
+            + self.vocab_size * self.dim * (1 if self.tied else 2)
+        )
 
     def flops_per_token(self, seq_len: int, frozen: bool = False) -> float:
-        """Training FLOPs a token: 6 per matrix parameter (head included, embedding look-up not) and 6*L*d*T for causal attention.
+        """Training FLOPs a token: 6 per matrix parameter (head included, embedding look-up not) and 6*L*d*T for causal
+        attention.
 
-        ``frozen`` matrices (LoRA) have no gradient of their own: 4 instead of 6.
-        The usual count of model FLOPs (PaLM, arXiv:2204.02311 appendix B, halved for the causal mask); recomputation is not counted.
+        ``frozen`` matrices (LoRA) have no gradient of their own: 4 instead of 6. The usual count of model FLOPs (PaLM,
+        arXiv:2204.02311 appendix B, halved for the causal mask); recomputation is not counted.
         """
         norms = self.layers * (2 * self.dim + (2 * self.head_size if self.qk_norm else 0)) + self.dim
         matrices = self.parameters(active=True) - norms - (0 if self.tied else self.vocab_size * self.dim)
@@ -118,7 +135,8 @@ class OptimConfig:
     """How weights are updated.
 
     ``muon``: Muon (Jordan 2024; update scaled to AdamW's RMS as in Moonlight, arXiv:2502.16982) for the matrices inside
-    blocks, AdamW with ``embed_lr`` for embeddings, head, norms and routers. ``adamw``: AdamW for all, with the same two rates.
+    blocks, AdamW with ``embed_lr`` for embeddings, head, norms and routers. ``adamw``: AdamW for all, with the same two
+    rates.
     """
 
     __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # noqa: RUF012
@@ -150,7 +168,8 @@ class OptimConfig:
     clip: float = 1.0
     """Largest gradient norm; 0 never clips."""
     spike: float = 6.0
-    """An update whose gradient norm lies so many standard deviations above the recent ones' mean is skipped; 0 never skips."""
+    """An update whose gradient norm lies so many standard deviations above the recent ones' mean is skipped; 0 never
+    skips."""
     z_loss: float = 0.0
     """Weight of ``log(Z)^2`` (PaLM), which keeps logits from drifting."""
     batch_warmup: float = 0.0
@@ -158,7 +177,10 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _need(self.name in ("muon", "adamw"), f"name must be muon or adamw, not {self.name}")
-        _need(self.schedule in ("wsd", "cosine", "linear", "constant"), f"schedule must be wsd, cosine, linear or constant, not {self.schedule}")
+        _need(
+            self.schedule in ("wsd", "cosine", "linear", "constant"),
+            f"schedule must be wsd, cosine, linear or constant, not {self.schedule}",
+        )
         _need(self.lr > 0 and math.isfinite(self.lr), f"lr must be positive, not {self.lr}")
         for name in ("embed_lr", "weight_decay", "clip", "spike", "z_loss"):
             _need(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}")
@@ -184,7 +206,8 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Train low-rank adapters of the matrices inside blocks instead of all weights (LoRA, arXiv:2106.09685), with AdamW.
+    """Train low-rank adapters of the matrices inside blocks instead of all weights (LoRA, arXiv:2106.09685), with
+    AdamW.
 
     The result is merged; the adapter lies beside it in the format of Hugging Face's ``peft``.
     """
@@ -213,7 +236,8 @@ class LoraConfig:
 class DistillConfig:
     """Learn from a teacher's probabilities as well as from the answers (Hinton et al. 2015, arXiv:1503.02531).
 
-    The loss is ``(1 - weight) * cross-entropy + weight * temperature^2 * KL(teacher || student)`` at the targets, both softened by ``temperature``.
+    The loss is ``(1 - weight) * cross-entropy + weight * temperature^2 * KL(teacher || student)`` at the targets, both
+    softened by ``temperature``.
     """
 
     __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # noqa: RUF012
@@ -227,15 +251,19 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         _need(0 < self.weight <= 1, f"weight is a share above 0 and at most 1, not {self.weight}")
-        _need(self.temperature > 0 and math.isfinite(self.temperature), f"temperature must be positive, not {self.temperature}")
+        _need(
+            self.temperature > 0 and math.isfinite(self.temperature),
+            f"temperature must be positive, not {self.temperature}",
+        )
 
 
 @dataclass(frozen=True)
 class TrainSpec:
     """Everything one training run needs; the first block decides the weights, ``how`` fields only where and how fast.
 
-    ``data`` is a token dataset directory, ``tokenizer`` is copied into the model directory, ``init`` a model directory (or a
-    MiniMind ``.pth``) to start from (null: fresh weights of ``model``). ``steps`` wins over ``epochs`` when it is not 0.
+    ``data`` is a token dataset directory, ``tokenizer`` is copied into the model directory, ``init`` a model directory
+    (or a MiniMind ``.pth``) to start from (null: fresh weights of ``model``). ``steps`` wins over ``epochs`` when it is
+    not 0.
     """
 
     objective: Literal["pretrain", "sft", "dpo"]
@@ -285,14 +313,35 @@ class TrainSpec:
         hints = get_type_hints(type(self))
         for name in ("objective", "dtype", "compile", "device", "engine"):
             allowed = get_args(hints[name])
-            _need(getattr(self, name) in allowed, f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)}")
-        _need((self.model is None) != (self.init is None), "give either model (fresh weights) or init (a model directory), not both or neither")
+            _need(
+                getattr(self, name) in allowed, f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)}"
+            )
+        _need(
+            (self.model is None) != (self.init is None),
+            "give either model (fresh weights) or init (a model directory), not both or neither",
+        )
         for name in ("seq_len", "batch_tokens", "keep_checkpoints", "log_every"):
             _need(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("steps", "epochs", "eval_every", "eval_tokens", "micro_batch", "checkpoint_every", "threads", "nll_weight", "seed"):
+        for name in (
+            "steps",
+            "epochs",
+            "eval_every",
+            "eval_tokens",
+            "micro_batch",
+            "checkpoint_every",
+            "threads",
+            "nll_weight",
+            "seed",
+        ):
             _need(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}")
-        _need(self.steps > 0 or self.epochs > 0 or self.init is not None, "steps or epochs must be positive; both are 0 only with init, to keep its weights")
-        _need(self.batch_tokens >= self.seq_len, f"batch_tokens ({self.batch_tokens}) must hold at least one sequence of seq_len ({self.seq_len})")
+        _need(
+            self.steps > 0 or self.epochs > 0 or self.init is not None,
+            "steps or epochs must be positive; both are 0 only with init, to keep its weights",
+        )
+        _need(
+            self.batch_tokens >= self.seq_len,
+            f"batch_tokens ({self.batch_tokens}) must hold at least one sequence of seq_len ({self.seq_len})",
+        )
         _need(self.beta > 0, f"beta must be positive, not {self.beta}")
         _need(0 <= self.label_smoothing < 0.5, f"label_smoothing must lie in [0, 0.5), not {self.label_smoothing}")
         _need(not self.fp8 or self.seq_len % 16 == 0, f"fp8 needs seq_len to be a multiple of 16, not {self.seq_len}")
@@ -307,8 +356,26 @@ class TrainSpec:
 
     def identity(self) -> dict[str, Any]:
         """What decides the weights, without paths (those enter as fingerprints of what they hold)."""
-        skip = {"data", "tokenizer", "out", "init", "micro_batch", "dtype", "compile", "device", "engine", "zero_stage", "offload", "fp8", "checkpointing",
-                "checkpoint_every", "keep_checkpoints", "threads", "log_every", "eval_every"}
+        skip = {
+            "data",
+            "tokenizer",
+            "out",
+            "init",
+            "micro_batch",
+            "dtype",
+            "compile",
+            "device",
+            "engine",
+            "zero_stage",
+            "offload",
+            "fp8",
+            "checkpointing",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "threads",
+            "log_every",
+            "eval_every",
+        }
         found = {name: value for name, value in dump(self).items() if name not in skip}
         found["distill"].pop("teacher")
         return found
@@ -320,7 +387,8 @@ def dump(value: Any) -> dict[str, Any]:
 
 
 def parse(kind: type, values: dict[str, Any], path: str = "") -> Any:
-    """A config dataclass from JSON values; ValueError with the field's path for an unknown key, a wrong type or value."""
+    """A config dataclass from JSON values; ValueError with the field's path for an unknown key, a wrong type or
+    value."""
     hints = get_type_hints(kind)
     names = {f.name for f in dataclasses.fields(kind)}
     given: dict[str, Any] = {}
@@ -329,7 +397,11 @@ def parse(kind: type, values: dict[str, Any], path: str = "") -> Any:
         _need(name in names, f"{where}: unknown key; {kind.__name__} has {', '.join(sorted(names))}")
         given[name] = _read(hints[name], value, where)
     unset = dataclasses.MISSING
-    missing = [f.name for f in dataclasses.fields(kind) if f.name not in given and f.default is unset and f.default_factory is unset]
+    missing = [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.name not in given and f.default is unset and f.default_factory is unset
+    ]
     _need(not missing, f"{path or kind.__name__}: missing {', '.join(missing)}")
     try:
         return kind(**given)
@@ -348,7 +420,10 @@ def _read(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     kind = hint if isinstance(hint, type) else str  # a Literal of strings
-    _need(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)), f"{where}: must be {kind.__name__}, not {value!r}")
+    _need(
+        isinstance(value, kind) and (kind is bool or not isinstance(value, bool)),
+        f"{where}: must be {kind.__name__}, not {value!r}",
+    )
     return value
 
 

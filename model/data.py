@@ -26,7 +26,8 @@ PADDING = -1
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a token dataset: flat ``tokens``, ``offsets`` [sequences + 1], and per token whether it is a target."""
+    """One split of a token dataset: flat ``tokens``, ``offsets`` [sequences + 1], and per token whether it is a
+    target."""
 
     tokens: NDArray
     offsets: NDArray
@@ -59,13 +60,18 @@ def read_split(path: str | Path, split: str) -> Split:
     offsets = np.load(path / f"{split}.idx.npy")
     size = (path / f"{split}.bin").stat().st_size // dtype.itemsize
     if len(offsets) == 0 or offsets[-1] != size:
-        raise ValueError(f"{path}/{split}.bin holds {size} tokens, its index says {offsets[-1] if len(offsets) else 'nothing'}; the dataset is damaged")
+        raise ValueError(
+            f"{path}/{split}.bin holds {size} tokens, its index says {offsets[-1] if len(offsets) else 'nothing'}; the"
+            " dataset is damaged"
+        )
     tokens = np.memmap(path / f"{split}.bin", dtype, "r") if size else np.zeros(0, dtype)
     mask = None
     if (path / f"{split}.mask.bin").is_file() and size:
         mask = np.memmap(path / f"{split}.mask.bin", np.uint8, "r")
         if len(mask) != size:
-            raise ValueError(f"{path}/{split}.mask.bin has {len(mask)} entries for {size} tokens; the dataset is damaged")
+            raise ValueError(
+                f"{path}/{split}.mask.bin has {len(mask)} entries for {size} tokens; the dataset is damaged"
+            )
     return Split(tokens, offsets, mask, int(meta.get("splits", {}).get(split, {}).get("bytes", 0)), meta)
 
 
@@ -83,7 +89,8 @@ def fingerprint(path: str | Path) -> str:
 
 @dataclass
 class Rows:
-    """Slots of some rows: ``ids``, ``targets``, ``weight`` (1 at targets), ``doc`` [rows, seq_len]; ``sequence`` is the dataset's number."""
+    """Slots of some rows: ``ids``, ``targets``, ``weight`` (1 at targets), ``doc`` [rows, seq_len]; ``sequence`` is the
+    dataset's number."""
 
     ids: NDArray
     targets: NDArray
@@ -117,7 +124,7 @@ class Windows:
             if number < 0:
                 continue
             begin = int(number) * self.seq_len
-            piece = np.asarray(self.split.tokens[begin:begin + self.seq_len + 1], np.int64)
+            piece = np.asarray(self.split.tokens[begin : begin + self.seq_len + 1], np.int64)
             n = len(piece) - 1
             out.ids[r, :n], out.targets[r, :n], out.weight[r, :n] = piece[:-1], piece[1:], 1.0
             out.doc[r, :n] = np.cumsum(piece[:-1] == eos)
@@ -125,7 +132,8 @@ class Windows:
 
 
 class Packed:
-    """Whole sequences packed into rows by first-fit decreasing; ``together`` sequences in a row stay in one row (2: pairs)."""
+    """Whole sequences packed into rows by first-fit decreasing; ``together`` sequences in a row stay in one row (2:
+    pairs)."""
 
     def __init__(self, split: Split, seq_len: int, together: int = 1) -> None:
         if split.sequences % together:
@@ -167,7 +175,7 @@ class Packed:
                     n = len(tokens) - 1
                     if n < 1:
                         continue
-                    here = np.s_[r, at:at + n]
+                    here = np.s_[r, at : at + n]
                     out.ids[here], out.targets[here], out.weight[here] = tokens[:-1], tokens[1:], mask
                     out.doc[here] = out.sequence[here] = s
                     at += n
@@ -175,7 +183,8 @@ class Packed:
 
 
 def pack(lengths: NDArray, capacity: int) -> list[list[int]]:
-    """Best-fit decreasing: items (all <= capacity) to few rows, the same for the same lengths. Items of length 0 are left out."""
+    """Best-fit decreasing: items (all <= capacity) to few rows, the same for the same lengths. Items of length 0 are
+    left out."""
     free: list[int] = []  # distinct free lengths of open rows, sorted
     open_rows: dict[int, list[int]] = {}
     rows: list[list[int]] = []
@@ -215,17 +224,20 @@ class Order:
         for epoch in np.unique(positions // self.rows):
             if epoch != self._epoch:
                 self._epoch = int(epoch)
-                self._permutation = np.random.Generator(np.random.PCG64([self.seed, self._epoch])).permutation(self.rows)
+                self._permutation = np.random.Generator(np.random.PCG64([self.seed, self._epoch])).permutation(
+                    self.rows
+                )
             here = positions // self.rows == epoch
             out[here] = self._permutation[positions[here] % self.rows]
         return out
 
 
 def share(numbers: NDArray, rank: int, world: int, micro: int) -> NDArray:
-    """A rank's rows of a global batch as [micro-batches, micro], filled with -1 (empty) so that all ranks do equally many."""
+    """A rank's rows of a global batch as [micro-batches, micro], filled with -1 (empty) so that all ranks do equally
+    many."""
     each = -(-len(numbers) // world)
     count = -(-each // micro)
     out = np.full(count * micro, -1, np.int64)
     mine = numbers[rank::world]
-    out[:len(mine)] = mine
+    out[: len(mine)] = mine
     return out.reshape(count, micro)

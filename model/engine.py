@@ -1,8 +1,9 @@
 """How ranks share one model: replicas, FSDP2, DeepSpeed, all behind the same few methods.
 
 An engine owns the optimizer and its parameter groups. A group's tensors exist in the engine's own form (one flat
-buffer, shards, partitions), told by :meth:`Engine.spans`: which elements of which parameter a rank holds, and where. With
-this one table Newton-Schulz, checkpoints and resuming on another number of ranks, or by another engine, are written once.
+buffer, shards, partitions), told by :meth:`Engine.spans`: which elements of which parameter a rank holds, and where.
+With this one table Newton-Schulz, checkpoints and resuming on another number of ranks, or by another engine, are
+written once.
 
 Gradients are summed by us and not by DistributedDataParallel: its buckets are laid out anew after the first step, so a
 resumed run would add in another order, and it hides communication that is under 2 % of a step at these sizes.
@@ -27,12 +28,14 @@ from model.optim import MuonAdamW, gather, groups, orthogonalize
 
 UNLIMITED = torch.tensor(float("inf"))
 AT_ONCE = 1 << 28
-"""Elements of matrices that are made whole together for Newton-Schulz: what a rank needs besides its share of a model stays bounded."""
+"""Elements of matrices that are made whole together for Newton-Schulz: what a rank needs besides its share of a model
+stays bounded."""
 STATES = {"muon": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
 
 
 class Span(NamedTuple):
-    """Elements ``begin`` to ``begin + length`` of a group's flattened parameter ``index`` lie from ``at`` on in a rank's tensor number ``tensor``."""
+    """Elements ``begin`` to ``begin + length`` of a group's flattened parameter ``index`` lie from ``at`` on in a
+    rank's tensor number ``tensor``."""
 
     index: int
     begin: int
@@ -75,7 +78,8 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def step(self, factor: float, limit: Tensor = UNLIMITED) -> Tensor:
-        """Update with rates times ``factor``; the gradient norm before clipping. A norm above ``limit``, or not finite, changes nothing."""
+        """Update with rates times ``factor``; the gradient norm before clipping. A norm above ``limit``, or not finite,
+        changes nothing."""
 
     @abc.abstractmethod
     def spans(self, group: dict[str, Any], rank: int) -> list[Span]:
@@ -99,15 +103,20 @@ class Engine(abc.ABC):
             done = orthogonalize(self.whole(group, tensors, chosen), self.rank, self.world)
             for s in spans:
                 if s.index in chosen:
-                    flat[s.tensor][s.at:s.at + s.length] = done[s.index - chosen.start].reshape(-1)[s.begin:s.begin + s.length]
+                    flat[s.tensor][s.at : s.at + s.length] = done[s.index - chosen.start].reshape(-1)[
+                        s.begin : s.begin + s.length
+                    ]
         return out
 
     def whole(self, group: dict[str, Any], tensors: list[Tensor], chosen: range) -> list[Tensor]:
-        """Of tensors that lie like :meth:`local`, the parameters ``chosen`` in full shape, on this rank's device. Collective unless replicated."""
-        shapes, flat = group["shapes"][chosen.start:chosen.stop], [t.detach().reshape(-1) for t in tensors]
+        """Of tensors that lie like :meth:`local`, the parameters ``chosen`` in full shape, on this rank's device.
+        Collective unless replicated."""
+        shapes, flat = group["shapes"][chosen.start : chosen.stop], [t.detach().reshape(-1) for t in tensors]
         ranks = [self.rank] if self.replicated else range(self.world)
         spans = {r: [s for s in self.spans(group, r) if s.index in chosen] for r in ranks}
-        mine = torch.cat([flat[s.tensor][s.at:s.at + s.length] for s in spans[self.rank]] or [flat[0][:0]]).to(self.device)
+        mine = torch.cat([flat[s.tensor][s.at : s.at + s.length] for s in spans[self.rank]] or [flat[0][:0]]).to(
+            self.device
+        )
         size = max(sum(s.length for s in found) for found in spans.values())
         parts = torch.empty(len(ranks), size, dtype=mine.dtype, device=self.device)
         if self.replicated:
@@ -116,19 +125,27 @@ class Engine(abc.ABC):
             gather(parts.view(-1), F.pad(mine, (0, size - mine.numel())))
         cut: list[list[Tensor]] = [[] for _ in shapes]
         for part, found in zip(parts, spans.values(), strict=True):
-            for s, values in zip(found, part[:sum(s.length for s in found)].split([s.length for s in found]), strict=True):
+            for s, values in zip(
+                found, part[: sum(s.length for s in found)].split([s.length for s in found]), strict=True
+            ):
                 cut[s.index - chosen.start].append(values)
-        return [(torch.cat(values) if len(values) > 1 else values[0]).view(shape) for values, shape in zip(cut, shapes, strict=True)]
+        return [
+            (torch.cat(values) if len(values) > 1 else values[0]).view(shape)
+            for values, shape in zip(cut, shapes, strict=True)
+        ]
 
     def pieces(self) -> Iterator[Piece]:
-        """This rank's part of parameters ("param:NAME") and optimizer state ("momentum_buffer:NAME", …), as views: to save, or to load into."""
+        """This rank's part of parameters ("param:NAME") and optimizer state ("momentum_buffer:NAME", …), as views: to
+        save, or to load into."""
         for group in self.groups:
             params = self.local(group)
             for key in ("param", *STATES[group["kind"]]):
                 flat = [(p if key == "param" else self._state(p, key)).detach().view(-1) for p in params]
                 for s in self.spans(group, self.rank):
                     total = torch.Size(group["shapes"][s.index]).numel()
-                    yield Piece(f"{key}:{group['names'][s.index]}", s.begin, total, flat[s.tensor][s.at:s.at + s.length])
+                    yield Piece(
+                        f"{key}:{group['names'][s.index]}", s.begin, total, flat[s.tensor][s.at : s.at + s.length]
+                    )
 
     def written(self) -> Iterator[Piece]:
         """The pieces that this rank saves; of replicas rank 0 saves all."""
@@ -195,10 +212,10 @@ class Replicas(Engine):
         flat_groups, begin = [], 0
         for group, size in zip(self.groups, sizes, strict=True):
             flat = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in group["params"]]))
-            flat.grad = self.grad[begin:begin + size]
+            flat.grad = self.grad[begin : begin + size]
             for p, (at, n) in zip(group["params"], in_a_row(group["shapes"]), strict=True):
-                p.data = flat.data[at:at + n].view_as(p)
-                p.grad = flat.grad[at:at + n].view_as(p)
+                p.data = flat.data[at : at + n].view_as(p)
+                p.grad = flat.grad[at : at + n].view_as(p)
             begin += size
             flat_groups.append({**group, "params": [flat]})
         self.optimizer = MuonAdamW(flat_groups, spec.optim, self.updates)
@@ -232,7 +249,8 @@ class Replicas(Engine):
         return norm
 
     def _clip_without_waiting(self, norm: Tensor, limit: Tensor) -> None:
-        """On a GPU nothing may read ``norm`` on the host: a bad gradient becomes zero and its rates too, so weights stay."""
+        """On a GPU nothing may read ``norm`` on the host: a bad gradient becomes zero and its rates too, so weights
+        stay."""
         good = fine(norm, limit).float()
         torch.nan_to_num_(self.grad, 0.0, 0.0, 0.0)
         clip = self.spec.optim.clip or float("inf")
@@ -242,7 +260,8 @@ class Replicas(Engine):
 
 
 class Fsdp(Engine):
-    """FSDP2: every block's parameters, gradients and optimizer state are sharded over ranks by their first dimension."""
+    """FSDP2: every block's parameters, gradients and optimizer state are sharded over ranks by their first
+    dimension."""
 
     def __init__(self, objective: Objective, spec: TrainSpec, device: torch.device, rank: int, world: int) -> None:
         from torch.distributed.device_mesh import init_device_mesh
@@ -251,12 +270,17 @@ class Fsdp(Engine):
         super().__init__(objective, spec, device, rank, world)
         mesh = init_device_mesh(device.type, (world,))
         half = device.type == "cuda" and objective.lm.compute_dtype == torch.bfloat16
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
         for block in objective.lm.model.layers:
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(objective, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
         self.sharded = dict(objective.lm.named_parameters())
-        flat_groups = [{**g, "params": [nn.Parameter(self.sharded[n].to_local().detach()) for n in g["names"]]} for g in self.groups]
+        flat_groups = [
+            {**g, "params": [nn.Parameter(self.sharded[n].to_local().detach()) for n in g["names"]]}
+            for g in self.groups
+        ]
         self.optimizer = MuonAdamW(flat_groups, spec.optim, self.updates)
 
     def spans(self, group: dict[str, Any], rank: int) -> list[Span]:
@@ -268,7 +292,10 @@ class Fsdp(Engine):
         return found
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        (loss * self.world).backward()  # FSDP2 averages over ranks, ours is a sum; reduced every time, or each rank would hold the whole gradient
+        (
+            loss * self.world
+            # FSDP2 averages over ranks, ours is a sum; reduced every time, or each rank would hold the whole gradient
+        ).backward()
 
     def step(self, factor: float, limit: Tensor = UNLIMITED) -> Tensor:
         square = torch.zeros((), device=self.device)
@@ -281,7 +308,10 @@ class Fsdp(Engine):
         self.rates(factor)
         if fine(norm, limit):
             if self.spec.optim.clip and norm > self.spec.optim.clip:
-                torch._foreach_mul_([p.grad for g in self.optimizer.param_groups for p in g["params"]], self.spec.optim.clip / (norm + 1e-6))
+                torch._foreach_mul_(
+                    [p.grad for g in self.optimizer.param_groups for p in g["params"]],
+                    self.spec.optim.clip / (norm + 1e-6),
+                )
             self.optimizer.step()
         self.objective.zero_grad(set_to_none=True)
         return norm

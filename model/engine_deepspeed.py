@@ -1,10 +1,10 @@
 """DeepSpeed ZeRO 0-3 behind the engine's face, with our optimizer inside.
 
 ZeRO 1 and 2 hand an optimizer one flat partition per group, ZeRO 3 one flat buffer of per-parameter partitions. Both
-are told by :meth:`DeepSpeed.spans`, so the recipe (Muon included), the checkpoints and the resume on
-another number of ranks are the same as without DeepSpeed; its own checkpoints can change the number of ranks only
-through an offline conversion. DeepSpeed's compiled optimizers are not used: building them takes minutes and they are no faster
-than torch's. It runs in fp32 with our bf16 casts, so its communication is fp32.
+are told by :meth:`DeepSpeed.spans`, so the recipe (Muon included), the checkpoints and the resume on another number of
+ranks are the same as without DeepSpeed; its own checkpoints can change the number of ranks only through an offline
+conversion. DeepSpeed's compiled optimizers are not used: building them takes minutes and they are no faster than
+torch's. It runs in fp32 with our bf16 casts, so its communication is fp32.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from model.optim import MuonAdamW
 
 
 class _Guarded(MuonAdamW):
-    """Skips an update whose gradient norm is not fine. ZeRO 1 to 3 have clipped and give ``known`` its norm; ZeRO 0 leaves both to us."""
+    """Skips an update whose gradient norm is not fine. ZeRO 1 to 3 have clipped and give ``known`` its norm; ZeRO 0
+    leaves both to us."""
 
     norm: Tensor = torch.zeros(())
     limit: Tensor = UNLIMITED
@@ -57,9 +58,13 @@ class DeepSpeed(Engine):
         super().__init__(objective, spec, device, rank, world)
         self.stage = spec.zero_stage
         self.optimizer = _Guarded([dict(g) for g in self.groups], spec.optim, self.updates)
-        self.engine, _, _, _ = deepspeed.initialize(model=objective, optimizer=self.optimizer, config=self._config(), dist_init_required=False)
+        self.engine, _, _, _ = deepspeed.initialize(
+            model=objective, optimizer=self.optimizer, config=self._config(), dist_init_required=False
+        )
         self.zero = self.engine.optimizer
-        self.optimizer.known = (lambda: self.zero._global_grad_norm) if self.stage else None  # public only once the step is over
+        self.optimizer.known = (
+            (lambda: self.zero._global_grad_norm) if self.stage else None
+        )  # public only once the step is over
 
     def _config(self) -> dict[str, Any]:
         zero: dict[str, Any] = {"stage": self.stage, "round_robin_gradients": False}
@@ -67,8 +72,15 @@ class DeepSpeed(Engine):
             zero |= {"sub_group_size": 1 << 40, "stage3_param_persistence_threshold": 0}  # one flat buffer a group
         if self.spec.offload and self.stage:
             zero["offload_optimizer"] = {"device": "cpu"}
-        return {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "gradient_clipping": self.spec.optim.clip if self.stage else 0.0,
-                "zero_optimization": zero, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False, "steps_per_print": 1 << 40}
+        return {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": self.spec.optim.clip if self.stage else 0.0,
+            "zero_optimization": zero,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "steps_per_print": 1 << 40,
+        }
 
     def __call__(self, batch: Any, **options: Any) -> tuple[Tensor, Tensor]:
         return self.engine(batch, **options)
@@ -83,7 +95,9 @@ class DeepSpeed(Engine):
         self.rates(factor)
         self.optimizer.limit = limit
         self.engine.step()
-        return torch.as_tensor(self.engine.get_global_grad_norm() if self.stage else self.optimizer.norm, dtype=torch.float32)
+        return torch.as_tensor(
+            self.engine.get_global_grad_norm() if self.stage else self.optimizer.norm, dtype=torch.float32
+        )
 
     @property
     def replicated(self) -> bool:
@@ -96,11 +110,16 @@ class DeepSpeed(Engine):
         sizes = [n for _, n in in_a_row(group["shapes"])]
         if not self.stage:
             return [Span(i, 0, i, 0, n) for i, n in enumerate(sizes)]
-        if self.stage == 3:  # each parameter is cut in equal parts; a rank's lie in a row, with padding after the last rank's
+        if (
+            self.stage == 3
+        ):  # each parameter is cut in equal parts; a rank's lie in a row, with padding after the last rank's
             each = [-(-n // self.world) for n in sizes]
             begins = [min(rank * e, n) for e, n in zip(each, sizes, strict=True)]
             places = itertools.accumulate(each, initial=0)
-            return [Span(i, begin, 0, at, min(e, n - begin)) for i, (at, e, begin, n) in enumerate(zip(places, each, begins, sizes))]  # noqa: B905
+            return [
+                Span(i, begin, 0, at, min(e, n - begin))
+                for i, (at, e, begin, n) in enumerate(zip(places, each, begins, sizes))
+            ]
         length, found = self.local(group)[0].numel(), []  # the group lies in a row and is cut in equal parts
         for i, (at, n) in enumerate(zip(self.zero.round_robin_bit16_offsets[group["index"]], sizes, strict=True)):
             begin, end = max(at, rank * length), min(at + n, (rank + 1) * length)
@@ -111,7 +130,9 @@ class DeepSpeed(Engine):
     def loaded(self, applied: int) -> None:
         super().loaded(applied)
         if self.stage == 3:
-            for flat, used in zip(self.zero.fp32_partitioned_groups_flat, self.zero.fp16_partitioned_groups_flat, strict=True):
+            for flat, used in zip(
+                self.zero.fp32_partitioned_groups_flat, self.zero.fp16_partitioned_groups_flat, strict=True
+            ):
                 used.data.copy_(flat.data)
         elif self.stage:
             params = dict(self.objective.lm.named_parameters())

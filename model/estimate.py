@@ -1,4 +1,5 @@
-"""What a training run will need, on paper: parameters, FLOPs, memory per GPU or process, seconds per step. No torch, no GPU.
+"""What a training run will need, on paper: parameters, FLOPs, memory per GPU or process, seconds per step. No torch, no
+GPU.
 
 Memory follows what the engines of this trainer hold (fp32 masters, gradients and optimizer state; bf16 copies of the
 matrices while they are used; activations), so its parts are sums of sizes and not fits: tests hold them against the
@@ -30,10 +31,11 @@ NODE = 8
 
 @dataclass(frozen=True)
 class Device:
-    """What one rank runs on: FLOP/s of matrix products, bytes of memory, bytes/s of memory, of the link in a node and of the network.
+    """What one rank runs on: FLOP/s of matrix products, bytes of memory, bytes/s of memory, of the link in a node and
+    of the network.
 
-    ``width`` is the compute type's bytes, ``family`` the row of :data:`MFU`. GPUs by their data sheets (dense bf16, a whole GPU);
-    this machine's CPU by measurement (:func:`model.machine.cpu_device`).
+    ``width`` is the compute type's bytes, ``family`` the row of :data:`MFU`. GPUs by their data sheets (dense bf16, a
+    whole GPU); this machine's CPU by measurement (:func:`model.machine.cpu_device`).
     """
 
     name: str
@@ -93,17 +95,31 @@ MFU = {
         (30e6, 0.69, "26M shape on a core of a Zen 4, compiled"),
     ],
 }
-"""(parameters, model FLOPs utilisation, where that comes from); between two sizes the logarithm of the size is interpolated."""
+"""(parameters, model FLOPs utilisation, where that comes from); between two sizes the logarithm of the size is
+interpolated."""
 REFERENCE = {
-    "1B": (ModelConfig(vocab_size=50304, dim=2048, layers=20, heads=16, kv_heads=16, ffn=5632, max_seq_len=2048), 2048, 1 << 20, 20e9),
-    "7B": (ModelConfig(vocab_size=128256, dim=4096, layers=32, heads=32, kv_heads=8, ffn=12288, max_seq_len=4096, tied=False), 4096, 1 << 22, 140e9),
+    "1B": (
+        ModelConfig(vocab_size=50304, dim=2048, layers=20, heads=16, kv_heads=16, ffn=5632, max_seq_len=2048),
+        2048,
+        1 << 20,
+        20e9,
+    ),
+    "7B": (
+        ModelConfig(
+            vocab_size=128256, dim=4096, layers=32, heads=32, kv_heads=8, ffn=12288, max_seq_len=4096, tied=False
+        ),
+        4096,
+        1 << 22,
+        140e9,
+    ),
 }
 """Well-known sizes to compare with: shape, seq_len, tokens a batch, tokens in all (about 20 a parameter)."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run to be estimated on ``gpus`` devices (or CPU ranks). ``micro_batch`` 0 takes the largest that fits; ``tokens`` 0: how many is not known.
+    """A run to be estimated on ``gpus`` devices (or CPU ranks). ``micro_batch`` 0 takes the largest that fits;
+    ``tokens`` 0: how many is not known.
 
     ``utilisation`` 0 is the table's; another share is what one's own runs have shown.
     """
@@ -151,12 +167,16 @@ def shapes(model: ModelConfig) -> list[tuple[int, int, int]]:
     return [(*shape, count) for shape, count in sorted(found.items())]
 
 
-def activation_bytes(model: ModelConfig, compiled: bool = True, width: int = 2, attention: Attention = "flash", seq_len: int = 0) -> int:
-    """Bytes that autograd keeps for a slot in one layer, computing in ``width`` bytes: equal to the saved tensors counted in a run.
+def activation_bytes(
+    model: ModelConfig, compiled: bool = True, width: int = 2, attention: Attention = "flash", seq_len: int = 0
+) -> int:
+    """Bytes that autograd keeps for a slot in one layer, computing in ``width`` bytes: equal to the saved tensors
+    counted in a run.
 
-    Residuals, norm outputs, queries, keys and values before and after their norm and rotation, the attention's output, and
-    gate, up and their product. Without torch.compile norms also keep fp32 copies (on a GPU fewer), and SwiGLU one tensor more.
-    ``masked`` keeps a bias of the documents' mask, ``plain`` the weights and each block of queries' own keys and values.
+    Residuals, norm outputs, queries, keys and values before and after their norm and rotation, the attention's output,
+    and gate, up and their product. Without torch.compile norms also keep fp32 copies (on a GPU fewer), and SwiGLU one
+    tensor more. ``masked`` keeps a bias of the documents' mask, ``plain`` the weights and each block of queries' own
+    keys and values.
     """
     d, q, k = model.dim, model.heads * model.head_size, model.kv_heads * model.head_size
     feed = model.expert_size * model.experts_per_token if model.experts else model.ffn
@@ -179,8 +199,8 @@ def activation_bytes(model: ModelConfig, compiled: bool = True, width: int = 2, 
 def memory(plan: Plan, engine: str, micro_batch: int) -> dict[str, float]:
     """Bytes of each rank by what they hold, and their ``total``.
 
-    weights, gradients, optimizer, copies (what is gathered or cast), checkpoint (the copy that a CPU's memory holds while it
-    is written), and the larger of two: activations with head, or update (what Muon makes).
+    weights, gradients, optimizer, copies (what is gathered or cast), checkpoint (the copy that a CPU's memory holds
+    while it is written), and the larger of two: activations with head, or update (what Muon makes).
     """
     model, world, width = plan.model, plan.gpus, plan.device.width
     n, inner = model.parameters(), matrices(model)
@@ -189,14 +209,26 @@ def memory(plan: Plan, engine: str, micro_batch: int) -> dict[str, float]:
     layer, root = inner / model.layers, n - inner
     cast = 2 if width == 2 else 0
     part = {"weights": 4.0 * n, "gradients": 4.0 * n, "optimizer": float(state), "copies": float(cast * inner)}
-    if engine == "fsdp2":  # embeddings and head stay whole between passes, with their gradient; two blocks are gathered, one reduced
-        part = {"weights": 4 * n / world, "gradients": 4 * n / world, "optimizer": state / world, "copies": layer * (4 * width + 4) + root * (width + 4)}
+    if (
+        engine == "fsdp2"
+    ):  # embeddings and head stay whole between passes, with their gradient; two blocks are gathered, one reduced
+        part = {
+            "weights": 4 * n / world,
+            "gradients": 4 * n / world,
+            "optimizer": state / world,
+            "copies": layer * (4 * width + 4) + root * (width + 4),
+        }
     elif engine in ("zero1", "zero2"):
         part |= {"weights": 4 * n + 4 * n / world, "optimizer": state / world, "gradients": 4 * n + 4 * n / world}
         if engine == "zero2":
             part["gradients"] = 4 * n / world + 4 * min(n, 5e8)  # and DeepSpeed's bucket
     elif engine == "zero3":
-        part = {"weights": 8 * n / world, "gradients": 4 * n / world + 4 * min(n, 5e8), "optimizer": state / world, "copies": (4 + cast) * min(n, 1e9)}
+        part = {
+            "weights": 8 * n / world,
+            "gradients": 4 * n / world + 4 * min(n, 5e8),
+            "optimizer": state / world,
+            "copies": (4 + cast) * min(n, 1e9),
+        }
     whole = engine in ("ddp", "zero0")
     part["checkpoint"] = (4 * n + state) / (1 if whole else world) if plan.device.cpu else 0.0
     if plan.offload and engine.startswith("zero") and engine != "zero0":
@@ -207,22 +239,38 @@ def memory(plan: Plan, engine: str, micro_batch: int) -> dict[str, float]:
 
 
 def _pass_bytes(plan: Plan, engine: str, micro_batch: int) -> dict[str, float]:
-    """What layers keep of a micro-batch, and what comes on top: the head with its loss or, where that is more, the last layer's backward pass."""
+    """What layers keep of a micro-batch, and what comes on top: the head with its loss or, where that is more, the last
+    layer's backward pass."""
     model, width = plan.model, plan.device.width
     slots, d, table = micro_batch * plan.seq_len, model.dim, 4 * model.vocab_size * model.dim
     compiled = plan.compiled and not model.experts and engine != "zero3"
     each = slots * activation_bytes(model, compiled, width, plan.attention(compiled), plan.seq_len)
-    ends = 3 * width * d + (8 if width == 2 else 4) * d  # the last norm's input and fp32 copies, its output, the gradient of that
-    logits = 2 * width if compiled else (10 if width == 2 else 8)  # logits and their gradient; eager softmax makes fp32 of them in between
-    loss = slots * ends + table + min(slots, HEAD_ROWS[width]) * model.vocab_size * logits + (table / 2 if width == 2 else 0)
+    ends = (
+        3 * width * d + (8 if width == 2 else 4) * d
+    )  # the last norm's input and fp32 copies, its output, the gradient of that
+    logits = (
+        2 * width if compiled else (10 if width == 2 else 8)
+    )  # logits and their gradient; eager softmax makes fp32 of them in between
+    loss = (
+        slots * ends
+        + table
+        + min(slots, HEAD_ROWS[width]) * model.vocab_size * logits
+        + (table / 2 if width == 2 else 0)
+    )
     feed = model.expert_size * model.experts_per_token if model.experts else model.ffn
     matrix = 4 * (matrices(model) / model.layers if compiled else d * model.ffn)  # gradients before they are added
-    backward = slots * width * (2 * feed + 2 * d) + matrix + (table if model.tied else 0) + (each if plan.checkpointing else 0)
-    return {"activations": model.layers * (slots * width * d if plan.checkpointing else each), "head": max(loss, backward)}
+    backward = (
+        slots * width * (2 * feed + 2 * d) + matrix + (table if model.tied else 0) + (each if plan.checkpointing else 0)
+    )
+    return {
+        "activations": model.layers * (slots * width * d if plan.checkpointing else each),
+        "head": max(loss, backward),
+    }
 
 
 def _update_bytes(plan: Plan, shared: int) -> float:
-    """What Muon makes beside its state: Nesterov's fp32 momentum, and orthogonal updates, of which one shape at a time is worked on."""
+    """What Muon makes beside its state: Nesterov's fp32 momentum, and orthogonal updates, of which one shape at a time
+    is worked on."""
     width, inner = plan.device.width, matrices(plan.model)
     if shared > 1:  # shards are made whole, at most AT_ONCE elements at a time: gathered, cut, stacked, orthogonal
         return 8 * inner / shared + (8 + 2 * width) * min(inner, AT_ONCE)
@@ -267,7 +315,8 @@ def utilisation(plan: Plan) -> tuple[float, str]:
 
 
 def step_seconds(plan: Plan, engine: str, micro_batch: int) -> dict[str, float]:
-    """Seconds of an update by part: ``compute``, ``communication`` that is waited for, ``optimizer``, and their ``total``."""
+    """Seconds of an update by part: ``compute``, ``communication`` that is waited for, ``optimizer``, and their
+    ``total``."""
     gpu, model, world = plan.device, plan.model, plan.gpus
     n, inner = model.parameters(), matrices(model)
     slots = plan.batch_tokens / world
@@ -278,7 +327,9 @@ def step_seconds(plan: Plan, engine: str, micro_batch: int) -> dict[str, float]:
     speed, ring = (gpu.network if world > NODE else gpu.link), (world - 1) / world
     rounds = max(1, math.ceil(slots / plan.seq_len / max(1, micro_batch)))
     if engine in ("ddp", "zero0", "zero1", "zero2"):
-        waited = 2 * 4 * n * ring / speed  # the gradient's reduction and the new weights, or both halves of an all-reduce, in fp32
+        waited = (
+            2 * 4 * n * ring / speed
+        )  # the gradient's reduction and the new weights, or both halves of an all-reduce, in fp32
         if engine == "zero2":
             waited += (rounds - 1) * 4 * n * ring / speed  # reduced every micro-batch
     else:
@@ -286,10 +337,14 @@ def step_seconds(plan: Plan, engine: str, micro_batch: int) -> dict[str, float]:
         moved = rounds * (2 * width + 4) * n * ring / speed  # gathered twice, reduced once
         waited = max(0.0, moved - 0.8 * compute)  # hidden behind the matrix products as far as they last
     muon = plan.optim.name == "muon"
-    passes = 12 * n + (12 * inner if muon else 0)  # times that an fp32 value is read or written: norm, clipping, moments, weights
+    passes = 12 * n + (
+        12 * inner if muon else 0
+    )  # times that an fp32 value is read or written: norm, clipping, moments, weights
     optimizer = 4 * passes / gpu.bandwidth / (1 if engine in ("ddp", "zero0") else world)
     if muon:
-        optimizer += _newton_schulz(model) / world / ((0.9 if gpu.cpu else 0.4) * gpu.flops) + gpu.width * inner * ring / speed
+        optimizer += (
+            _newton_schulz(model) / world / ((0.9 if gpu.cpu else 0.4) * gpu.flops) + gpu.width * inner * ring / speed
+        )
     return {"compute": compute, "communication": waited, "optimizer": optimizer, "total": compute + waited + optimizer}
 
 
@@ -299,7 +354,8 @@ def _newton_schulz(model: ModelConfig) -> float:
 
 
 def estimate(plan: Plan, engine: str) -> dict[str, Any]:
-    """Everything about ``plan`` under ``engine`` as plain numbers (bytes, seconds, tokens); ``fits`` false when no micro-batch does."""
+    """Everything about ``plan`` under ``engine`` as plain numbers (bytes, seconds, tokens); ``fits`` false when no
+    micro-batch does."""
     if engine not in ENGINES:
         raise ValueError(f"engine {engine!r} is not known; known are {', '.join(ENGINES)}")
     micro = plan.micro_batch or largest_micro_batch(plan, engine)
@@ -310,15 +366,30 @@ def estimate(plan: Plan, engine: str) -> dict[str, Any]:
     steps = math.ceil(plan.tokens / plan.batch_tokens)
     rate = plan.batch_tokens / seconds["total"]
     return {
-        "engine": engine, "gpu": plan.device.name, "gpus": plan.gpus, "parameters": plan.model.parameters(), "flops_per_token": flops,
-        "fits": need["total"] <= plan.device.memory * USABLE, "micro_batch": micro, "checkpointing": plan.checkpointing, "memory": need,
-        "step": seconds, "tokens_per_second": rate, "mfu": rate * flops / plan.gpus / plan.device.flops, "mfu_table": mfu, "mfu_source": source,
-        "steps": steps, "tokens": plan.tokens, "hours": steps * seconds["total"] / 3600, "total_flops": plan.tokens * flops,
+        "engine": engine,
+        "gpu": plan.device.name,
+        "gpus": plan.gpus,
+        "parameters": plan.model.parameters(),
+        "flops_per_token": flops,
+        "fits": need["total"] <= plan.device.memory * USABLE,
+        "micro_batch": micro,
+        "checkpointing": plan.checkpointing,
+        "memory": need,
+        "step": seconds,
+        "tokens_per_second": rate,
+        "mfu": rate * flops / plan.gpus / plan.device.flops,
+        "mfu_table": mfu,
+        "mfu_source": source,
+        "steps": steps,
+        "tokens": plan.tokens,
+        "hours": steps * seconds["total"] / 3600,
+        "total_flops": plan.tokens * flops,
     }
 
 
 def compare(plan: Plan) -> list[dict[str, Any]]:
-    """``plan`` under every engine; with activation checkpointing where only that fits or where it is faster (larger micro-batches)."""
+    """``plan`` under every engine; with activation checkpointing where only that fits or where it is faster (larger
+    micro-batches)."""
     ways = (plan,) if plan.checkpointing or plan.micro_batch else (plan, replace(plan, checkpointing=True))
     found = [[estimate(way, engine) for way in ways] for engine in ENGINES]
     return [min(rows, key=lambda row: (not row["fits"], row["step"]["total"])) for rows in found]
@@ -337,7 +408,11 @@ def references(device: Device, optim: OptimConfig) -> list[dict[str, Any]]:
 
 def describe(plan: Plan) -> dict[str, Any]:
     """What ``pipeline estimate --json`` prints: the plan, every engine, and the reference sizes."""
-    return {"plan": asdict(plan), "engines": compare(plan), "references": [] if plan.device.cpu else references(plan.device, plan.optim)}
+    return {
+        "plan": asdict(plan),
+        "engines": compare(plan),
+        "references": [] if plan.device.cpu else references(plan.device, plan.optim),
+    }
 
 
 def table(plan: Plan) -> str:
@@ -345,27 +420,50 @@ def table(plan: Plan) -> str:
     found = describe(plan)
     first, device = found["engines"][0], plan.device
     type_ = "bf16" if device.width == 2 else "fp32"
-    speed = f"{device.memory / 1e9:.0f} GB, " + (f"{device.flops / 1e9:.0f} GFLOP/s" if device.cpu else f"{device.flops / 1e12:.0f} TFLOP/s") + f" {type_} each"
-    lines = [f"{first['parameters'] / 1e6:,.1f}M parameters, {first['flops_per_token'] / 1e6:,.0f} MFLOPs a token at {plan.seq_len} slots, "
-             f"{plan.batch_tokens:,} tokens a step, {plan.gpus} x {device.name} ({speed})",
-             f"utilisation {first['mfu_table']:.0%}: {first['mfu_source']}", "", _header()]
+    speed = (
+        f"{device.memory / 1e9:.0f} GB, "
+        + (f"{device.flops / 1e9:.0f} GFLOP/s" if device.cpu else f"{device.flops / 1e12:.0f} TFLOP/s")
+        + f" {type_} each"
+    )
+    lines = [
+        (
+            f"{first['parameters'] / 1e6:,.1f}M parameters, {first['flops_per_token'] / 1e6:,.0f} MFLOPs a token at"
+            f" {plan.seq_len} slots, {plan.batch_tokens:,} tokens a step, {plan.gpus} x {device.name} ({speed})"
+        ),
+        f"utilisation {first['mfu_table']:.0%}: {first['mfu_source']}",
+        "",
+        _header(),
+    ]
     lines += [_line(row["engine"], row) for row in found["engines"]]
     if found["references"]:
         lines += ["", "Reference sizes, under the fastest engine that fits:", _header()]
         lines += [_line(f"{row['shape']} x{row['gpus']} {row['engine']}", row) for row in found["references"]]
-    lines += ["", f"* with activation checkpointing   ! does not fit   GB per {'rank, without the libraries' if device.cpu else 'GPU'}; "
-              "MFU after communication and optimizer"]
+    lines += [
+        "",
+        (
+            "* with activation checkpointing   ! does not fit   GB per"
+            f" {'rank, without the libraries' if device.cpu else 'GPU'}; MFU after communication and optimizer"
+        ),
+    ]
     return "\n".join(lines)
 
 
 def _header() -> str:
-    return (f"{'':<15}{'GB':>8}{'weights':>9}{'grads':>8}{'optim':>8}{'activ.':>8}{'micro':>7}{'ms/step':>9}{'tokens/s':>12}{'MFU':>6}{'steps':>9}{'hours':>9}")
+    return f"{'':<15}{'GB':>8}{'weights':>9}{'grads':>8}{'optim':>8}{'activ.':>8}{'micro':>7}{'ms/step':>9}{'tokens/s':>12}{'MFU':>6}{'steps':>9}{'hours':>9}"
 
 
 def _line(name: str, row: dict[str, Any]) -> str:
     need, mark = row["memory"], ("*" if row["checkpointing"] else "") + ("" if row["fits"] else "!")
-    held = (need["total"], need["weights"] + need["copies"], need["gradients"], need["optimizer"], need["activations"] + need["head"])
+    held = (
+        need["total"],
+        need["weights"] + need["copies"],
+        need["gradients"],
+        need["optimizer"],
+        need["activations"] + need["head"],
+    )
     sizes = "".join(f"{value / 1e9:>{width}.2f}" for value, width in zip(held, (8, 9, 8, 8, 8), strict=True))
     total = (f"{row['steps']:>9,}", f"{row['hours']:>9,.1f}") if row["tokens"] else (f"{'?':>9}", f"{'?':>9}")
-    return (f"{name + mark:<15}{sizes}{row['micro_batch']:>7}{row['step']['total'] * 1e3:>9,.0f}{row['tokens_per_second']:>12,.0f}{row['mfu']:>6.0%}"
-            f"{total[0]}{total[1]}")
+    return (
+        f"{name + mark:<15}{sizes}{row['micro_batch']:>7}{row['step']['total'] * 1e3:>9,.0f}{row['tokens_per_second']:>12,.0f}{row['mfu']:>6.0%}"
+        f"{total[0]}{total[1]}"
+    )

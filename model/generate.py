@@ -19,9 +19,11 @@ from model.transformer import KVCache, Transformer
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. ``temperature`` 0 is greedy; ``top_k`` 0, ``top_p`` 1 and ``repetition_penalty`` 1 are off.
+    """How the next token is chosen. ``temperature`` 0 is greedy; ``top_k`` 0, ``top_p`` 1 and ``repetition_penalty`` 1
+    are off.
 
-    Nucleus sampling: Holtzman et al. 2020; the repetition penalty is CTRL's (Keskar et al. 2019) over prompt and answer.
+    Nucleus sampling: Holtzman et al. 2020; the repetition penalty is CTRL's (Keskar et al. 2019) over prompt and
+    answer.
     """
 
     temperature: float = 0.0
@@ -45,7 +47,12 @@ GREEDY = Sampling()
 
 
 def generate(
-    model: Transformer, prompts: Sequence[Sequence[int]], *, stop: Collection[int], max_new_tokens: int = 256, sampling: Sampling = GREEDY
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    stop: Collection[int],
+    max_new_tokens: int = 256,
+    sampling: Sampling = GREEDY,
 ) -> list[list[int]]:
     """New token ids after each prompt, without the stop token that ended them.
 
@@ -58,7 +65,14 @@ def generate(
     return answers
 
 
-def stream(model: Transformer, prompt: Sequence[int], *, stop: Collection[int], max_new_tokens: int = 256, sampling: Sampling = GREEDY) -> Iterator[int]:
+def stream(
+    model: Transformer,
+    prompt: Sequence[int],
+    *,
+    stop: Collection[int],
+    max_new_tokens: int = 256,
+    sampling: Sampling = GREEDY,
+) -> Iterator[int]:
     """The same for one prompt, a token at a time."""
     for step in _steps(model, [prompt], stop, max_new_tokens, sampling):
         yield from (token for _, token in step)
@@ -81,7 +95,11 @@ def _steps(
     rows = list(range(len(prompts)))
     for step in range(steps):
         tokens = choose(model(tokens, cache=cache, last=True)[:, -1], step)
-        going = [(i, row, token) for i, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)) if token not in stop]
+        going = [
+            (i, row, token)
+            for i, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True))
+            if token not in stop
+        ]
         if not going:
             return
         yield [(row, token) for _, row, token in going]
@@ -100,7 +118,9 @@ def _check(prompts: Sequence[Sequence[int]], window: int) -> tuple[int, int]:
         raise ValueError("a prompt is empty; give at least one token")
     longest = max(map(len, prompts))
     if longest >= window:
-        raise ValueError(f"a prompt of {longest} tokens leaves no room for an answer: the model reads at most {window} (max_seq_len)")
+        raise ValueError(
+            f"a prompt of {longest} tokens leaves no room for an answer: the model reads at most {window} (max_seq_len)"
+        )
     return longest, window - longest
 
 
@@ -117,8 +137,14 @@ class _Chooser:
     def __init__(self, sampling: Sampling, tokens: Tensor, pad: Tensor, vocab: int, steps: int) -> None:
         self.sampling = sampling
         generator = torch.Generator().manual_seed(sampling.seed)
-        self.uniform = torch.rand((len(tokens), steps), generator=generator).to(tokens.device) if sampling.temperature else None
-        self.seen = torch.zeros((len(tokens), vocab), dtype=torch.bool, device=tokens.device) if sampling.repetition_penalty != 1 else None
+        self.uniform = (
+            torch.rand((len(tokens), steps), generator=generator).to(tokens.device) if sampling.temperature else None
+        )
+        self.seen = (
+            torch.zeros((len(tokens), vocab), dtype=torch.bool, device=tokens.device)
+            if sampling.repetition_penalty != 1
+            else None
+        )
         if self.seen is not None:
             real = torch.arange(tokens.shape[1], device=tokens.device) >= pad[:, None]
             for row, line, own in zip(self.seen, tokens, real, strict=True):

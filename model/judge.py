@@ -50,12 +50,19 @@ def share(flags: Sequence[bool], chance: float | None = None) -> dict[str, float
     """A share with its interval; with ``chance``, whether the interval covers it (then nothing has been shown)."""
     right, asked = sum(flags), len(flags)
     low, high = wilson(right, asked)
-    row: dict[str, float | int | bool] = {"right": right, "asked": asked, "share": right / asked if asked else 0.0, "low": low, "high": high}
+    row: dict[str, float | int | bool] = {
+        "right": right,
+        "asked": asked,
+        "share": right / asked if asked else 0.0,
+        "low": low,
+        "high": high,
+    }
     return row if chance is None else {**row, "chance": chance, "at_chance": low <= chance <= high}
 
 
 def groups(items: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
-    """Indices of "all" items, of each language's, of each set's where there are several, and of each ``overlap`` as "overlap.<which>"; none of no items."""
+    """Indices of "all" items, of each language's, of each set's where there are several, and of each ``overlap`` as
+    "overlap.<which>"; none of no items."""
     found = {"all": list(range(len(items)))} if items else {}
     sets = {item["set"] for item in items}
     for key, names in (("lang", {item["lang"] for item in items}), ("set", sets if len(sets) > 1 else set())):

@@ -48,7 +48,16 @@ class Data:
 class Loop:
     """Trains until the plan's steps are done; see :meth:`run`."""
 
-    def __init__(self, spec: TrainSpec, engine: Engine, data: Data, ranks: Ranks, choices: Choices, checkpoints: Checkpoints, meter: Meter) -> None:
+    def __init__(
+        self,
+        spec: TrainSpec,
+        engine: Engine,
+        data: Data,
+        ranks: Ranks,
+        choices: Choices,
+        checkpoints: Checkpoints,
+        meter: Meter,
+    ) -> None:
         self.spec, self.objective, self.engine, self.data = spec, engine.objective, engine, data
         self.ranks, self.choices, self.checkpoints, self.meter = ranks, choices, checkpoints, meter
         self.order = Order(data.train.rows, spec.seed)
@@ -60,7 +69,8 @@ class Loop:
         self._saved = time.monotonic()
 
     def run(self) -> dict[str, Any]:
-        """Go from the newest checkpoint to the last step; the final metrics. Raises Diverged, or SystemExit(143) after SIGTERM."""
+        """Go from the newest checkpoint to the last step; the final metrics. Raises Diverged, or SystemExit(143) after
+        SIGTERM."""
         self._resume()
         report: dict[str, Any] = {}
         if self.step == 0 and self.spec.objective != "pretrain" and self.data.val.rows:
@@ -79,7 +89,13 @@ class Loop:
         if self.data.val.rows:
             report = self.validate()
             self.meter.log({"step": self.step, "total_steps": self.plan.steps, **report})
-        return {"steps": self.step, "tokens": self.tokens, "skipped_steps": self.skipped, **self.meter.summary(), **report}
+        return {
+            "steps": self.step,
+            "tokens": self.tokens,
+            "skipped_steps": self.skipped,
+            **self.meter.summary(),
+            **report,
+        }
 
     def _update(self) -> None:
         """One optimizer step over one global batch."""
@@ -103,7 +119,8 @@ class Loop:
             self._log(sums, gradient)
 
     def _gradient(self, rows: NDArray, norm_by: float) -> torch.Tensor:
-        """Accumulate the gradient of a global batch's share; halves the micro-batch when memory runs out. The objective's sums."""
+        """Accumulate the gradient of a global batch's share; halves the micro-batch when memory runs out. The
+        objective's sums."""
         while True:
             parts = share(rows, self.ranks.rank, self.ranks.world, self.choices.micro_batch)
             try:
@@ -117,22 +134,36 @@ class Loop:
                 self._halve(error)
 
     def _halve(self, error: RuntimeError) -> None:
-        """Go on with half the micro-batch after running out of memory; anything else, or a batch of one row, is raised."""
-        memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error) or "not enough memory" in str(error)
+        """Go on with half the micro-batch after running out of memory; anything else, or a batch of one row, is
+        raised."""
+        memory = (
+            isinstance(error, torch.OutOfMemoryError)
+            or "can't allocate memory" in str(error)
+            or "not enough memory" in str(error)
+        )
         if not memory:
             raise error
         size = self.choices.micro_batch
         if size == 1:
-            raise RuntimeError(f"out of memory with one sequence of {self.spec.seq_len} slots at a time; lower seq_len, set resources.checkpointing=true, "
-                               "or share the model over more ranks") from error
+            raise RuntimeError(
+                f"out of memory with one sequence of {self.spec.seq_len} slots at a time; lower seq_len, set"
+                " resources.checkpointing=true, or share the model over more ranks"
+            ) from error
         self.choices.micro_batch = size // 2
         self.choices.save(self.ranks, own=not self.engine.independent)
-        if not self.engine.independent:  # the other ranks are inside a collective; the next attempt starts with the smaller size
-            raise RuntimeError(f"out of memory with {size} sequences at a time; run again to resume with {size // 2}") from error
+        if (
+            not self.engine.independent
+        ):  # the other ranks are inside a collective; the next attempt starts with the smaller size
+            raise RuntimeError(
+                f"out of memory with {size} sequences at a time; run again to resume with {size // 2}"
+            ) from error
         self.engine.clear()
         if self.engine.device.type == "cuda":
             torch.cuda.empty_cache()
-        print(f"out of memory with {size} sequences at a time: going on with {size // 2}, global batch unchanged", flush=True)
+        print(
+            f"out of memory with {size} sequences at a time: going on with {size // 2}, global batch unchanged",
+            flush=True,
+        )
 
     def _batch(self, split: str, numbers: NDArray, norm_by: float) -> Batch:
         """The rows ``numbers`` as a micro-batch on the device."""
@@ -154,8 +185,10 @@ class Loop:
             self.ranks.say(f"step {self.step}: {why}, update skipped; {infinite + spikes} skipped so far")
         self.skipped = infinite + spikes
         if in_a_row >= SKIP_LIMIT:
-            raise Diverged(f"the gradient was not finite {in_a_row} updates in a row (step {self.step}); lower optim.lr (now {self.spec.optim.lr}), "
-                           "lengthen optim.warmup, or check the initial weights")
+            raise Diverged(
+                f"the gradient was not finite {in_a_row} updates in a row (step {self.step}); lower optim.lr (now"
+                f" {self.spec.optim.lr}), lengthen optim.warmup, or check the initial weights"
+            )
 
     def _log(self, sums: torch.Tensor, gradient: torch.Tensor) -> None:
         values = self._means("", self.ranks.total(sums))
@@ -181,13 +214,23 @@ class Loop:
             raise SystemExit(143)
 
     def save(self, val_loss: float | None = None) -> None:
-        """Write a checkpoint of this step, unless there is one (all ranks take part); ``val_loss`` says that its weights were validated."""
+        """Write a checkpoint of this step, unless there is one (all ranks take part); ``val_loss`` says that its
+        weights were validated."""
         if self.saved_step == self.step:
             return
         self.saved_step = self.step
-        self.checkpoints.save(self.engine.written(), {
-            "step": self.step, "position": self.position, "tokens": self.tokens, "applied": self.engine.applied, "best_loss": self.best,
-            "val_loss": val_loss, "guard": self.guard.state()})
+        self.checkpoints.save(
+            self.engine.written(),
+            {
+                "step": self.step,
+                "position": self.position,
+                "tokens": self.tokens,
+                "applied": self.engine.applied,
+                "best_loss": self.best,
+                "val_loss": val_loss,
+                "guard": self.guard.state(),
+            },
+        )
         self._saved = time.monotonic()
 
     def _resume(self) -> None:
@@ -205,13 +248,13 @@ class Loop:
     def validate(self) -> dict[str, float]:
         """Means over the validation split (``eval_tokens`` of it), and ``val_bits_per_byte``.
 
-        Those are the bits of the targets (dpo: of the chosen answers') over the UTF-8 bytes they spell, from the dataset's
-        ``meta.json``. It counts a split's bytes as a whole: a part of the split, and the chosen half of its pairs, is taken to
-        have its share of the bytes by targets.
+        Those are the bits of the targets (dpo: of the chosen answers') over the UTF-8 bytes they spell, from the
+        dataset's ``meta.json``. It counts a split's bytes as a whole: a part of the split, and the chosen half of its
+        pairs, is taken to have its share of the bytes by targets.
         """
         rows = np.arange(self.data.val.rows)
         if self.spec.eval_tokens:
-            rows = rows[:max(1, self.spec.eval_tokens // self.spec.seq_len)]
+            rows = rows[: max(1, self.spec.eval_tokens // self.spec.seq_len)]
         sums = torch.zeros(len(self.objective.names), dtype=torch.float64)
         for part in share(rows, self.ranks.rank, self.ranks.world, self.choices.micro_batch):
             sums += self._observe("val", part)
@@ -230,7 +273,8 @@ class Loop:
         return found.double().cpu()
 
     def reference(self, folder: Path, key: str) -> None:
-        """dpo: log-probabilities of every answer under the initial model, once, kept in ``folder`` by weights and data."""
+        """dpo: log-probabilities of every answer under the initial model, once, kept in ``folder`` by weights and
+        data."""
         if not isinstance(self.objective, Preference):
             return
         self.data.reference = {name: np.zeros(getattr(self.data, name).split.sequences) for name in ("train", "val")}
@@ -246,9 +290,12 @@ class Loop:
         self.data.reference = found
 
     def _answers(self, split: str, count: int) -> NDArray:
-        """Log-probability of each sequence's answer [count] under the current weights, each rank a share. Collective."""
+        """Log-probability of each sequence's answer [count] under the current weights, each rank a share.
+        Collective."""
         values = torch.zeros(count, dtype=torch.float64)
-        for part in share(np.arange(getattr(self.data, split).rows), self.ranks.rank, self.ranks.world, self.choices.micro_batch):
+        for part in share(
+            np.arange(getattr(self.data, split).rows), self.ranks.rank, self.ranks.world, self.choices.micro_batch
+        ):
             self.meter.beat()
             prepared = self._batch(split, part, 1.0)
             with torch.no_grad():
@@ -262,10 +309,14 @@ class Plan:
 
     def __init__(self, spec: TrainSpec, rows: int) -> None:
         if rows == 0:
-            raise ValueError(f"{spec.data}: the training split holds no rows of seq_len = {spec.seq_len}; add data or lower seq_len")
+            raise ValueError(
+                f"{spec.data}: the training split holds no rows of seq_len = {spec.seq_len}; add data or lower seq_len"
+            )
         self.batch, self.warmup = min(spec.batch_rows, max(rows, 1)), spec.optim.batch_warmup
         per_step = self.batch * (1 - 0.375 * self.warmup)  # the mean of a growth from a quarter to all
-        self.steps = spec.steps or math.ceil(rows * spec.epochs / per_step)  # 0 epochs take the initial weights as they are
+        self.steps = spec.steps or math.ceil(
+            rows * spec.epochs / per_step
+        )  # 0 epochs take the initial weights as they are
 
     def rows(self, step: int) -> int:
         """Rows of the global batch at ``step``."""

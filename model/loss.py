@@ -20,7 +20,8 @@ WHOLE = {"cpu": 512}
 
 
 def _gradient(h: Tensor, w: Tensor, targets: Tensor, weight: Tensor, z: float) -> tuple[Tensor, Tensor, Tensor]:
-    """One chunk: weighted loss sum, plain loss sum (scalars, fp32) and the gradient of the logits [n, vocab] in ``h``'s dtype.
+    """One chunk: weighted loss sum, plain loss sum (scalars, fp32) and the gradient of the logits [n, vocab] in ``h``'s
+    dtype.
 
     Written for the fewest passes over the logits in eager mode.
     """
@@ -34,7 +35,8 @@ def _gradient(h: Tensor, w: Tensor, targets: Tensor, weight: Tensor, z: float) -
 
 
 def chunk_gradient(h: Tensor, w: Tensor, targets: Tensor, weight: Tensor, z: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The same as pure functions of the logits, for ``torch.compile``, which makes two passes of it; and with z-loss."""
+    """The same as pure functions of the logits, for ``torch.compile``, which makes two passes of it; and with
+    z-loss."""
     logits = (h @ w.t()).float()
     lse = torch.logsumexp(logits, -1)
     nll = lse - logits.gather(1, targets[:, None])[:, 0]
@@ -53,7 +55,8 @@ def _add_product(total: Tensor, grad: Tensor, h: Tensor) -> None:
 
 
 class _InForward(torch.autograd.Function):
-    """A loss by chunks of rows: ``gradient(h, w, *rows)`` gives a chunk's loss, its sums [k] and the gradient of its logits."""
+    """A loss by chunks of rows: ``gradient(h, w, *rows)`` gives a chunk's loss, its sums [k] and the gradient of its
+    logits."""
 
     @staticmethod
     def forward(ctx, h: Tensor, head: Tensor, chunk: int, gradient: Callable, *columns: Tensor):
@@ -77,7 +80,11 @@ class _InForward(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g: Tensor, _: Tensor):
         gh, gw = ctx.saved_tensors
-        return gh * g.to(gh.dtype), None if gw is None else gw.mul_(g).to(ctx.dtype), *[None] * (len(ctx.needs_input_grad) - 2)
+        return (
+            gh * g.to(gh.dtype),
+            None if gw is None else gw.mul_(g).to(ctx.dtype),
+            *[None] * (len(ctx.needs_input_grad) - 2),
+        )
 
 
 class _LogProbs(torch.autograd.Function):
@@ -102,23 +109,43 @@ class _LogProbs(torch.autograd.Function):
         return gh, gw.to(head.dtype) if learns else None, None, None
 
 
-def cross_entropy(h: Tensor, head: Tensor, targets: Tensor, weight: Tensor, z_loss: float = 0.0, gradient: Callable = _gradient,
-                  chunk: int = 0) -> tuple[Tensor, Tensor]:
-    """``sum(weight * (nll + z_loss * log(Z)^2))`` and, without gradient, the plain sum of nll over rows of weight > 0 (nats, fp32).
+def cross_entropy(
+    h: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    z_loss: float = 0.0,
+    gradient: Callable = _gradient,
+    chunk: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """``sum(weight * (nll + z_loss * log(Z)^2))`` and, without gradient, the plain sum of nll over rows of weight > 0
+    (nats, fp32).
 
-    h [n, dim]; head [vocab, dim], any dtype, cast to h's; targets [n] int64; weight [n] fp32 (put 1/count in it for a mean).
-    ``gradient`` may be a compiled :func:`chunk_gradient`; ``chunk`` rows are worked on at once (0: the device's :data:`CHUNK`).
+    h [n, dim]; head [vocab, dim], any dtype, cast to h's; targets [n] int64; weight [n] fp32 (put 1/count in it for a
+    mean). ``gradient`` may be a compiled :func:`chunk_gradient`; ``chunk`` rows are worked on at once (0: the device's
+    :data:`CHUNK`).
     """
     chunk = chunk or CHUNK.get(h.device.type, 4096)
     if not torch.is_grad_enabled():
         nll = -log_probs_now(h, head, targets, chunk)
         return (nll * weight).sum(), (nll * (weight != 0)).sum()
-    return _InForward.apply(h, head, chunk, lambda h, w, targets, weight: gradient(h, w, targets, weight, z_loss), targets, weight)
+    return _InForward.apply(
+        h, head, chunk, lambda h, w, targets, weight: gradient(h, w, targets, weight, z_loss), targets, weight
+    )
 
 
-def distill_gradient(h: Tensor, w: Tensor, taught: Tensor, teacher: Tensor, targets: Tensor, weight: Tensor, share: float,
-                     temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """One chunk of :func:`distillation`: weighted loss, plain sums of nll and divergence [2] (fp32), gradient of the logits in ``h``'s dtype."""
+def distill_gradient(
+    h: Tensor,
+    w: Tensor,
+    taught: Tensor,
+    teacher: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    share: float,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One chunk of :func:`distillation`: weighted loss, plain sums of nll and divergence [2] (fp32), gradient of the
+    logits in ``h``'s dtype."""
     logits = (h @ w.t()).float()
     nll = torch.logsumexp(logits, -1) - logits.gather(1, targets[:, None])[:, 0]
     at = torch.arange(logits.shape[1], device=h.device)[None, :] == targets[:, None]
@@ -127,20 +154,36 @@ def distill_gradient(h: Tensor, w: Tensor, taught: Tensor, teacher: Tensor, targ
     theirs = torch.log_softmax((taught @ teacher[:known].t()).float() / temperature, -1)
     divergence = (theirs.exp() * (theirs - ours)).sum(-1) * temperature**2
     grad = (torch.softmax(logits, -1) - at.float()) * (1 - share)
-    grad = grad + torch.nn.functional.pad((ours.exp() - theirs.exp()) * (share * temperature), (0, logits.shape[1] - known))
+    grad = grad + torch.nn.functional.pad(
+        (ours.exp() - theirs.exp()) * (share * temperature), (0, logits.shape[1] - known)
+    )
     counted = (weight != 0).float()
     sums = torch.stack(((nll * counted).sum(), (divergence * counted).sum()))
     return ((nll * (1 - share) + divergence * share) * weight).sum(), sums, (grad * weight[:, None]).to(h.dtype)
 
 
-def distillation(h: Tensor, head: Tensor, taught: Tensor, teacher: Tensor, targets: Tensor, weight: Tensor, share: float, temperature: float,
-                 gradient: Callable = distill_gradient) -> tuple[Tensor, Tensor]:
-    """``sum(weight * ((1 - share) * nll + share * t^2 * KL(teacher || student)))`` and the plain sums of both terms [2] over rows of weight > 0.
+def distillation(
+    h: Tensor,
+    head: Tensor,
+    taught: Tensor,
+    teacher: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    share: float,
+    temperature: float,
+    gradient: Callable = distill_gradient,
+) -> tuple[Tensor, Tensor]:
+    """``sum(weight * ((1 - share) * nll + share * t^2 * KL(teacher || student)))`` and the plain sums of both terms [2]
+    over rows of weight > 0.
 
-    As :func:`cross_entropy`, with the teacher's hidden states ``taught`` [n, width] and its head ``teacher`` [vocab, width], both in h's
-    dtype; the divergence is taken at temperature ``t`` over the ids both know (Hinton et al. 2015, arXiv:1503.02531).
+    As :func:`cross_entropy`, with the teacher's hidden states ``taught`` [n, width] and its head ``teacher`` [vocab,
+    width], both in h's dtype; the divergence is taken at temperature ``t`` over the ids both know (Hinton et al. 2015,
+    arXiv:1503.02531).
     """
-    def chunk_of(h: Tensor, w: Tensor, taught: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+
+    def chunk_of(
+        h: Tensor, w: Tensor, taught: Tensor, targets: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         return gradient(h, w, taught, teacher, targets, weight, share, temperature)
 
     return _InForward.apply(h, head, CHUNK.get(h.device.type, 4096), chunk_of, taught, targets, weight)
@@ -149,7 +192,9 @@ def distillation(h: Tensor, head: Tensor, taught: Tensor, teacher: Tensor, targe
 def log_probs(h: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     """Log-probability of each target [n] fp32 (nats); differentiable, logits are made again in the backward pass."""
     chunk = CHUNK.get(h.device.type, 4096)
-    return _LogProbs.apply(h, head, targets, chunk) if torch.is_grad_enabled() else log_probs_now(h, head, targets, chunk)
+    return (
+        _LogProbs.apply(h, head, targets, chunk) if torch.is_grad_enabled() else log_probs_now(h, head, targets, chunk)
+    )
 
 
 def log_probs_now(h: Tensor, head: Tensor, targets: Tensor, chunk: int) -> Tensor:
@@ -157,16 +202,23 @@ def log_probs_now(h: Tensor, head: Tensor, targets: Tensor, chunk: int) -> Tenso
     w = head.to(h.dtype)
     parts = []
     for i in range(0, h.shape[0], chunk):
-        logits = (h[i:i + chunk] @ w.t()).float()
-        parts.append(logits.gather(1, targets[i:i + chunk, None])[:, 0] - torch.logsumexp(logits, -1))
+        logits = (h[i : i + chunk] @ w.t()).float()
+        parts.append(logits.gather(1, targets[i : i + chunk, None])[:, 0] - torch.logsumexp(logits, -1))
     return torch.cat(parts) if parts else torch.zeros(0, device=h.device)
 
 
-def preference(chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, beta: float,
-               label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+def preference(
+    chosen: Tensor,
+    rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    beta: float,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor]:
     """DPO (Rafailov et al. 2023; cDPO when ``label_smoothing`` > 0): losses [pairs] and margins [pairs].
 
-    Arguments are log-probabilities of whole answers (nats, fp32) [pairs]; the margin is ``beta`` times the difference of log-ratios.
+    Arguments are log-probabilities of whole answers (nats, fp32) [pairs]; the margin is ``beta`` times the difference
+    of log-ratios.
     """
     margin = beta * ((chosen - reference_chosen) - (rejected - reference_rejected))
     loss = -F.logsigmoid(margin) * (1 - label_smoothing) - F.logsigmoid(-margin) * label_smoothing

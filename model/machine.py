@@ -17,15 +17,37 @@ import torch
 from model.estimate import Device
 
 # Dense bf16 tensor-core peaks in FLOP/s, from the vendors' data sheets; the longest matching name counts.
-GPU_PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "GH200": 989e12, "B200": 2250e12, "A100": 312e12, "A800": 312e12,
-             "H800": 989e12, "H20": 148e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "A40": 150e12, "A10": 125e12, "A6000": 155e12,
-             "RTX 5090": 210e12, "RTX 4090": 165e12, "RTX 4080": 97e12, "RTX 3090": 71e12, "RTX 3080": 60e12}
+GPU_PEAKS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "GH200": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "H800": 989e12,
+    "H20": 148e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "A40": 150e12,
+    "A10": 125e12,
+    "A6000": 155e12,
+    "RTX 5090": 210e12,
+    "RTX 4090": 165e12,
+    "RTX 4080": 97e12,
+    "RTX 3090": 71e12,
+    "RTX 3080": 60e12,
+}
 
 
 def pick_device(wanted: str, local_rank: int) -> torch.device:
     """The device of this rank. Raises ValueError when a GPU is wanted and there is none."""
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device = cuda, but torch sees no GPU; set resources.device=auto or install a CUDA build of torch")
+        raise ValueError(
+            "device = cuda, but torch sees no GPU; set resources.device=auto or install a CUDA build of torch"
+        )
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     torch.cuda.set_device(local_rank)
@@ -33,7 +55,8 @@ def pick_device(wanted: str, local_rank: int) -> torch.device:
 
 
 def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """bf16 where the hardware multiplies it natively, else fp32. Never fp16: a CPU emulates it, at a tenth of the speed."""
+    """bf16 where the hardware multiplies it natively, else fp32. Never fp16: a CPU emulates it, at a tenth of the
+    speed."""
     if wanted != "auto":
         return {"bf16": torch.bfloat16, "fp32": torch.float32}[wanted]
     if device.type == "cuda":
@@ -54,7 +77,8 @@ def _cpu_flags() -> frozenset[str]:
 
 @functools.cache
 def peak_flops(device_type: str, dtype: torch.dtype) -> float:
-    """Matrix-multiply peak of one rank in FLOP/s: the data sheet's for a known GPU, else the best of a short measurement."""
+    """Matrix-multiply peak of one rank in FLOP/s: the data sheet's for a known GPU, else the best of a short
+    measurement."""
     if device_type == "cuda":
         name = torch.cuda.get_device_name()
         known = [key for key in GPU_PEAKS if key in name]
@@ -77,7 +101,8 @@ GLOO = 1.0e9
 
 
 def cpu_device(ranks: int, wanted: str = "auto") -> Device:
-    """This machine's CPU as the calculator's device, shared evenly by ``ranks``: matrix products and copies are measured (2 s)."""
+    """This machine's CPU as the calculator's device, shared evenly by ``ranks``: matrix products and copies are
+    measured (2 s)."""
     dtype = pick_dtype(wanted, torch.device("cpu"))
     name = str(dtype).removeprefix("torch.")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -86,15 +111,25 @@ def cpu_device(ranks: int, wanted: str = "auto") -> Device:
         start = time.perf_counter()
         target.copy_(source)
         best = min(best, time.perf_counter() - start)
-    return Device(f"CPU rank ({torch.get_num_threads()} threads in all)", f"cpu {name}", peak_flops("cpu", dtype) / ranks, memory / ranks,
-                  2.0 * source.nbytes / best / ranks, GLOO, GLOO, dtype.itemsize)
+    return Device(
+        f"CPU rank ({torch.get_num_threads()} threads in all)",
+        f"cpu {name}",
+        peak_flops("cpu", dtype) / ranks,
+        memory / ranks,
+        2.0 * source.nbytes / best / ranks,
+        GLOO,
+        GLOO,
+        dtype.itemsize,
+    )
 
 
 def can_compile(device: torch.device) -> bool:
     """Whether torch.compile finds what it needs: a C++ compiler on a CPU, Triton on a GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (7, 0) and _importable("triton")
-    return platform.system() != "Windows" and any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++", "c++"))
+    return platform.system() != "Windows" and any(
+        shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++", "c++")
+    )
 
 
 def _importable(name: str) -> bool:
@@ -113,7 +148,8 @@ def peak_memory(device: torch.device) -> int:
 
 
 class Orphan:
-    """Notices that the process that started this one is gone; on Linux the kernel also sends SIGTERM then (prctl(2))."""
+    """Notices that the process that started this one is gone; on Linux the kernel also sends SIGTERM then
+    (prctl(2))."""
 
     def __init__(self) -> None:
         self.parent = os.getppid()

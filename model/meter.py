@@ -1,7 +1,7 @@
 """What a run says about itself: metrics.jsonl, a heartbeat, and speed against the machine's limit.
 
-``mfu`` is model FLOPs utilisation: FLOPs the model needs (:meth:`ModelConfig.flops_per_token`, recomputation not counted) for
-the slots computed, over what all ranks could multiply (:func:`model.machine.peak_flops`).
+``mfu`` is model FLOPs utilisation: FLOPs the model needs (:meth:`ModelConfig.flops_per_token`, recomputation not
+counted) for the slots computed, over what all ranks could multiply (:func:`model.machine.peak_flops`).
 """
 
 from __future__ import annotations
@@ -65,7 +65,11 @@ class Meter:
         record = {"time": time.time(), **values}
         if speed:
             seconds, tokens, slots, waited = self._window
-            record |= {**self._rates(seconds, tokens, slots), "data_wait": waited / seconds, "memory_bytes": peak_memory(self.device)}
+            record |= {
+                **self._rates(seconds, tokens, slots),
+                "data_wait": waited / seconds,
+                "memory_bytes": peak_memory(self.device),
+            }
             self._window = [0.0, 0, 0, 0.0]
             self._last = record
         if self.rank == 0:
@@ -73,7 +77,11 @@ class Meter:
                 out.write(json.dumps(record, sort_keys=True) + "\n")
 
     def _rates(self, seconds: float, tokens: int, slots: int) -> dict[str, float]:
-        return {"tokens_per_second": tokens / seconds, "slots_per_second": slots / seconds, "mfu": slots * self.flops / seconds / self.peak}
+        return {
+            "tokens_per_second": tokens / seconds,
+            "slots_per_second": slots / seconds,
+            "mfu": slots * self.flops / seconds / self.peak,
+        }
 
     def rewind(self, step: int) -> None:
         """Drop records of steps after ``step``: a resumed run writes them again."""

@@ -1,7 +1,8 @@
-"""Mixture of experts: each token goes to ``experts_per_token`` of ``experts`` SwiGLU feed-forwards (the Qwen3-MoE layout).
+"""Mixture of experts: each token goes to ``experts_per_token`` of ``experts`` SwiGLU feed-forwards (the Qwen3-MoE
+layout).
 
-Token copies are sorted by expert, so that every expert is one matrix product over its tokens: with grouped products on a
-GPU, one after the other on a CPU. Work and memory grow with the tokens and not with the number of experts.
+Token copies are sorted by expert, so that every expert is one matrix product over its tokens: with grouped products on
+a GPU, one after the other on a CPU. Work and memory grow with the tokens and not with the number of experts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from model.config import ModelConfig
 
 
 class Experts(nn.Module):
-    """The weights of all experts of a layer: ``gate_proj`` and ``up_proj`` [experts, width, dim], ``down_proj`` [experts, dim, width]."""
+    """The weights of all experts of a layer: ``gate_proj`` and ``up_proj`` [experts, width, dim], ``down_proj``
+    [experts, dim, width]."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -40,7 +42,8 @@ def _one_by_one(x: Tensor, counts: Tensor, gate: Tensor, up: Tensor, down: Tenso
 
 
 class MoE(nn.Module):
-    """Router and experts over [batch, T, dim]. ``balance`` holds the load-balancing loss of the last pass (scalar, 1 when even)."""
+    """Router and experts over [batch, T, dim]. ``balance`` holds the load-balancing loss of the last pass (scalar, 1
+    when even)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -55,8 +58,11 @@ class MoE(nn.Module):
         weight, chosen = share.topk(self.top, -1)
         weight = weight / weight.sum(-1, keepdim=True)
         every = chosen.reshape(-1)
-        counts = torch.zeros(self.count, dtype=torch.int64, device=x.device).scatter_add_(0, every, torch.ones_like(every))
-        # Switch Transformer (arXiv:2101.03961), equation 4: experts * sum over experts of (share of tokens) * (mean probability)
+        counts = torch.zeros(self.count, dtype=torch.int64, device=x.device).scatter_add_(
+            0, every, torch.ones_like(every)
+        )
+        # Switch Transformer (arXiv:2101.03961), equation 4: experts * sum over experts of (share of tokens) * (mean
+        # probability)
         self.balance = self.count * (counts.float() / chosen.numel() * share.mean(0)).sum()
         order = every.argsort(stable=True)
         token = order // self.top

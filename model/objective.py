@@ -23,7 +23,8 @@ from model.transformer import Transformer
 
 @dataclass
 class Batch:
-    """A micro-batch on the device. ``index`` [n] are the slots that are targets (null: all); ``targets``, ``weight`` [n].
+    """A micro-batch on the device. ``index`` [n] are the slots that are targets (null: all); ``targets``, ``weight``
+    [n].
 
     dpo: ``segment`` [n] is each target's sequence in this batch, 2i chosen and 2i+1 rejected, ``sequences`` [2 * pairs]
     their numbers in the dataset, ``reference`` [2 * pairs] their log-probabilities under the initial model.
@@ -47,7 +48,8 @@ class Batch:
 
 
 def batch(rows: Rows, norm: float, chunk: int, reference: NDArray | None = None) -> Batch:
-    """Rows as a micro-batch whose targets weigh ``1 / norm`` each; where not all slots are targets, their list is padded to whole chunks.
+    """Rows as a micro-batch whose targets weigh ``1 / norm`` each; where not all slots are targets, their list is
+    padded to whole chunks.
 
     ``reference`` [sequences] holds log-probabilities by sequence number and makes it a batch of pairs.
     """
@@ -59,21 +61,33 @@ def batch(rows: Rows, norm: float, chunk: int, reference: NDArray | None = None)
         index = np.pad(index, (0, -used % chunk if used else chunk))
         targets, weight = targets[index], weight[index]
         weight[used:] = 0.0
-    tensors = {"ids": torch.from_numpy(rows.ids), "doc": torch.from_numpy(rows.doc), "index": index if index is None else torch.from_numpy(index),
-               "targets": torch.from_numpy(np.ascontiguousarray(targets)), "weight": torch.from_numpy(weight.astype(np.float32))}
+    tensors = {
+        "ids": torch.from_numpy(rows.ids),
+        "doc": torch.from_numpy(rows.doc),
+        "index": index if index is None else torch.from_numpy(index),
+        "targets": torch.from_numpy(np.ascontiguousarray(targets)),
+        "weight": torch.from_numpy(weight.astype(np.float32)),
+    }
     if reference is None:
         return Batch(**tensors)
     sequence = rows.sequence.ravel()
     sequence = sequence if index is None else sequence[index]
     known = np.unique(sequence[weight > 0] // 2)
     both = np.stack([2 * known, 2 * known + 1], 1).ravel()
-    segment = np.where(weight > 0, np.searchsorted(both, sequence), 0) if len(both) else np.zeros(len(sequence), np.int64)
-    return Batch(**tensors, segment=torch.from_numpy(segment.astype(np.int64)), sequences=torch.from_numpy(both),
-                 reference=torch.from_numpy(reference[both].astype(np.float32)))
+    segment = (
+        np.where(weight > 0, np.searchsorted(both, sequence), 0) if len(both) else np.zeros(len(sequence), np.int64)
+    )
+    return Batch(
+        **tensors,
+        segment=torch.from_numpy(segment.astype(np.int64)),
+        sequences=torch.from_numpy(both),
+        reference=torch.from_numpy(reference[both].astype(np.float32)),
+    )
 
 
 class Objective(nn.Module):
-    """Base: ``forward(batch) -> (loss, sums)``; ``names`` says what the sums [len(names)] are, the last being what to divide by.
+    """Base: ``forward(batch) -> (loss, sums)``; ``names`` says what the sums [len(names)] are, the last being what to
+    divide by.
 
     ``nats_per_target`` names the two sums whose quotient is the cross-entropy of the answers that are to be likely.
     """
@@ -88,7 +102,9 @@ class Objective(nn.Module):
 
     def selected(self, batch: Batch) -> Tensor:
         """Hidden states [n, dim] at the batch's targets."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() or self.lm.compiled):  # validation too, or it would be compiled once more
+        with torch.set_grad_enabled(
+            torch.is_grad_enabled() or self.lm.compiled
+        ):  # validation too, or it would be compiled once more
             h = self.lm.hidden(batch.ids, batch.doc).reshape(-1, self.lm.config.dim)
         return h if batch.index is None else h[batch.index]
 
@@ -101,13 +117,16 @@ class NextToken(Objective):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         z = self.spec.optim.z_loss
         chunk = loss.WHOLE.get(batch.ids.device.type, 0) if batch.index is None else 0
-        total, nll = loss.cross_entropy(self.selected(batch), self.lm.head, batch.targets, batch.weight, z, self.gradient, chunk)
+        total, nll = loss.cross_entropy(
+            self.selected(batch), self.lm.head, batch.targets, batch.weight, z, self.gradient, chunk
+        )
         total = total + self.lm.balance() * batch.weight.sum()
         return total, torch.stack((nll.detach(), (batch.weight > 0).sum().float()))
 
 
 class Distill(NextToken):
-    """Cross-entropy at the targets and, beside it, the divergence from a frozen teacher (nats at the spec's temperature, times its square)."""
+    """Cross-entropy at the targets and, beside it, the divergence from a frozen teacher (nats at the spec's
+    temperature, times its square)."""
 
     names = ("loss", "divergence", "targets")
 
@@ -121,8 +140,17 @@ class Distill(NextToken):
         with torch.no_grad():
             taught = teacher.hidden(batch.ids, batch.doc).reshape(-1, teacher.config.dim)
             taught = taught if batch.index is None else taught[batch.index]
-        total, sums = loss.distillation(self.selected(batch), self.lm.head, taught, teacher.head, batch.targets, batch.weight, how.weight,
-                                        how.temperature, self.gradient)
+        total, sums = loss.distillation(
+            self.selected(batch),
+            self.lm.head,
+            taught,
+            teacher.head,
+            batch.targets,
+            batch.weight,
+            how.weight,
+            how.temperature,
+            self.gradient,
+        )
         total = total + self.lm.balance() * batch.weight.sum()
         return total, torch.cat((sums.detach(), (batch.weight > 0).sum().float()[None]))
 
@@ -152,11 +180,22 @@ class Preference(Objective):
         spec = self.spec
         chosen, rejected = answers[0::2], answers[1::2]
         reference = batch.reference.view(-1, 2)
-        losses, margin = loss.preference(chosen, rejected, reference[:, 0], reference[:, 1], spec.beta, spec.label_smoothing)
+        losses, margin = loss.preference(
+            chosen, rejected, reference[:, 0], reference[:, 1], spec.beta, spec.label_smoothing
+        )
         length = torch.zeros_like(answers).index_add(0, batch.segment, (batch.weight > 0).float())[0::2]
         if spec.nll_weight:
             losses = losses - spec.nll_weight * chosen / length.clamp_min(1)
-        sums = torch.stack((losses.sum(), (margin > 0).float().sum(), margin.sum(), spec.beta * (chosen - reference[:, 0]).sum(),
-                            spec.beta * (rejected - reference[:, 1]).sum(), -chosen.sum(), length.sum(),
-                            torch.tensor(float(len(margin)), device=margin.device)))
+        sums = torch.stack(
+            (
+                losses.sum(),
+                (margin > 0).float().sum(),
+                margin.sum(),
+                spec.beta * (chosen - reference[:, 0]).sum(),
+                spec.beta * (rejected - reference[:, 1]).sum(),
+                -chosen.sum(),
+                length.sum(),
+                torch.tensor(float(len(margin)), device=margin.device),
+            )
+        )
         return losses.sum() * batch.weight.max(), sums.detach()

@@ -25,7 +25,8 @@ ROUNDS = 5
 
 
 def newton_schulz(g: Tensor) -> Tensor:
-    """Nearest semi-orthogonal matrices, roughly: [n, rows, columns] in any dtype to the same shape in bf16 where that is native, else fp32."""
+    """Nearest semi-orthogonal matrices, roughly: [n, rows, columns] in any dtype to the same shape in bf16 where that
+    is native, else fp32."""
     a, b, c = NEWTON_SCHULZ
     x = g.to(_dtype(g))
     tall = x.shape[-2] > x.shape[-1]
@@ -60,7 +61,9 @@ def orthogonalize(matrices: list[Tensor], rank: int = 0, world: int = 1) -> list
     for shape, members in shapes.items():
         stack = torch.cat([matrices[i].reshape(-1, *shape) for i in members])
         done = _share(stack, rank, world) * muon_scale(shape)
-        for i, part in zip(members, done.split([matrices[i].numel() // (shape[0] * shape[1]) for i in members]), strict=True):
+        for i, part in zip(
+            members, done.split([matrices[i].numel() // (shape[0] * shape[1]) for i in members]), strict=True
+        ):
             out[i] = part.view_as(matrices[i])
     return out
 
@@ -69,13 +72,13 @@ def _share(stack: Tensor, rank: int, world: int) -> Tensor:
     if world == 1:
         return newton_schulz(stack)
     size = -(-stack.shape[0] // world)
-    mine = stack[rank * size:(rank + 1) * size]
+    mine = stack[rank * size : (rank + 1) * size]
     part = torch.zeros((size, *stack.shape[1:]), dtype=_dtype(stack), device=stack.device)
     if len(mine):
-        part[:len(mine)] = newton_schulz(mine)
+        part[: len(mine)] = newton_schulz(mine)
     whole = torch.empty((world * size, *stack.shape[1:]), dtype=_dtype(stack), device=stack.device)
     gather(whole, part)
-    return whole[:stack.shape[0]]
+    return whole[: stack.shape[0]]
 
 
 def gather(whole: Tensor, part: Tensor) -> None:
@@ -84,7 +87,8 @@ def gather(whole: Tensor, part: Tensor) -> None:
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Groups of kind "muon" and "adamw" (made by :func:`groups`); tensors may be flat pieces when ``pieces`` knows how to make them whole.
+    """Groups of kind "muon" and "adamw" (made by :func:`groups`); tensors may be flat pieces when ``pieces`` knows how
+    to make them whole.
 
     ``pieces(group, tensors) -> tensors`` gets the Nesterov momenta of a muon group in the form the parameters have and
     returns the orthogonal updates in that form.
@@ -119,19 +123,36 @@ class MuonAdamW(torch.optim.Optimizer):
     def _adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
         for p in params:
             if "exp_avg" not in self.state[p]:
-                self.state[p] |= {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+                self.state[p] |= {
+                    "step": torch.zeros((), device=p.device),
+                    "exp_avg": torch.zeros_like(p),
+                    "exp_avg_sq": torch.zeros_like(p),
+                }
         states = [self.state[p] for p in params]
         adamw(
-            params, [p.grad for p in params], [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], [], [s["step"] for s in states],
-            fused=True, amsgrad=False, beta1=self.config.beta1, beta2=self.config.beta2, lr=group["lr"], weight_decay=group["weight_decay"],
-            eps=self.config.eps, maximize=False)
+            params,
+            [p.grad for p in params],
+            [s["exp_avg"] for s in states],
+            [s["exp_avg_sq"] for s in states],
+            [],
+            [s["step"] for s in states],
+            fused=True,
+            amsgrad=False,
+            beta1=self.config.beta1,
+            beta2=self.config.beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=self.config.eps,
+            maximize=False,
+        )
 
 
 def groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> list[dict[str, Any]]:
-    """Trained parameters in groups {kind, params, names, shapes, base_lr, lr, weight_decay}; equal shapes side by side, empty groups left out.
+    """Trained parameters in groups {kind, params, names, shapes, base_lr, lr, weight_decay}; equal shapes side by side,
+    empty groups left out.
 
-    Matrices inside blocks are decayed and go to Muon when that is chosen; embeddings, head, norms and routers never are, nor
-    adapters, whose own matrices mean nothing alone.
+    Matrices inside blocks are decayed and go to Muon when that is chosen; embeddings, head, norms and routers never
+    are, nor adapters, whose own matrices mean nothing alone.
     """
     inner: list[tuple[str, nn.Parameter]] = []
     outer: list[tuple[str, nn.Parameter]] = []
@@ -142,13 +163,30 @@ def groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> li
         if ".lora_" in name:
             adapters.append((name, p))
             continue
-        matrix = p.ndim >= 2 and "embed_tokens" not in name and "lm_head" not in name and not name.endswith("mlp.gate.weight")
+        matrix = (
+            p.ndim >= 2
+            and "embed_tokens" not in name
+            and "lm_head" not in name
+            and not name.endswith("mlp.gate.weight")
+        )
         (inner if matrix else outer).append((name, p))
     inner.sort(key=lambda item: tuple(item[1].shape))  # stable: by shape, then in the model's order
     made = []
-    for kind, members, lr, decay in (("muon" if config.name == "muon" else "adamw", inner, config.lr, config.weight_decay),
-                                     ("adamw", outer, config.embed_lr or config.lr, 0.0), ("adamw", adapters, config.lr, 0.0)):
+    for kind, members, lr, decay in (
+        ("muon" if config.name == "muon" else "adamw", inner, config.lr, config.weight_decay),
+        ("adamw", outer, config.embed_lr or config.lr, 0.0),
+        ("adamw", adapters, config.lr, 0.0),
+    ):
         if members:
-            made.append({"kind": kind, "params": [p for _, p in members], "names": [n for n, _ in members], "shapes": [tuple(p.shape) for _, p in members],
-                         "base_lr": lr, "lr": lr, "weight_decay": decay})
+            made.append(
+                {
+                    "kind": kind,
+                    "params": [p for _, p in members],
+                    "names": [n for n, _ in members],
+                    "shapes": [tuple(p.shape) for _, p in members],
+                    "base_lr": lr,
+                    "lr": lr,
+                    "weight_decay": decay,
+                }
+            )
     return made

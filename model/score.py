@@ -1,10 +1,11 @@
 """Score several models side by side: ``python -m model.score --spec FILE``, one process.
 
-The spec is JSON: ``models`` [{"name", "path"}] from base to last, ``reference`` (the model against whose likelihoods the
-implicit reward of those after it is measured, or null), ``exams`` (directory with choices, answers and preferences as JSON lines), ``tokens`` (a token dataset
-whose val split gives bits per byte, or null), ``out``, ``settings`` (max_new_tokens, batch, bits_tokens, seq_len, seed),
-``device`` and ``dtype``. It writes ``scores.json``, ``answers.jsonl``, ``choices.jsonl`` and ``preferences.jsonl`` into
-``out`` and the flat numbers to ``out/_run/result.json``. Every model, the base model too, is asked through the chat template.
+The spec is JSON: ``models`` [{"name", "path"}] from base to last, ``reference`` (the model against whose likelihoods
+the implicit reward of those after it is measured, or null), ``exams`` (directory with choices, answers and preferences
+as JSON lines), ``tokens`` (a token dataset whose val split gives bits per byte, or null), ``out``, ``settings``
+(max_new_tokens, batch, bits_tokens, seq_len, seed), ``device`` and ``dtype``. It writes ``scores.json``,
+``answers.jsonl``, ``choices.jsonl`` and ``preferences.jsonl`` into ``out`` and the flat numbers to
+``out/_run/result.json``. Every model, the base model too, is asked through the chat template.
 """
 
 from __future__ import annotations
@@ -39,14 +40,18 @@ class Scorer:
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         bf16 = dtype == "bf16" or (dtype == "auto" and self.device == "cuda")
         self.tokenizer = ChatTokenizer.load(directory)
-        self.model = Transformer.from_dir(directory, dtype=torch.bfloat16 if bf16 else torch.float32, device=self.device).eval()
+        self.model = Transformer.from_dir(
+            directory, dtype=torch.bfloat16 if bf16 else torch.float32, device=self.device
+        ).eval()
         self.window = self.model.config.max_seq_len
         self.batch, self.tick = batch, tick
 
     def answers(self, questions: Sequence[str], max_new_tokens: int) -> list[str]:
         """Greedy answers. A question that leaves no room in the model's window is answered with nothing."""
         prompts = [self.tokenizer.prompt([{"role": "user", "content": question}]) for question in questions]
-        order = sorted((i for i in range(len(prompts)) if len(prompts[i]) < self.window), key=lambda i: (len(prompts[i]), i))
+        order = sorted(
+            (i for i in range(len(prompts)) if len(prompts[i]) < self.window), key=lambda i: (len(prompts[i]), i)
+        )
         answers = [""] * len(prompts)
         stop = {self.tokenizer.eos_id, self.tokenizer.end_of_text_id}
         for start in range(0, len(order), self.batch):
@@ -70,7 +75,8 @@ class Scorer:
 
     @torch.no_grad()
     def log_probabilities(self, sequences: Sequence[Scored]) -> list[np.ndarray]:
-        """Natural log-probabilities (float64) of each sequence's tokens from its start index on, given what precedes them."""
+        """Natural log-probabilities (float64) of each sequence's tokens from its start index on, given what precedes
+        them."""
         found: list[np.ndarray] = [np.zeros(0)] * len(sequences)
         order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i][0]), i))
         for rows in self._batches(order, sequences):
@@ -78,7 +84,9 @@ class Scorer:
             ids = torch.zeros((len(rows), longest), dtype=torch.long)
             for row, i in enumerate(rows):
                 ids[row, : len(sequences[i][0])] = torch.tensor(sequences[i][0])
-            hidden = self.model.hidden(ids.to(self.device))  # padding is at the right, where causal attention never looks
+            hidden = self.model.hidden(
+                ids.to(self.device)
+            )  # padding is at the right, where causal attention never looks
             for row, i in enumerate(rows):
                 tokens, start = sequences[i]
                 states = hidden[row, start - 1 : len(tokens) - 1]
@@ -101,7 +109,8 @@ class Scorer:
 
 
 def token_bytes(tokenizer: ChatTokenizer) -> np.ndarray:
-    """UTF-8 bytes that each id spells (int64 [vocab]); special tokens spell none. In byte-level BPE a character is a byte."""
+    """UTF-8 bytes that each id spells (int64 [vocab]); special tokens spell none. In byte-level BPE a character is a
+    byte."""
     special = {i for i, token in tokenizer.backend.get_added_tokens_decoder().items() if token.special}
     sizes = np.zeros(max(tokenizer.backend.get_vocab().values()) + 1, dtype=np.int64)
     for token, i in tokenizer.backend.get_vocab().items():
@@ -110,7 +119,8 @@ def token_bytes(tokenizer: ChatTokenizer) -> np.ndarray:
 
 
 def held_out(tokens: Path, limit: int, window: int) -> list[list[int]]:
-    """The validation split's documents, cut into pieces of ``window`` + 1 tokens that share their edge token, up to ``limit`` tokens."""
+    """The validation split's documents, cut into pieces of ``window`` + 1 tokens that share their edge token, up to
+    ``limit`` tokens."""
     meta = json.loads((tokens / "meta.json").read_text(encoding="utf-8"))
     offsets = np.load(tokens / "val.idx.npy")
     if offsets[-1] == 0:
@@ -128,7 +138,8 @@ def held_out(tokens: Path, limit: int, window: int) -> list[list[int]]:
 
 
 def bits_per_byte(scorer: Scorer, pieces: list[list[int]]) -> dict[str, float | int] | None:
-    """Bits per UTF-8 byte of held-out text, independent of the tokenizer; a document's first token has no prediction and no bytes.
+    """Bits per UTF-8 byte of held-out text, independent of the tokenizer; a document's first token has no prediction
+    and no bytes.
 
     None when there is no text.
     """
@@ -141,7 +152,9 @@ def bits_per_byte(scorer: Scorer, pieces: list[list[int]]) -> dict[str, float | 
     return {"value": nats / math.log(2) / max(1, spelled), "bytes": spelled, "tokens": sum(len(v) for v in values)}
 
 
-def score_model(scorer: Scorer, exams: dict[str, list[Item]], pieces: list[list[int]], settings: Item) -> dict[str, Any]:
+def score_model(
+    scorer: Scorer, exams: dict[str, list[Item]], pieces: list[list[int]], settings: Item
+) -> dict[str, Any]:
     """Everything one model is asked: raw answers and likelihoods, in the order of the items."""
     flat = [(item["question"], choice) for item in exams["choices"] for choice in item["choices"]]
     weights = iter(scorer.likelihoods(flat))
@@ -156,7 +169,9 @@ def score_model(scorer: Scorer, exams: dict[str, list[Item]], pieces: list[list[
     }
 
 
-def summarise(exams: dict[str, list[Item]], found: dict[str, dict[str, Any]], reference: str | None, seed: int) -> dict[str, Any]:
+def summarise(
+    exams: dict[str, list[Item]], found: dict[str, dict[str, Any]], reference: str | None, seed: int
+) -> dict[str, Any]:
     """Scores of every model from what it said: shares by set and language with 95 % intervals."""
     scores: dict[str, Any] = {}
     names = list(found)
@@ -165,13 +180,18 @@ def summarise(exams: dict[str, list[Item]], found: dict[str, dict[str, Any]], re
         row: dict[str, Any] = {"place": names.index(name), "bits_per_byte": own["bits_per_byte"], "answers": {}}
         picked = [choice == item["correct"] for choice, item in zip(own["picked"], exams["choices"], strict=True)]
         chances = [1 / len(item["choices"]) for item in exams["choices"]]
-        row["choices"] = {name: share([picked[i] for i in of], float(np.mean([chances[i] for i in of]))) for name, of in groups(exams["choices"]).items()}
+        row["choices"] = {
+            name: share([picked[i] for i in of], float(np.mean([chances[i] for i in of])))
+            for name, of in groups(exams["choices"]).items()
+        }
         right = judge(exams["answers"], own["answers"])
         for kind in sorted({item["set"] for item in exams["answers"]}):
             of_kind = [i for i, item in enumerate(exams["answers"]) if item["set"] == kind]
             parts = groups([exams["answers"][i] for i in of_kind])
             row["answers"][kind] = {name: share([right[of_kind[i]] for i in of]) for name, of in parts.items()}
-        row["preferences"] = _preferences(exams["preferences"], [(c[0] / max(1, c[1]), r[0] / max(1, r[1])) for c, r in own["preferences"]], seed)
+        row["preferences"] = _preferences(
+            exams["preferences"], [(c[0] / max(1, c[1]), r[0] / max(1, r[1])) for c, r in own["preferences"]], seed
+        )
         if name in after:
             base = found[str(reference)]["preferences"]
             gained = [(c[0] - bc[0], r[0] - br[0]) for (c, r), (bc, br) in zip(own["preferences"], base, strict=True)]
@@ -202,7 +222,11 @@ def flat_metrics(scores: dict[str, Any]) -> dict[str, float]:
     for name, row in scores.items():
         if row["bits_per_byte"]:
             flat[f"{name}.bits_per_byte"] = row["bits_per_byte"]["value"]
-        tables = {"choices": row["choices"], "preferences": row["preferences"], "against_reference": row.get("against_reference", {})}
+        tables = {
+            "choices": row["choices"],
+            "preferences": row["preferences"],
+            "against_reference": row.get("against_reference", {}),
+        }
         tables |= {f"answers_{kind}": table for kind, table in row["answers"].items()}
         for score, table in tables.items():
             for lang, cell in table.items():
@@ -223,8 +247,17 @@ def run(spec: dict[str, Any]) -> dict[str, float]:
     for name, directory in ((model["name"], model["path"]) for model in spec["models"]):
         scorer = Scorer(directory, spec["device"], spec["dtype"], settings["batch"], progress.tick)
         window = settings["seq_len"] or min(1024, scorer.window)
-        pieces = held_out(Path(spec["tokens"]), settings["bits_tokens"], min(window, scorer.window)) if spec.get("tokens") else []
-        asked = len(exams["answers"]) + sum(len(i["choices"]) for i in exams["choices"]) + 2 * len(exams["preferences"]) + len(pieces)
+        pieces = (
+            held_out(Path(spec["tokens"]), settings["bits_tokens"], min(window, scorer.window))
+            if spec.get("tokens")
+            else []
+        )
+        asked = (
+            len(exams["answers"])
+            + sum(len(i["choices"]) for i in exams["choices"])
+            + 2 * len(exams["preferences"])
+            + len(pieces)
+        )
         progress.expect(name, asked, len(spec["models"]))
         found[name] = score_model(scorer, exams, pieces, settings)
     scores = summarise(exams, found, spec.get("reference"), settings["seed"])
@@ -250,18 +283,31 @@ class _Progress:
         if time.monotonic() - self.last > 1 or self.done == self.total:
             self.last = time.monotonic()
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": self.done, "total_steps": self.total, "model": self.model, "time": time.time()}) + "\n")
+                file.write(
+                    json.dumps({"step": self.done, "total_steps": self.total, "model": self.model, "time": time.time()})
+                    + "\n"
+                )
 
 
-def _write_files(out: Path, exams: dict[str, list[Item]], found: dict[str, dict[str, Any]], scores: dict[str, Any]) -> None:
+def _write_files(
+    out: Path, exams: dict[str, list[Item]], found: dict[str, dict[str, Any]], scores: dict[str, Any]
+) -> None:
     right = {name: judge(exams["answers"], own["answers"]) for name, own in found.items()}
     answers = [
         {**item, "said": {n: own["answers"][i] for n, own in found.items()}, "right": {n: right[n][i] for n in found}}
         for i, item in enumerate(exams["answers"])
     ]
-    choices = [{**item, "picked": {n: own["picked"][i] for n, own in found.items()}} for i, item in enumerate(exams["choices"])]
+    choices = [
+        {**item, "picked": {n: own["picked"][i] for n, own in found.items()}} for i, item in enumerate(exams["choices"])
+    ]
     preferences = [
-        {**item, "log_likelihood": {n: {"chosen": own["preferences"][i][0][0], "rejected": own["preferences"][i][1][0]} for n, own in found.items()}}
+        {
+            **item,
+            "log_likelihood": {
+                n: {"chosen": own["preferences"][i][0][0], "rejected": own["preferences"][i][1][0]}
+                for n, own in found.items()
+            },
+        }
         for i, item in enumerate(exams["preferences"])
     ]
     for name, rows in (("answers", answers), ("choices", choices), ("preferences", preferences)):
@@ -279,7 +325,9 @@ def _read(path: Path) -> list[Item]:
 
 def _write_json(path: Path, values: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(values, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
+    )
 
 
 def main() -> None:

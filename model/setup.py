@@ -21,9 +21,11 @@ from model.machine import Orphan, can_compile, peak_flops, pick_device, pick_dty
 from model.transformer import Transformer
 
 COMPILE_SECONDS = {True: 5.0, False: 50.0}
-"""Time torch.compile takes with a warm cache and without; blocks share one graph, so depth costs nothing. Measured on a CPU: 42 to 65 s without."""
+"""Time torch.compile takes with a warm cache and without; blocks share one graph, so depth costs nothing. Measured on a
+CPU: 42 to 65 s without."""
 COMPILE_GAIN = {"cuda": 0.33, "cpu bfloat16": 0.17, "cpu float32": 0.04}
-"""Share of an eager run that compilation saves; in fp32 (measured: 0.057, 0.046 and 0.019 at 3.5M, 5M and d 512) there are no casts to fuse."""
+"""Share of an eager run that compilation saves; in fp32 (measured: 0.057, 0.046 and 0.019 at 3.5M, 5M and d 512) there
+are no casts to fuse."""
 EAGER_MFU = {"cuda": 0.45, "cpu bfloat16": 0.45, "cpu float32": 0.6}
 
 
@@ -39,9 +41,17 @@ class Ranks:
         self._told = False
         signal.signal(signal.SIGTERM, self._stop)
         if self.world > 1 or spec.engine == "deepspeed":
-            for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "0"), ("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+            for name, value in (
+                ("MASTER_ADDR", "127.0.0.1"),
+                ("MASTER_PORT", "0"),
+                ("RANK", "0"),
+                ("WORLD_SIZE", "1"),
+                ("LOCAL_RANK", "0"),
+            ):
                 os.environ.setdefault(name, value)
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=datetime.timedelta(minutes=10))
+            dist.init_process_group(
+                "nccl" if self.device.type == "cuda" else "gloo", timeout=datetime.timedelta(minutes=10)
+            )
 
     def _stop(self, number: int, frame: Any) -> None:
         self._told = True
@@ -51,7 +61,8 @@ class Ranks:
         return self._told or bool(self.orphan)
 
     def agree(self, stop: bool, due: bool, step: int, every: int) -> tuple[bool, bool]:
-        """What any rank asks for, all do. On a GPU asked only every ``every`` steps: the answer has to be waited for."""
+        """What any rank asks for, all do. On a GPU asked only every ``every`` steps: the answer has to be waited
+        for."""
         if self.world == 1:
             return stop, due
         if self.device.type == "cuda" and step % every:
@@ -85,7 +96,8 @@ class Ranks:
 
 @dataclass
 class Choices:
-    """What was decided for this machine. Kept in the run's folder: a resumed run computes in the same way, to the bit."""
+    """What was decided for this machine. Kept in the run's folder: a resumed run computes in the same way, to the
+    bit."""
 
     dtype: str
     attention: str
@@ -103,9 +115,13 @@ class Choices:
 
 
 def choose(spec: TrainSpec, config: ModelConfig, ranks: Ranks, tokens: int, run: Path) -> Choices:
-    """Precision, attention, compile and micro-batch for a run over ``tokens`` slots; earlier choices for the same machine are kept."""
+    """Precision, attention, compile and micro-batch for a run over ``tokens`` slots; earlier choices for the same
+    machine are kept."""
     dtype, cuda = pick_dtype(spec.dtype, ranks.device), ranks.device.type == "cuda"
-    made_for = f"{ranks.device.type} {ranks.world} {torch.__version__} {spec.compile} {spec.dtype} {spec.micro_batch} {spec.engine}"
+    made_for = (
+        f"{ranks.device.type} {ranks.world} {torch.__version__} {spec.compile} {spec.dtype} {spec.micro_batch}"
+        f" {spec.engine}"
+    )
     path = run / "choices.json"
     try:
         earlier = Choices(**json.loads(path.read_text(encoding="utf-8")))
@@ -115,7 +131,9 @@ def choose(spec: TrainSpec, config: ModelConfig, ranks: Ranks, tokens: int, run:
         pass
     micro = spec.micro_batch or _micro_batch(spec, config, ranks)
     wanted = torch.tensor([micro, _worth_compiling(spec, config, ranks, tokens, dtype, micro)], dtype=torch.float64)
-    micro, compiled = (int(v) for v in ranks.total(wanted * (ranks.rank == 0)))  # measured speeds differ; rank 0 decides for all
+    micro, compiled = (
+        int(v) for v in ranks.total(wanted * (ranks.rank == 0))
+    )  # measured speeds differ; rank 0 decides for all
     if cuda:
         attention = "flex" if compiled else "sdpa"
     else:
@@ -127,7 +145,8 @@ def choose(spec: TrainSpec, config: ModelConfig, ranks: Ranks, tokens: int, run:
 
 
 def _micro_batch(spec: TrainSpec, config: ModelConfig, ranks: Ranks) -> int:
-    """Rows at once: on a CPU what stays in cache, on a GPU what a rough count of activations allows; halved later if too many."""
+    """Rows at once: on a CPU what stays in cache, on a GPU what a rough count of activations allows; halved later if
+    too many."""
     each = -(-spec.batch_rows // ranks.world)
     if ranks.device.type == "cpu":
         fit = max(1, 2048 // spec.seq_len)
@@ -140,7 +159,9 @@ def _micro_batch(spec: TrainSpec, config: ModelConfig, ranks: Ranks) -> int:
     return -(-each // rounds)
 
 
-def _worth_compiling(spec: TrainSpec, config: ModelConfig, ranks: Ranks, tokens: int, dtype: torch.dtype, micro: int) -> bool:
+def _worth_compiling(
+    spec: TrainSpec, config: ModelConfig, ranks: Ranks, tokens: int, dtype: torch.dtype, micro: int
+) -> bool:
     if spec.compile == "off":
         return False
     if spec.engine == "deepspeed" and spec.zero_stage == 3:  # its hooks gather parameters inside the blocks
@@ -156,23 +177,44 @@ def _worth_compiling(spec: TrainSpec, config: ModelConfig, ranks: Ranks, tokens:
         return False
     name = str(dtype).removeprefix("torch.")
     kind = "cuda" if ranks.device.type == "cuda" else f"cpu {name}"
-    seconds = tokens * config.flops_per_token(spec.seq_len) / (EAGER_MFU[kind] * peak_flops(ranks.device.type, dtype) * ranks.world)
+    seconds = (
+        tokens
+        * config.flops_per_token(spec.seq_len)
+        / (EAGER_MFU[kind] * peak_flops(ranks.device.type, dtype) * ranks.world)
+    )
     warm = warm_marker(spec, config, name, micro)
     return seconds * COMPILE_GAIN[kind] > COMPILE_SECONDS[bool(warm and warm.exists())]
 
 
 def warm_marker(spec: TrainSpec, config: ModelConfig, dtype: str, micro: int) -> Path | None:
-    """The file that says these shapes have been compiled into the Inductor cache; None when there is no lasting cache."""
+    """The file that says these shapes have been compiled into the Inductor cache; None when there is no lasting
+    cache."""
     cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     if not cache:
         return None
-    shape = [config.dim, config.heads, config.kv_heads, config.head_size, config.ffn, config.vocab_size, config.qk_norm, spec.seq_len, micro, dtype]
-    digest = hashlib.sha256(json.dumps([shape, torch.__version__, spec.objective == "dpo", spec.lora.rank, bool(spec.distill.teacher)]).encode()).hexdigest()
+    shape = [
+        config.dim,
+        config.heads,
+        config.kv_heads,
+        config.head_size,
+        config.ffn,
+        config.vocab_size,
+        config.qk_norm,
+        spec.seq_len,
+        micro,
+        dtype,
+    ]
+    digest = hashlib.sha256(
+        json.dumps(
+            [shape, torch.__version__, spec.objective == "dpo", spec.lora.rank, bool(spec.distill.teacher)]
+        ).encode()
+    ).hexdigest()
     return Path(cache) / f"warm-{digest[:16]}"
 
 
 def prepare(model: Transformer, spec: TrainSpec, choices: Choices) -> None:
-    """Make ``model`` compute as chosen. Blocks are compiled one by one: they share one graph, so depth costs no compile time."""
+    """Make ``model`` compute as chosen. Blocks are compiled one by one: they share one graph, so depth costs no compile
+    time."""
     model.compute_dtype = getattr(torch, choices.dtype)
     model.attention = choices.attention
     model.checkpointing = spec.checkpointing

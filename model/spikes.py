@@ -1,9 +1,10 @@
 """Which updates are left out: those whose gradient is not finite, or far larger than the recent ones.
 
-A batch that does not belong can undo thousands of steps. Its gradient norm gives it away before the weights have moved: an
-update is skipped when its norm lies ``sigmas`` standard deviations above the mean of the last :data:`WINDOW` norms
-(the skip-step optimizer of OLMo, Team OLMo 2025, arXiv:2501.00656). Skipped norms count as recent ones too, so that a lasting change of
-level is followed and not fought. Everything lives on the engine's device: nothing here makes a GPU wait.
+A batch that does not belong can undo thousands of steps. Its gradient norm gives it away before the weights have moved:
+an update is skipped when its norm lies ``sigmas`` standard deviations above the mean of the last :data:`WINDOW` norms
+(the skip-step optimizer of OLMo, Team OLMo 2025, arXiv:2501.00656). Skipped norms count as recent ones too, so that a
+lasting change of level is followed and not fought. Everything lives on the engine's device: nothing here makes a GPU
+wait.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class SpikeGuard:
         self.counts = torch.zeros(3, dtype=torch.int64, device=device)  # not finite, spikes, not finite in a row
 
     def limit(self) -> Tensor:
-        """Largest norm of the coming update that is applied (scalar; infinite while there is too little to compare with)."""
+        """Largest norm of the coming update that is applied (scalar; infinite while there is too little to compare
+        with)."""
         known = self.norms[torch.isfinite(self.norms)] if self.norms.device.type == "cpu" else self.norms
         if not self.sigmas or min(self.steps, len(known)) < LEAST:
             return torch.full((), float("inf"), device=self.norms.device)
@@ -45,7 +47,11 @@ class SpikeGuard:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON values."""
-        return {"norms": [None if value != value else value for value in self.norms.tolist()], "steps": self.steps, "counts": self.counts.tolist()}
+        return {
+            "norms": [None if value != value else value for value in self.norms.tolist()],
+            "steps": self.steps,
+            "counts": self.counts.tolist(),
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Take what :meth:`state` gave."""

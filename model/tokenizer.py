@@ -1,11 +1,12 @@
-"""The chat tokenizer that workers, data stages and the chat command share: text and conversations to token ids and back.
+"""The chat tokenizer that workers, data stages and the chat command share: text and conversations to token ids and
+back.
 
 Torch-free; needs only ``tokenizers``. A tokenizer directory holds ``tokenizer.json`` (byte-level BPE) and
 ``tokenizer_config.json`` (chat template and special tokens for transformers). The conversation format is ChatML, with
 MiniMind's ids for the three special tokens when we train the tokenizer ourselves.
 
-Limits: roles and plain string contents only (no tool calls); contents are trimmed, as Llama 3's template does, so that the
-tokens of a generation prompt are always a prefix of the tokens the model was trained on.
+Limits: roles and plain string contents only (no tool calls); contents are trimmed, as Llama 3's template does, so that
+the tokens of a generation prompt are always a prefix of the tokens the model was trained on.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ _LITERAL_SPECIAL = re.compile("|".join(re.escape(token) for token in CHAT_SPECIA
 def render_chat(messages: Sequence[Message]) -> str:
     """A conversation as ChatML text, for documents of kind "chat".
 
-    A special token that somebody wrote *inside* a message gets a blank after its ``<``: it stays readable, and a data file
-    cannot forge the end of a turn.
+    A special token that somebody wrote *inside* a message gets a blank after its ``<``: it stays readable, and a data
+    file cannot forge the end of a turn.
     """
-    turns = (f"{IM_START}{m['role']}\n{_LITERAL_SPECIAL.sub(_defuse, m['content'].strip())}{IM_END}\n" for m in messages)
+    turns = (
+        f"{IM_START}{m['role']}\n{_LITERAL_SPECIAL.sub(_defuse, m['content'].strip())}{IM_END}\n" for m in messages
+    )
     return "".join(turns)
 
 
@@ -65,19 +68,24 @@ def transformers_config(max_length: int) -> dict[str, object]:
 
 
 def check_tokens(known: Path, used: Path, whose: str = "the initial model") -> None:
-    """Raises ValueError when a token has another id in ``used`` than in the tokenizer that a model ``known`` brings (if it does)."""
+    """Raises ValueError when a token has another id in ``used`` than in the tokenizer that a model ``known`` brings (if
+    it does)."""
     if not known.is_file() or not used.is_file():
         return
     before, now = (_token_ids(path) for path in (known, used))
     moved = [token for token, number in before.items() if now.get(token) != number]
     if moved:
-        raise ValueError(f"{used}: {len(moved)} of {whose}'s {len(before)} tokens have other ids or none, first {moved[0]!r}; "
-                         f"set tokenizer.existing={known.parent}")
+        raise ValueError(
+            f"{used}: {len(moved)} of {whose}'s {len(before)} tokens have other ids or none, first {moved[0]!r}; "
+            f"set tokenizer.existing={known.parent}"
+        )
 
 
 def _token_ids(path: Path) -> dict[str, int]:
     values = json.loads(path.read_text(encoding="utf-8"))
-    return values.get("model", {}).get("vocab", {}) | {token["content"]: token["id"] for token in values.get("added_tokens", [])}
+    return values.get("model", {}).get("vocab", {}) | {
+        token["content"]: token["id"] for token in values.get("added_tokens", [])
+    }
 
 
 class ChatTokenizer:
@@ -86,7 +94,9 @@ class ChatTokenizer:
     def __init__(self, tokenizer: Tokenizer) -> None:
         missing = [token for token in CHAT_SPECIALS if tokenizer.token_to_id(token) is None]
         if missing:
-            raise ValueError(f"the tokenizer has no {', '.join(missing)}; make it with the tokenizer stage, which adds them")
+            raise ValueError(
+                f"the tokenizer has no {', '.join(missing)}; make it with the tokenizer stage, which adds them"
+            )
         tokenizer.encode_special_tokens = True  # "<|im_end|>" typed by a user must not end the turn
         self.backend = tokenizer
         self.pad_id, self.bos_id, self.eos_id = (tokenizer.token_to_id(token) for token in CHAT_SPECIALS)

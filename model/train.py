@@ -1,8 +1,8 @@
 """Training worker: ``python -m model.train --spec RUN/spec.json``, alone or as a rank of torchrun or DeepSpeed.
 
 Reads a token dataset and a tokenizer directory, writes ``metrics.jsonl``, checkpoints and ``result.json`` below the
-spec's ``out/_run`` and the model's files into ``out``. Run again with the same spec it goes on from the newest whole checkpoint.
-Exit code 143 after SIGTERM (checkpoint written), 1 with a traceback after an error.
+spec's ``out/_run`` and the model's files into ``out``. Run again with the same spec it goes on from the newest whole
+checkpoint. Exit code 143 after SIGTERM (checkpoint written), 1 with a traceback after an error.
 """
 
 from __future__ import annotations
@@ -111,8 +111,10 @@ def load_teacher(spec: TrainSpec) -> Transformer:
     teacher, vocabulary = load_model(spec.distill.teacher), int(read_meta(spec.data)["vocab_size"])
     check_tokens(Path(spec.distill.teacher) / "tokenizer.json", Path(spec.tokenizer) / "tokenizer.json", "the teacher")
     if teacher.config.vocab_size < vocabulary:
-        raise ValueError(f"{spec.distill.teacher}: the teacher knows {teacher.config.vocab_size} tokens, the tokenizer has {vocabulary}; "
-                         "distillation needs one vocabulary: leave tokenizer.extend out")
+        raise ValueError(
+            f"{spec.distill.teacher}: the teacher knows {teacher.config.vocab_size} tokens, the tokenizer has"
+            f" {vocabulary}; distillation needs one vocabulary: leave tokenizer.extend out"
+        )
     return teacher.requires_grad_(False)
 
 
@@ -135,10 +137,19 @@ def finish(loop: Loop, config: ModelConfig, result: dict[str, Any], run: Path) -
             merge(model, state, spec.lora)
             state = {}
         save_model(model, spec.out, spec.tokenizer, state)
-        if loop.choices.compile and (marker := warm_marker(loop.spec, config, loop.choices.dtype, loop.choices.micro_batch)):
+        if loop.choices.compile and (
+            marker := warm_marker(loop.spec, config, loop.choices.dtype, loop.choices.micro_batch)
+        ):
             marker.parent.mkdir(parents=True, exist_ok=True)
             marker.touch()
-        write_json(run / "result.json", result | {"parameters": config.parameters(), "choices": {"dtype": loop.choices.dtype, "compile": loop.choices.compile}})
+        write_json(
+            run / "result.json",
+            result
+            | {
+                "parameters": config.parameters(),
+                "choices": {"dtype": loop.choices.dtype, "compile": loop.choices.compile},
+            },
+        )
     loop.ranks.barrier()
 
 
@@ -169,20 +180,31 @@ def read_model_config(spec: TrainSpec) -> ModelConfig:
 
 
 def fresh_model(spec: TrainSpec, config: ModelConfig) -> Transformer:
-    """The model before its first step: new weights from the seed, or the initial model's, with rows for tokens that it has not met."""
+    """The model before its first step: new weights from the seed, or the initial model's, with rows for tokens that it
+    has not met."""
     if spec.init is not None:
         model = load_model(spec.init)
-        return model if model.config.vocab_size == config.vocab_size else widen(model, config.vocab_size, Path(spec.tokenizer))
+        return (
+            model
+            if model.config.vocab_size == config.vocab_size
+            else widen(model, config.vocab_size, Path(spec.tokenizer))
+        )
     model = Transformer(config)
     initialize(model, spec.seed)
     return model
 
 
 def fingerprints(spec: TrainSpec) -> dict[str, Any]:
-    """What a checkpoint must agree with: contents of data, tokenizer and initial model, and the spec's deciding fields."""
+    """What a checkpoint must agree with: contents of data, tokenizer and initial model, and the spec's deciding
+    fields."""
     teacher = spec.distill.teacher
-    return {"data": fingerprint(spec.data), "tokenizer": fingerprint(spec.tokenizer), "init": fingerprint(spec.init) if spec.init else None,
-            "teacher": fingerprint(teacher) if teacher else None, "spec": json.dumps(spec.identity(), sort_keys=True)}
+    return {
+        "data": fingerprint(spec.data),
+        "tokenizer": fingerprint(spec.tokenizer),
+        "init": fingerprint(spec.init) if spec.init else None,
+        "teacher": fingerprint(teacher) if teacher else None,
+        "spec": json.dumps(spec.identity(), sort_keys=True),
+    }
 
 
 def describe(loop: Loop, config: ModelConfig) -> None:
@@ -190,15 +212,24 @@ def describe(loop: Loop, config: ModelConfig) -> None:
     spec, plan, choices, train = loop.spec, loop.plan, loop.choices, loop.data.train
     cut = f", {train.truncated} sequences cut to fit" if isinstance(train, Packed) and train.truncated else ""
     fill = train.filled.sum() / (train.rows * spec.seq_len)
-    how = f"{choices.dtype}{' and fp8' if spec.fp8 else ''}, {choices.attention} attention, {'compiled' if choices.compile else 'eager'}, {spec.engine}"
-    loop.ranks.say(f"{spec.objective}: {config.parameters() / 1e6:.2f}M parameters, {train.rows} rows of {spec.seq_len} ({fill:.1%} filled{cut}), "
-                   f"{plan.steps} steps of {plan.batch} rows, {loop.ranks.world} rank(s) x {choices.micro_batch} rows, {how}")
+    how = (
+        f"{choices.dtype}{' and fp8' if spec.fp8 else ''}, {choices.attention} attention,"
+        f" {'compiled' if choices.compile else 'eager'}, {spec.engine}"
+    )
+    loop.ranks.say(
+        f"{spec.objective}: {config.parameters() / 1e6:.2f}M parameters, {train.rows} rows of {spec.seq_len}"
+        f" ({fill:.1%} filled{cut}), {plan.steps} steps of {plan.batch} rows, {loop.ranks.world} rank(s) x"
+        f" {choices.micro_batch} rows, {how}"
+    )
 
 
 def work() -> None:
-    """:func:`main`, then leave at once: everything is written, and gloo's threads can abort the interpreter's own way out."""
+    """:func:`main`, then leave at once: everything is written, and gloo's threads can abort the interpreter's own way
+    out."""
     faulthandler.enable()
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # names that DeepSpeed and older torch still use
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module=r"torch\.distributed"
+    )  # names that DeepSpeed and older torch still use
     code: Any = 0
     try:
         main()

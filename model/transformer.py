@@ -28,20 +28,29 @@ class KVCache:
     aligned at the right); they are never attended to.
     """
 
-    def __init__(self, config: ModelConfig, batch: int, capacity: int, *, dtype: torch.dtype = torch.float32,
-                 device: torch.device | str = "cpu", pad: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch: int,
+        capacity: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        pad: Tensor | None = None,
+    ) -> None:
         shape = (config.layers, batch, config.kv_heads, capacity, config.head_size)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.length, self.capacity, self.pad = 0, capacity, pad
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values [batch, kv_heads, new, head]; give all so far. ``length`` moves when the pass ends."""
+        """Store new keys and values [batch, kv_heads, new, head]; give all so far. ``length`` moves when the pass
+        ends."""
         end = self.length + k.shape[2]
         if end > self.capacity:
             raise ValueError(f"KVCache of {self.capacity} slots cannot take {end} tokens; make it larger")
-        self.keys[layer, :, :, self.length:end] = k
-        self.values[layer, :, :, self.length:end] = v
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
@@ -116,7 +125,9 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = MoE(config) if config.experts else FeedForward(config)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Any, layer: int = 0, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Any, layer: int = 0, cache: KVCache | None = None
+    ) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rope, mask, layer, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -132,7 +143,8 @@ class Decoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A causal language model. ``compute_dtype`` is what matrices multiply in; ``attention`` is manual, sdpa or flex."""
+    """A causal language model. ``compute_dtype`` is what matrices multiply in; ``attention`` is manual, sdpa or
+    flex."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -147,8 +159,11 @@ class Transformer(nn.Module):
         self._tables: dict[Any, tuple[Tensor, Tensor]] = {}
 
     @classmethod
-    def from_dir(cls, path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Transformer:
-        """The model in a Hugging Face directory, weights in ``dtype``. Raises ValueError for a layout that is none of ours."""
+    def from_dir(
+        cls, path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    ) -> Transformer:
+        """The model in a Hugging Face directory, weights in ``dtype``. Raises ValueError for a layout that is none of
+        ours."""
         from model.weights import load_model
 
         model = load_model(path).to(device=device, dtype=dtype)
@@ -161,7 +176,8 @@ class Transformer(nn.Module):
         return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
     def hidden(self, ids: Tensor, doc: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """Hidden states [batch, T, dim] after the final norm. ``doc`` [batch, T] int: tokens see only their own document."""
+        """Hidden states [batch, T, dim] after the final norm. ``doc`` [batch, T] int: tokens see only their own
+        document."""
         start = cache.length if cache else 0
         x = F.embedding(ids, self.model.embed_tokens.weight).to(self.compute_dtype)
         rope = self.rope(start, start + ids.shape[1], ids.device)
@@ -177,7 +193,9 @@ class Transformer(nn.Module):
             cache.length += ids.shape[1]
         return self.model.norm(x)
 
-    def forward(self, ids: Tensor, doc: Tensor | None = None, cache: KVCache | None = None, last: bool = False) -> Tensor:
+    def forward(
+        self, ids: Tensor, doc: Tensor | None = None, cache: KVCache | None = None, last: bool = False
+    ) -> Tensor:
         """Logits [batch, T, vocab] fp32; ``last`` computes only the final position's ([batch, 1, vocab])."""
         h = self.hidden(ids, doc, cache)
         h = h[:, -1:] if last else h
@@ -203,7 +221,8 @@ class Transformer(nn.Module):
         return cos[start:end], sin[start:end]
 
     def mask(self, ids: Tensor, doc: Tensor | None, cache: KVCache | None) -> Any:
-        """What :func:`attend` takes as mask: "causal", a bool tensor that broadcasts to [batch, 1, T, keys], or a BlockMask."""
+        """What :func:`attend` takes as mask: "causal", a bool tensor that broadcasts to [batch, 1, T, keys], or a
+        BlockMask."""
         t, past = ids.shape[1], cache.length if cache else 0
         if self.attention == "flex" and cache is None and doc is not None:
             return flex_mask(doc)
@@ -214,7 +233,9 @@ class Transformer(nn.Module):
         if doc is not None:
             mask = mask & (doc[:, None, :, None] == doc[:, None, None, :])
         if cache is not None and cache.pad is not None:
-            own = key[None, None, None, :] == key[past:][None, None, :, None]  # a padding slot sees itself, or softmax gives NaN
+            own = (
+                key[None, None, None, :] == key[past:][None, None, :, None]
+            )  # a padding slot sees itself, or softmax gives NaN
             mask = mask & ((key >= cache.pad[:, None, None, None]) | own)
         return (mask,) if self.attention == "manual" and cache is None else mask
 
@@ -246,7 +267,13 @@ def _attend_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     if t <= QUERIES or k.shape[2] != t:
         return _attend_block(q, k, v, mask)
     blocks = [(begin, min(begin + QUERIES, t)) for begin in range(0, t, QUERIES)]
-    return torch.cat([_attend_block(q[:, :, begin:end], k[:, :, :end], v[:, :, :end], mask[:, :, begin:end, :end]) for begin, end in blocks], 2)
+    return torch.cat(
+        [
+            _attend_block(q[:, :, begin:end], k[:, :, :end], v[:, :, :end], mask[:, :, begin:end, :end])
+            for begin, end in blocks
+        ],
+        2,
+    )
 
 
 def _attend_block(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -275,7 +302,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-b, a), -1) * sin
 
 
-def rope_tables(config: ModelConfig, size: int, device: torch.device | str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rope_tables(
+    config: ModelConfig, size: int, device: torch.device | str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines [size, head]; with YaRN's blended frequencies and temperature when ``rope_factor`` > 1."""
     head, base = config.head_size, config.rope_theta
     exponent = torch.arange(0, head, 2, dtype=torch.float32, device=device) / head
@@ -289,7 +318,8 @@ def rope_tables(config: ModelConfig, size: int, device: torch.device | str, dtyp
 
 
 def _yarn(inverse: Tensor, config: ModelConfig, fast: float = 32.0, slow: float = 1.0) -> Tensor:
-    """YaRN's frequencies: those that turn more than ``fast`` times in the original length stay, those under ``slow`` are stretched."""
+    """YaRN's frequencies: those that turn more than ``fast`` times in the original length stay, those under ``slow``
+    are stretched."""
     head, base, length = config.head_size, config.rope_theta, config.rope_original_len
 
     def dimension(turns: float) -> float:
@@ -303,7 +333,8 @@ def _yarn(inverse: Tensor, config: ModelConfig, fast: float = 32.0, slow: float 
 
 @torch.no_grad()
 def initialize(model: Transformer, seed: int) -> None:
-    """Fresh weights, the same for a seed on every device: N(0, 1/fan_in) matrices, N(0, 0.02^2) embeddings, zero outputs.
+    """Fresh weights, the same for a seed on every device: N(0, 1/fan_in) matrices, N(0, 0.02^2) embeddings, zero
+    outputs.
 
     ``o_proj`` and ``down_proj`` start at zero, so that every block starts as the identity (as in muP and nanochat).
     """

@@ -1,8 +1,9 @@
-"""Does stock ``transformers`` compute the same from a model directory? ``python -m model.verify --spec FILE``, one process.
+"""Does stock ``transformers`` compute the same from a model directory? ``python -m model.verify --spec FILE``, one
+process.
 
-The spec is JSON: ``model`` (directory), ``prompts`` (list of user messages), ``out``. Compared in fp32: the ids of the chat
-template, all logits, and the greedy answer. The finding goes to ``out/_run/result.json``; where it differs, the exit
-code is 1 and the last line says where. Without ``transformers`` nothing is compared and the result says so.
+The spec is JSON: ``model`` (directory), ``prompts`` (list of user messages), ``out``. Compared in fp32: the ids of the
+chat template, all logits, and the greedy answer. The finding goes to ``out/_run/result.json``; where it differs, the
+exit code is 1 and the last line says where. Without ``transformers`` nothing is compared and the result says so.
 """
 
 from __future__ import annotations
@@ -37,11 +38,15 @@ def compare(directory: str | Path, prompts: list[str], new_tokens: int = 24) -> 
     for prompt in prompts:
         messages = [{"role": "user", "content": prompt}]
         ids = chat.prompt(messages)
-        batch = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+        batch = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
         found["template_equal"] &= batch["input_ids"][0].tolist() == ids
         a, b = own(torch.tensor([ids])), theirs(torch.tensor([ids])).logits
         difference = float((a - b).abs().max() / b.std().clamp(min=1e-6))
-        found["logit_difference"] = max(found["logit_difference"], difference if math.isfinite(difference) else sys.float_info.max)
+        found["logit_difference"] = max(
+            found["logit_difference"], difference if math.isfinite(difference) else sys.float_info.max
+        )
         stop = {chat.eos_id, chat.end_of_text_id}
         said = generate(own, [ids], stop=stop, max_new_tokens=new_tokens)[0]
         full = theirs.generate(

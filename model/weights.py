@@ -38,18 +38,43 @@ def to_hf(config: ModelConfig, ids: dict[str, Any] | None = None) -> dict[str, A
     """``config.json`` of a model; ``ids`` adds bos/eos/pad token ids."""
     name = architecture(config)
     values = {
-        "architectures": [name], "model_type": ARCHITECTURES[name], "vocab_size": config.vocab_size, "hidden_size": config.dim,
-        "intermediate_size": config.ffn, "num_hidden_layers": config.layers, "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads, "head_dim": config.head_size, "hidden_act": "silu", "attention_bias": False,
-        "attention_dropout": 0.0, "max_position_embeddings": config.max_seq_len, "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta, "rope_scaling": None, "tie_word_embeddings": config.tied, "use_cache": True,
-        "initializer_range": 0.02, "torch_dtype": "float32",
+        "architectures": [name],
+        "model_type": ARCHITECTURES[name],
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.dim,
+        "intermediate_size": config.ffn,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_size,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "max_position_embeddings": config.max_seq_len,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None,
+        "tie_word_embeddings": config.tied,
+        "use_cache": True,
+        "initializer_range": 0.02,
+        "torch_dtype": "float32",
     }
     if config.rope_factor > 1:
-        values["rope_scaling"] = {"rope_type": "yarn", "factor": config.rope_factor, "original_max_position_embeddings": config.rope_original_len}
+        values["rope_scaling"] = {
+            "rope_type": "yarn",
+            "factor": config.rope_factor,
+            "original_max_position_embeddings": config.rope_original_len,
+        }
     if config.experts:
-        values |= {"num_experts": config.experts, "num_experts_per_tok": config.experts_per_token, "moe_intermediate_size": config.expert_size,
-                   "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [], "router_aux_loss_coef": config.router_aux}
+        values |= {
+            "num_experts": config.experts,
+            "num_experts_per_tok": config.experts_per_token,
+            "moe_intermediate_size": config.expert_size,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "router_aux_loss_coef": config.router_aux,
+        }
     return values | (ids or {})
 
 
@@ -57,7 +82,9 @@ def from_hf(values: dict[str, Any], where: str = "config.json") -> ModelConfig:
     """The ModelConfig of a ``config.json``. Raises ValueError naming what this decoder cannot compute."""
     kind = values.get("model_type")
     if kind not in ARCHITECTURES.values():
-        raise ValueError(f"{where}: model_type {kind!r} is not supported; supported are {', '.join(ARCHITECTURES.values())}")
+        raise ValueError(
+            f"{where}: model_type {kind!r} is not supported; supported are {', '.join(ARCHITECTURES.values())}"
+        )
     for name in ("attention_bias", "mlp_bias", "use_sliding_window", "mlp_only_layers"):
         if values.get(name):
             raise ValueError(f"{where}: {name} = {values[name]!r} is not supported")
@@ -72,14 +99,25 @@ def from_hf(values: dict[str, Any], where: str = "config.json") -> ModelConfig:
     yarn, heads = rope_type == "yarn", values["num_attention_heads"]
     moe = kind == "qwen3_moe"
     return ModelConfig(
-        vocab_size=values["vocab_size"], dim=values["hidden_size"], layers=values["num_hidden_layers"], heads=heads,
-        kv_heads=values.get("num_key_value_heads") or heads, head_dim=values.get("head_dim") or 0, ffn=values["intermediate_size"],
-        max_seq_len=values.get("max_position_embeddings", 2048), rope_theta=float(rope.get("rope_theta") or values.get("rope_theta") or 10000.0),
-        rope_factor=float(rope["factor"]) if yarn else 1.0, rope_original_len=int(rope["original_max_position_embeddings"]) if yarn else 0,
-        norm_eps=values.get("rms_norm_eps", 1e-6), qk_norm=kind != "llama", tied=values.get("tie_word_embeddings", False),
+        vocab_size=values["vocab_size"],
+        dim=values["hidden_size"],
+        layers=values["num_hidden_layers"],
+        heads=heads,
+        kv_heads=values.get("num_key_value_heads") or heads,
+        head_dim=values.get("head_dim") or 0,
+        ffn=values["intermediate_size"],
+        max_seq_len=values.get("max_position_embeddings", 2048),
+        rope_theta=float(rope.get("rope_theta") or values.get("rope_theta") or 10000.0),
+        rope_factor=float(rope["factor"]) if yarn else 1.0,
+        rope_original_len=int(rope["original_max_position_embeddings"]) if yarn else 0,
+        norm_eps=values.get("rms_norm_eps", 1e-6),
+        qk_norm=kind != "llama",
+        tied=values.get("tie_word_embeddings", False),
         experts=(values.get("num_experts") or values.get("num_local_experts") or 0) if moe else 0,
-        experts_per_token=values.get("num_experts_per_tok", 2) if moe else 2, expert_ffn=values.get("moe_intermediate_size", 0) if moe else 0,
-        router_aux=values.get("router_aux_loss_coef", 0.01) if moe else 0.01)
+        experts_per_token=values.get("num_experts_per_tok", 2) if moe else 2,
+        expert_ffn=values.get("moe_intermediate_size", 0) if moe else 0,
+        router_aux=values.get("router_aux_loss_coef", 0.01) if moe else 0.01,
+    )
 
 
 def read_config(path: str | Path) -> ModelConfig:
@@ -95,7 +133,8 @@ def read_config(path: str | Path) -> ModelConfig:
 
 
 def load_model(path: str | Path) -> Transformer:
-    """The model in a directory or a MiniMind ``.pth``, weights fp32 on the CPU. Raises ValueError when files are missing or do not fit."""
+    """The model in a directory or a MiniMind ``.pth``, weights fp32 on the CPU. Raises ValueError when files are
+    missing or do not fit."""
     path = Path(path)
     if path.is_file():
         config, state = read_minimind(path)
@@ -114,10 +153,12 @@ def load_model(path: str | Path) -> Transformer:
 
 
 def widen(model: Transformer, vocabulary: int, tokenizer: Path) -> Transformer:
-    """A copy of ``model`` with embedding (and head) rows for the ids that its ``tokenizer`` has been given, up to ``vocabulary``.
+    """A copy of ``model`` with embedding (and head) rows for the ids that its ``tokenizer`` has been given, up to
+    ``vocabulary``.
 
-    A token that a merge makes begins as the mean of the two it is made from, any other as the mean of all rows, where it is as
-    likely as an average token (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models").
+    A token that a merge makes begins as the mean of the two it is made from, any other as the mean of all rows, where
+    it is as likely as an average token (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language
+    Models").
     """
     spec = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     known, vocab = model.config.vocab_size, spec["vocab"]
@@ -137,23 +178,34 @@ def widen(model: Transformer, vocabulary: int, tokenizer: Path) -> Transformer:
 
 
 def load_state(model: Transformer, state: dict[str, Tensor], where: str) -> None:
-    """Put the tensors of a Hugging Face state dict into ``model``; ValueError lists what is missing, extra or misshapen."""
+    """Put the tensors of a Hugging Face state dict into ``model``; ValueError lists what is missing, extra or
+    misshapen."""
     state = _stack_experts(state)
     if model.config.tied:
         state.pop("lm_head.weight", None)
     own = dict(model.named_parameters())
     wrong = [f"missing {name}" for name in own if name not in state]
     wrong += [f"unexpected {name}" for name in state if name not in own and not name.endswith("rotary_emb.inv_freq")]
-    wrong += [f"{name} is {list(state[name].shape)}, not {list(own[name].shape)}" for name in own if name in state and state[name].shape != own[name].shape]
+    wrong += [
+        f"{name} is {list(state[name].shape)}, not {list(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
     if wrong:
-        raise ValueError(f"{where}: weights do not fit config.json: {'; '.join(wrong[:5])}{f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''}")
+        raise ValueError(
+            f"{where}: weights do not fit config.json:"
+            f" {'; '.join(wrong[:5])}{f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''}"
+        )
     with torch.no_grad():
         for name, p in own.items():
             p.copy_(state[name])
 
 
-def save_model(model: Transformer, path: str | Path, tokenizer: str | Path | None = None, state: dict[str, Tensor] | None = None) -> None:
-    """Write a directory that ``transformers`` opens: weights as they are (fp32 masters), configs, and a tokenizer's files.
+def save_model(
+    model: Transformer, path: str | Path, tokenizer: str | Path | None = None, state: dict[str, Tensor] | None = None
+) -> None:
+    """Write a directory that ``transformers`` opens: weights as they are (fp32 masters), configs, and a tokenizer's
+    files.
 
     ``state`` replaces the model's own parameters, for engines that shard them.
     """
@@ -169,12 +221,15 @@ def save_model(model: Transformer, path: str | Path, tokenizer: str | Path | Non
     temporary = path / "model.safetensors.partial"
     save_file(_split_experts(values), temporary, metadata={"format": "pt"})
     os.replace(temporary, path / "model.safetensors")
-    _write_json(path / "config.json", to_hf(model.config, {k: v[0] if isinstance(v, list) else v for k, v in ids.items()}))
+    _write_json(
+        path / "config.json", to_hf(model.config, {k: v[0] if isinstance(v, list) else v for k, v in ids.items()})
+    )
     _write_json(path / "generation_config.json", {"do_sample": False, "max_length": model.config.max_seq_len} | ids)
 
 
 def special_ids(tokenizer: Path) -> dict[str, Any]:
-    """bos, pad and the ids that end a text (the turn's end first, then the document's), read from a tokenizer's files."""
+    """bos, pad and the ids that end a text (the turn's end first, then the document's), read from a tokenizer's
+    files."""
     try:
         config = json.loads((tokenizer / "tokenizer_config.json").read_text(encoding="utf-8"))
         added = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8")).get("added_tokens", [])

@@ -1,5 +1,6 @@
-"""langdetect's answer with arrays where it has Python lists: the same n-grams are drawn and the same numbers come out, and the profiles of its 55 languages
-are read in less than half the time. Reading the text (what is a letter, which n-grams are known) is left to the library.
+"""langdetect's answer with arrays where it has Python lists: the same n-grams are drawn and the same numbers come out,
+and the profiles of its 55 languages are read in less than half the time. Reading the text (what is a letter, which
+n-grams are known) is left to the library.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from langdetect.utils.ngram import NGram
 
 
 def detect(text: str, seed: int, steps: int) -> str | None:
-    """The code of the likeliest language after `steps` n-grams in each of seven trials, "unknown" if none is likely, None for a text without n-grams."""
+    """The code of the likeliest language after `steps` n-grams in each of seven trials, "unknown" if none is likely,
+    None for a text without n-grams."""
     detector = _Detector(_profiles())
     detector.seed, detector.ITERATION_LIMIT = seed, steps
     detector.append(text)
@@ -28,12 +30,17 @@ def detect(text: str, seed: int, steps: int) -> str | None:
 
 
 class _Profiles:
-    """What a detector wants of its factory: ``langlist``, ``seed``, and ``word_lang_prob_map`` with the row of each n-gram in ``rows`` [n-grams, languages]."""
+    """What a detector wants of its factory: ``langlist``, ``seed``, and ``word_lang_prob_map`` with the row of each
+    n-gram in ``rows`` [n-grams, languages]."""
 
     seed = None
 
     def __init__(self, directory: Path) -> None:
-        profiles = [orjson.loads(path.read_bytes()) for path in sorted(directory.iterdir()) if path.is_file() and not path.name.startswith(".")]
+        profiles = [
+            orjson.loads(path.read_bytes())
+            for path in sorted(directory.iterdir())
+            if path.is_file() and not path.name.startswith(".")
+        ]
         self.langlist = [profile["name"] for profile in profiles]
         grams = dict.fromkeys(chain.from_iterable(profile["freq"] for profile in profiles))
         self.word_lang_prob_map = dict(zip(grams, range(len(grams)), strict=True))

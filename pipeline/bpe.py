@@ -1,8 +1,8 @@
 """Byte-level BPE: learning the merges, and the same merges as a `tokenizers` tokenizer and as a `tiktoken` encoding.
 
-Merges are those that the trainer of `tokenizers` finds, ties included, learnt by compiled kernels at about ten times its speed.
-Users and transformers want ``tokenizer.json``, and encoding wants tiktoken, which gives the same ids at five times the speed.
-Byte-level BPE: Radford et al. 2019 (GPT-2), after Sennrich et al. 2016.
+Merges are those that the trainer of `tokenizers` finds, ties included, learnt by compiled kernels at about ten times
+its speed. Users and transformers want ``tokenizer.json``, and encoding wants tiktoken, which gives the same ids at five
+times the speed. Byte-level BPE: Radford et al. 2019 (GPT-2), after Sennrich et al. 2016.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def byte_alphabet() -> list[str]:
 def learn_merges(texts: Iterable[str], limit: int) -> list[tuple[int, int]]:
     """Up to `limit` merges of the most frequent pairs, in order; fewer when none is left.
 
-    Ids 0 to 255 are the bytes in the order of their printable characters, as `tokenizers` numbers them, so that it breaks
-    ties alike; merge i makes id 256 + i. Texts are streamed: memory grows with the distinct pre-tokens.
+    Ids 0 to 255 are the bytes in the order of their printable characters, as `tokenizers` numbers them, so that it
+    breaks ties alike; merge i makes id 256 + i. Texts are streamed: memory grows with the distinct pre-tokens.
     """
     import numpy as np
 
@@ -49,7 +49,8 @@ def learn_merges(texts: Iterable[str], limit: int) -> list[tuple[int, int]]:
 
 
 def extend_merges(tokenizer_json: str, texts: Iterable[str], limit: int) -> str:
-    """A ``tokenizer.json`` text with up to `limit` more merges, learnt from `texts` after its own; every id it had stays.
+    """A ``tokenizer.json`` text with up to `limit` more merges, learnt from `texts` after its own; every id it had
+    stays.
 
     Raises ValueError when it is not a byte-level BPE whose ids are in the order of its merges.
     """
@@ -64,7 +65,9 @@ def extend_merges(tokenizer_json: str, texts: Iterable[str], limit: int) -> str:
     ids = [encoding.encode_ordinary(word) for word in words]
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum([len(word) for word in ids], dtype=np.int64)])
     known = encoding.max_token_value + 1
-    merges = learn(np.array([i for word in ids for i in word], np.int32), offsets, np.array(counts, np.int64), limit, known)
+    merges = learn(
+        np.array([i for word in ids for i in word], np.int32), offsets, np.array(counts, np.int64), limit, known
+    )
     vocab, listed = spec["model"]["vocab"], spec["model"]["merges"]
     token = {i: text for text, i in vocab.items()}
     for i, (a, b) in enumerate(merges.tolist(), known):
@@ -103,7 +106,10 @@ def to_tokenizers(merges: list[tuple[int, int]], specials: list[str]) -> Tokeniz
     vocab = {token: i for i, token in enumerate([*specials, *tokens])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[(tokens[a], tokens[b]) for a, b in merges], fuse_unk=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(PRETOKEN_PATTERN), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(PRETOKEN_PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in specials])
@@ -111,7 +117,8 @@ def to_tokenizers(merges: list[tuple[int, int]], specials: list[str]) -> Tokeniz
 
 
 def to_tiktoken(tokenizer_json: str) -> tiktoken.Encoding | None:
-    """The tokenizer of a ``tokenizer.json`` text in tiktoken, or None when it is of a kind that tiktoken cannot repeat exactly."""
+    """The tokenizer of a ``tokenizer.json`` text in tiktoken, or None when it is of a kind that tiktoken cannot repeat
+    exactly."""
     import tiktoken
 
     spec = json.loads(tokenizer_json)

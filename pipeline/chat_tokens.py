@@ -1,9 +1,9 @@
 """Conversations and preference pairs to token datasets with loss masks, for the sft and dpo stages.
 
-Input is the sources' normal form. A record that cannot be trained on is dropped, counted by reason and sampled with file
-and line in ``dropped.jsonl``; a conversation longer than the model's window loses its oldest exchanges first, because
-its last answer is the one that its history leads to. The validation split is chosen by a hash of the content, so the
-same record always falls on the same side for the same data, and copies never lie on both sides.
+Input is the sources' normal form. A record that cannot be trained on is dropped, counted by reason and sampled with
+file and line in ``dropped.jsonl``; a conversation longer than the model's window loses its oldest exchanges first,
+because its last answer is the one that its history leads to. The validation split is chosen by a hash of the content,
+so the same record always falls on the same side for the same data, and copies never lie on both sides.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ def _pair_sequences(record: dict[str, Any], chat: ChatTokenizer, limit: int) -> 
     if not answers[0]:
         raise Unusable("no_answer")
     turns = [{"role": "assistant", "content": answer} for answer in answers]
-    kept, left_out = fit_history(record["prompt"], lambda part: max(len(chat.chat([*part, turn])[0]) for turn in turns) <= limit)
+    kept, left_out = fit_history(
+        record["prompt"], lambda part: max(len(chat.chat([*part, turn])[0]) for turn in turns) <= limit
+    )
     prefix = len(chat.prompt(kept))  # earlier answers in the prompt are history here, not targets
     whole = [chat.chat([*kept, turn]) for turn in turns]
     pair = [(ids, [0] * prefix + mask[prefix:]) for ids, mask in whole]
@@ -126,7 +128,8 @@ class _Spool:
         self.hashes.append(digest)
 
     def validation(self, share: float) -> np.ndarray:
-        """Which records are held out (bool): those of the lowest hashes, at least one; none when that would leave nothing."""
+        """Which records are held out (bool): those of the lowest hashes, at least one; none when that would leave
+        nothing."""
         count = math.ceil(share * len(self.hashes))
         if count == 0 or len(self.hashes) < 2:
             return np.zeros(len(self.hashes), dtype=bool)
@@ -174,22 +177,38 @@ def _write(
     spool = _Spool(out / "_run", meta["dtype"])
     counts = {"records": 0, "truncated": 0, "messages_left_out": 0}
     dropped = _Dropped()
-    for record, sequences, size, left_out in _usable(records, make, Encoder.load(tokenizer), max_tokens, counts, dropped, progress):
+    for record, sequences, size, left_out in _usable(
+        records, make, Encoder.load(tokenizer), max_tokens, counts, dropped, progress
+    ):
         spool.add(sequences, size, _digest(record, seed))
         counts["truncated"] += left_out > 0
         counts["messages_left_out"] += left_out
     if not spool.hashes:
-        raise ValueError(f"no {kind} records left to train on; dropped: {dropped.counts or 'none were given'} (window: {max_tokens} tokens)")
+        raise ValueError(
+            f"no {kind} records left to train on; dropped: {dropped.counts or 'none were given'} (window: {max_tokens}"
+            " tokens)"
+        )
     held = spool.validation(val_share)
     meta["splits"] = {"train": spool.write(out, "train", ~held), "val": spool.write(out, "val", held)}
     spool.remove()
     dropped.write(out / "dropped.jsonl")
     write_meta(out, meta)
-    return {**flat_counts(meta), **counts, "dropped": sum(dropped.counts.values()), **{f"dropped_{k}": n for k, n in sorted(dropped.counts.items())}}
+    return {
+        **flat_counts(meta),
+        **counts,
+        "dropped": sum(dropped.counts.values()),
+        **{f"dropped_{k}": n for k, n in sorted(dropped.counts.items())},
+    }
 
 
 def _usable(
-    records: Iterable[dict[str, Any]], make: Callable[..., Any], chat: Encoder, limit: int, counts: dict[str, int], dropped: _Dropped, progress: Progress
+    records: Iterable[dict[str, Any]],
+    make: Callable[..., Any],
+    chat: Encoder,
+    limit: int,
+    counts: dict[str, int],
+    dropped: _Dropped,
+    progress: Progress,
 ) -> Iterator[tuple[dict[str, Any], list[Sequence], int, int]]:
     for record in records:
         counts["records"] += 1

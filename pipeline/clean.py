@@ -56,7 +56,8 @@ def clean_job(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def batches(table: pa.Table) -> Iterator[pa.Table]:
-    """Slices of at most BATCH_ROWS rows and about BATCH_CHARACTERS characters, so that a batch of books fits into memory too."""
+    """Slices of at most BATCH_ROWS rows and about BATCH_CHARACTERS characters, so that a batch of books fits into
+    memory too."""
     sizes = np.cumsum(pc.binary_length(table["text"]).to_numpy())
     start = 0
     while start < table.num_rows:
@@ -68,7 +69,8 @@ def batches(table: pa.Table) -> Iterator[pa.Table]:
 
 
 class _Batch:
-    """The texts of a batch with the bookkeeping of what happened to them. A text becomes a Python string only when it is asked for."""
+    """The texts of a batch with the bookkeeping of what happened to them. A text becomes a Python string only when it
+    is asked for."""
 
     def __init__(self, table: pa.Table, cfg: CleanSection, tally: Tally) -> None:
         self.table, self.cfg, self.tally, self.off = table, cfg, tally, frozenset(cfg.disabled_rules)
@@ -86,10 +88,15 @@ class _Batch:
             return self.column
         where = np.zeros(len(self.column), bool)
         where[list(self.changed)] = True
-        return pc.replace_with_mask(self.column, pa.array(where), pa.array([self.changed[i] for i in sorted(self.changed)], pa.string()))
+        return pc.replace_with_mask(
+            self.column, pa.array(where), pa.array([self.changed[i] for i in sorted(self.changed)], pa.string())
+        )
 
-    def change(self, rule: str, where: np.ndarray | list[int], repair: Callable[[str], str], why: str, action: str = "changed") -> list[int]:
-        """Apply `repair` to the texts numbered in `where`; count and sample those that it changed, and return their numbers."""
+    def change(
+        self, rule: str, where: np.ndarray | list[int], repair: Callable[[str], str], why: str, action: str = "changed"
+    ) -> list[int]:
+        """Apply `repair` to the texts numbered in `where`; count and sample those that it changed, and return their
+        numbers."""
         changed = []
         for i in map(int, where) if rule not in self.off else ():
             before = self[i]
@@ -132,13 +139,19 @@ def _repair(batch: _Batch, facts: rules.Facts) -> None:
     pages = [i for i in tags if repairs.is_html(batch[i])] if "html" not in batch.off else []
     _measure_again(batch, facts, batch.change("html", pages, repairs.main_text, "an HTML page: its main text"))
     suspects = np.flatnonzero(facts[Stat.MOJIBAKE])
-    _measure_again(batch, facts, batch.change("mojibake", suspects, repairs.repair_mojibake, "UTF-8 or GBK had been read in another encoding"))
+    _measure_again(
+        batch,
+        facts,
+        batch.change("mojibake", suspects, repairs.repair_mojibake, "UTF-8 or GBK had been read in another encoding"),
+    )
     controls = np.flatnonzero(facts[CONTROL])
     changed = batch.change("control_characters", controls, repairs.strip_controls, "control or zero-width characters")
     loose = np.flatnonzero((facts[Stat.UNCOMPOSED] > 0) | np.isin(np.arange(len(batch.plain)), changed))
     changed += batch.change("unicode_nfc", loose, repairs.nfc, "not in Unicode normal form C")
     untidy = np.flatnonzero(batch.plain & (facts[Stat.UNTIDY] + facts[CONTROL] > 0))
-    batch.change("whitespace", untidy, repairs.tidy, "spaces at line ends, odd spaces or runs of blank lines")  # asked of no rule
+    batch.change(
+        "whitespace", untidy, repairs.tidy, "spaces at line ends, odd spaces or runs of blank lines"
+    )  # asked of no rule
     _measure_again(batch, facts, sorted(set(changed)))
 
 
@@ -155,7 +168,8 @@ def _cut_boilerplate(batch: _Batch, facts: rules.Facts) -> None:
 
 
 def _without_furniture(text: str) -> str:
-    """Drop the lines of which terms of page furniture cover a third, or half of that in a line that holds two of them."""
+    """Drop the lines of which terms of page furniture cover a third, or half of that in a line that holds two of
+    them."""
     lines = text.split("\n")
     covered = rules.lexicon().points(*alphabet.utf8(lines))[:, 1]
     kept = [line for line, n in zip(lines, covered, strict=True) if n == 0 or n < 0.3 * len(line.strip())]
@@ -170,7 +184,9 @@ def _judge(batch: _Batch, facts: rules.Facts) -> np.ndarray:
             continue
         fails, values, why = rule(facts, batch.cfg)
         for i in np.flatnonzero(fails & keep & batch.plain):
-            batch.tally.note("dropped", rule.__name__, batch.places[i], lambda i=int(i): (batch[i], ""), why.format(values[i]))
+            batch.tally.note(
+                "dropped", rule.__name__, batch.places[i], lambda i=int(i): (batch[i], ""), why.format(values[i])
+            )
             keep[i] = False
     return keep
 

@@ -57,15 +57,34 @@ class Config(Section):
         """A teacher's probabilities are of its own tokens. Raises ValueError when the student would have others."""
         teacher, own = self.sft.distill.teacher, self.tokenizer
         if teacher and (not own.existing or own.extend):
-            raise ValueError(f"sft.distill.teacher  teacher and student need one vocabulary: set tokenizer.existing={teacher} and tokenizer.extend=0")
+            raise ValueError(
+                f"sft.distill.teacher  teacher and student need one vocabulary: set tokenizer.existing={teacher} and"
+                " tokenizer.extend=0"
+            )
         if teacher:
             check_tokens(Path(teacher).expanduser() / "tokenizer.json", tokenizer_file(own.existing), "the teacher")
         return self
 
 
-STAGES = ("ingest", "clean", "language", "dedup", "decontaminate", "chats", "preferences", "shard", "tokenizer", "encode", "pretrain", "sft", "dpo",
-          "evaluate", "export")
-"""The stages in the order of the DAG. Each reads the section of its name; chats and preferences read decontaminate's."""
+STAGES = (
+    "ingest",
+    "clean",
+    "language",
+    "dedup",
+    "decontaminate",
+    "chats",
+    "preferences",
+    "shard",
+    "tokenizer",
+    "encode",
+    "pretrain",
+    "sft",
+    "dpo",
+    "evaluate",
+    "export",
+)
+"""The stages in the order of the DAG. Each reads the section of its name; chats and preferences read
+decontaminate's."""
 
 
 def presets() -> list[str]:
@@ -95,7 +114,12 @@ def _read(preset: str) -> dict[str, Any]:
     if not path.is_file():
         if preset.endswith(".toml"):
             raise ConfigError([f"{preset}  no such file"])
-        raise ConfigError([f"preset {preset}  unknown;{_meant(preset, presets()) or ''} presets are {', '.join(presets())}, or give a .toml file"])
+        raise ConfigError(
+            [
+                f"preset {preset}  unknown;{_meant(preset, presets()) or ''} presets are {', '.join(presets())}, or"
+                " give a .toml file"
+            ]
+        )
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -116,7 +140,10 @@ def _override(values: dict[str, Any], text: str) -> str | None:
     if not equals or not all(names) or len(names) < 2:
         return f"{text}  is not an override; write section.key=value, for example pretrain.optim.lr=1e-3"
     if (names[0]) not in Config.model_fields:
-        return f"{path}  no section {names[0]};{_meant(names[0], Config.model_fields) or ''} sections are {', '.join(Config.model_fields)}"
+        return (
+            f"{path}  no section {names[0]};{_meant(names[0], Config.model_fields) or ''} sections are"
+            f" {', '.join(Config.model_fields)}"
+        )
     place = values
     for name in names[:-1]:
         place = place.setdefault(name, {})
@@ -141,9 +168,15 @@ def _explain(error: dict[str, Any]) -> str:
     """One pydantic error as a line: path, what is wrong, and the name that was probably meant."""
     where = ".".join(str(p) for p in error["loc"])
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{where}  unknown key;{_meant(str(error['loc'][-1]), _siblings(error['loc'])) or ' see pipeline config'}"
+        return (
+            f"{where}  unknown key;{_meant(str(error['loc'][-1]), _siblings(error['loc'])) or ' see pipeline config'}"
+        )
     message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    given = "" if isinstance(error["input"], dict) else f" (given {json.dumps(error['input'], default=str, ensure_ascii=False)[:60]})"
+    given = (
+        ""
+        if isinstance(error["input"], dict)
+        else f" (given {json.dumps(error['input'], default=str, ensure_ascii=False)[:60]})"
+    )
     return f"{where}  {message[0].lower() + message[1:]}{given}" if where else message
 
 

@@ -1,9 +1,10 @@
 """Cutting input files into pieces of about one part each, so that one large file keeps all workers busy.
 
-Plain JSONL is cut at line ends by byte offsets. A compressed JSONL file has no such places, so a moderate one is inflated into pieces on
-disk (``spool``), which are read like plain ones; one above :data:`SPOOL_LIMIT`, or one of many, is read by one worker from end to end. Parquet is cut
-at row groups. How a file is cut depends on the files and the config alone, never on the number of workers. A single file is cut while its first
-pieces are read already; several are cut side by side before.
+Plain JSONL is cut at line ends by byte offsets. A compressed JSONL file has no such places, so a moderate one is
+inflated into pieces on disk (``spool``), which are read like plain ones; one above :data:`SPOOL_LIMIT`, or one of many,
+is read by one worker from end to end. Parquet is cut at row groups. How a file is cut depends on the files and the
+config alone, never on the number of workers. A single file is cut while its first pieces are read already; several are
+cut side by side before.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ SPOOL_LIMIT = 1 << 29
 _SPOOL_FILES = 16
 """With more compressed files than this there is enough to do side by side without inflating them first."""
 _PIECES, _LEAST = 32, 1 << 20
-"""A small input is cut into about 32 pieces, so that no worker waits long for the last; but into none of less than a megabyte."""
+"""A small input is cut into about 32 pieces, so that no worker waits long for the last; but into none of less than a
+megabyte."""
 
 
-def cut_files(files: list[dict[str, Any]], cfg: IngestSection, work: Path, *, workers: int, engine: str) -> Iterator[dict[str, Any]]:
-    """Pieces of ``files`` in order. A file has source, relpath, location, bytes, sha256; a piece adds format, and start, end, first_line or groups."""
+def cut_files(
+    files: list[dict[str, Any]], cfg: IngestSection, work: Path, *, workers: int, engine: str
+) -> Iterator[dict[str, Any]]:
+    """Pieces of ``files`` in order. A file has source, relpath, location, bytes, sha256; a piece adds format, and
+    start, end, first_line or groups."""
     size = piece_bytes(files, cfg)
     squeezed = sum(compression_of(f["location"]) is not None for f in files) <= _SPOOL_FILES
     jobs = {}
@@ -35,7 +40,13 @@ def cut_files(files: list[dict[str, Any]], cfg: IngestSection, work: Path, *, wo
         how = _how(file, size, squeezed)
         if how:
             sizes = {"size": size, "longest": cfg.max_record_mb << 20}
-            jobs[i] = {"file": file, "how": how, "spool": str(work / "spool" / f"{i:05d}"), "shard": file["relpath"], **sizes}
+            jobs[i] = {
+                "file": file,
+                "how": how,
+                "spool": str(work / "spool" / f"{i:05d}"),
+                "shard": file["relpath"],
+                **sizes,
+            }
     cut = {}
     if len(jobs) > 1:
         done = run_shards(cut_job, list(jobs.values()), workers=workers, done=work / "cut", engine=engine)
@@ -55,7 +66,7 @@ def _inflated(file: dict[str, Any]) -> int:
 
 
 def _how(file: dict[str, Any], size: int, squeezed: bool) -> str | None:
-    """"lines", "spool" or "groups" for a file that is worth cutting."""
+    """ "lines", "spool" or "groups" for a file that is worth cutting."""
     kind, location = format_of(file["location"]), file["location"]
     if location.startswith("s3://"):
         return None
@@ -104,7 +115,9 @@ def _pieces(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _must_stay_whole(location: str) -> bool:
     """A ``.jsonl`` file may hold one JSON array, or UTF-16: its reader finds out, and needs the whole file for it."""
     head = next(chunks({"location": location}), b"")
-    return head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[" or head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[" or head.startswith(
+        (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    )
 
 
 def _ranges(base: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
@@ -125,9 +138,11 @@ def _ranges(base: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
 
 
 def _spooled(base: dict[str, Any], size: int, longest: int, spool: Path) -> Iterator[dict[str, Any]]:
-    """Inflate into files of whole lines below ``spool``. Where the compression breaks off, the last piece carries the reason.
+    """Inflate into files of whole lines below ``spool``. Where the compression breaks off, the last piece carries the
+    reason.
 
-    What cannot be spooled (the disk is full, a line is longer than a record may be) is one last piece, which its reader inflates again.
+    What cannot be spooled (the disk is full, a line is longer than a record may be) is one last piece, which its reader
+    inflates again.
     """
     index, line, at, held, broken = 0, 1, 0, 0, None
     kept: list[bytes] = []
@@ -150,11 +165,24 @@ def _spooled(base: dict[str, Any], size: int, longest: int, spool: Path) -> Iter
             if whole or broken:
                 path = spool / f"{index:05d}.jsonl"
                 path.write_bytes(whole)
-                piece = {**base, "location": str(path), "start": 0, "end": len(whole), "bytes": len(whole), "first_line": line}
+                piece = {
+                    **base,
+                    "location": str(path),
+                    "start": 0,
+                    "end": len(whole),
+                    "bytes": len(whole),
+                    "first_line": line,
+                }
                 yield {**piece, "broken": broken} if broken else piece
             if not data:
                 return
-            index, line, at, kept, held = index + 1, line + whole.count(b"\n"), at + len(whole), [data[end:]], len(data) - end
+            index, line, at, kept, held = (
+                index + 1,
+                line + whole.count(b"\n"),
+                at + len(whole),
+                [data[end:]],
+                len(data) - end,
+            )
     except OSError:
         yield {**base, "skip": at, "first_line": line}
 

@@ -1,11 +1,13 @@
-"""The decontaminate stage: find documents that hold the texts of evaluation sets, drop or report them, and judge each item.
+"""The decontaminate stage: find documents that hold the texts of evaluation sets, drop or report them, and judge each
+item.
 
-An item's n-grams (13 words as in GPT-3, arXiv 2005.14165 appendix C; 24 characters for Chinese) are hashed and looked up in
-every document. A shorter item must occur whole. A document overlaps an item when it holds at least `min_share` of the
-item's n-grams: one shared stock phrase in a long question is no leak. Case, white space and punctuation do not count.
+An item's n-grams (13 words as in GPT-3, arXiv 2005.14165 appendix C; 24 characters for Chinese) are hashed and looked
+up in every document. A shorter item must occur whole. A document overlaps an item when it holds at least `min_share` of
+the item's n-grams: one shared stock phrase in a long question is no leak. Case, white space and punctuation do not
+count.
 
-Each item comes out ``clean``, ``overlapping``, ``in_distribution`` (its set is made from training data on purpose, and is never
-a reason to drop anything) or ``too_short`` to be judged, so that scores can be read apart.
+Each item comes out ``clean``, ``overlapping``, ``in_distribution`` (its set is made from training data on purpose, and
+is never a reason to drop anything) or ``too_short`` to be judged, so that scores can be read apart.
 """
 
 from __future__ import annotations
@@ -38,10 +40,10 @@ def decontaminate(
 
     Args:
         evals: items ``{"id", "set", "text"}``; the text is what must not be trained on (usually the question alone).
-    ``contamination.jsonl`` has one line an item: {"id", "set", "result", "documents" (how many overlap), "left" (how many of them are not
-    dropped), "examples" (their ids)}.
-    Raises:
-        ValueError: `docs` holds no parts, or an item lacks a field (all such items are named). ShardFailed: a shard could not be done.
+    ``contamination.jsonl`` has one line an item: {"id", "set", "result", "documents" (how many overlap), "left" (how
+    many of them are not dropped), "examples" (their ids)}. Raises:
+        ValueError: `docs` holds no parts, or an item lacks a field (all such items are named). ShardFailed: a shard
+            could not be done.
     """
     bad = [str(i) for i, e in enumerate(evals) if not all(isinstance(e.get(k), str) for k in ("id", "set", "text"))]
     if bad:
@@ -52,16 +54,20 @@ def decontaminate(
     grams["names"] = np.array([f"{e['set']}/{e['id']}" for e in evals], str)
     np.savez(out / "_run" / "evals.npz", **grams)
     told = {"out": str(out), "evals": str(out / "_run" / "evals.npz"), "cfg": cfg.model_dump(mode="json")}
-    told["digest"] = hashlib.sha256(b"".join(array.tobytes() for array in grams.values())).hexdigest()  # other items are another job
+    told["digest"] = hashlib.sha256(
+        b"".join(array.tobytes() for array in grams.values())
+    ).hexdigest()  # other items are another job
     jobs = [{**job, **told} for job in plan(docs)]
-    results = run_shards(decontaminate_job, jobs, workers=workers, done=out / "_run" / "done", engine=engine, progress=progress)
+    results = run_shards(
+        decontaminate_job, jobs, workers=workers, done=out / "_run" / "done", engine=engine, progress=progress
+    )
     counts = _write_items(cfg, evals, np.diff(grams["starts"]) > 0, results, out)
     return flat(finish(out, results, evaluation=counts)) | {f"items/{k}": n for k, n in counts["all"].items()}
 
 
 def _item_grams(cfg: DecontaminateSection, texts: list[str]) -> dict[str, np.ndarray]:
-    """Each item's unique n-gram hashes ("grams" uint64, "starts" int64 [n + 1]), the lengths n in use ("sizes" int64), and "anchors":
-    all shortest n-grams of all items, without one of which a text cannot overlap any item.
+    """Each item's unique n-gram hashes ("grams" uint64, "starts" int64 [n + 1]), the lengths n in use ("sizes" int64),
+    and "anchors": all shortest n-grams of all items, without one of which a text cannot overlap any item.
 
     The n of a gram is mixed into its hash, so that grams of several lengths share one table.
     """
@@ -82,7 +88,8 @@ def _item_grams(cfg: DecontaminateSection, texts: list[str]) -> dict[str, np.nda
 
 
 def _grams(hashes: np.ndarray, starts: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unique salted n-gram hashes of each item, n = `size` [items], none where that is 0: (uint64 [m], item of each int64 [m]), by item."""
+    """Unique salted n-gram hashes of each item, n = `size` [items], none where that is 0: (uint64 [m], item of each
+    int64 [m]), by item."""
     found, owners = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
     for n in np.unique(size[size > 0]).tolist():
         items = np.flatnonzero(size == n)
@@ -122,7 +129,13 @@ def decontaminate_job(job: dict[str, Any]) -> dict[str, Any]:
             if not drop or keep[first + row]:
                 why = f"holds {share:.0%} of the n-grams of evaluation item {names[item]}"
                 texts_shown = partial(_shown, batch["text"][int(row)].as_py(), drop)
-                tally.note("dropped" if drop else "reported", "contaminated" if drop else "overlap_reported", place, texts_shown, why)
+                tally.note(
+                    "dropped" if drop else "reported",
+                    "contaminated" if drop else "overlap_reported",
+                    place,
+                    texts_shown,
+                    why,
+                )
             keep[first + row] &= not drop
         first += batch.num_rows
     tally.count("out", write_kept(Path(job["out"]), job, table, keep))
@@ -169,13 +182,19 @@ def _lookup_table(grams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return tokens.hash_set(grams), tokens.sieve(grams)
 
 
-def _found(hashes: np.ndarray, starts: np.ndarray, n: int, table: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _found(
+    hashes: np.ndarray, starts: np.ndarray, n: int, table: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
     grams, offsets = tokens.ngrams(hashes, starts, int(n))
     return tokens.lookup(grams, offsets, _salt(int(n)), *table)
 
 
 def _write_items(
-    cfg: DecontaminateSection, evals: Sequence[dict[str, Any]], judged: np.ndarray, results: list[dict[str, Any]], out: Path
+    cfg: DecontaminateSection,
+    evals: Sequence[dict[str, Any]],
+    judged: np.ndarray,
+    results: list[dict[str, Any]],
+    out: Path,
 ) -> dict[str, Any]:
     """Write ``contamination.jsonl`` and return how many items of each set came out how, with the sum under "all"."""
     hits: dict[str, list[Any]] = {}
@@ -187,7 +206,15 @@ def _write_items(
     with open(out / "contamination.jsonl", "w", encoding="utf-8") as lines:
         for i, e in enumerate(evals):
             count, ids = hits.get(str(i), [0, []])
-            result = "in_distribution" if e["set"] in cfg.in_distribution else "overlapping" if count else "clean" if judged[i] else "too_short"
+            result = (
+                "in_distribution"
+                if e["set"] in cfg.in_distribution
+                else "overlapping"
+                if count
+                else "clean"
+                if judged[i]
+                else "too_short"
+            )
             counts["all"][result] += 1
             counts.setdefault(e["set"], Counter())[result] += 1
             left = count if cfg.action == "report" or e["set"] in cfg.in_distribution else 0

@@ -1,9 +1,11 @@
-"""The dedup stage: exact copies by hash, near copies by MinHash with verification, across sources and earlier artifacts.
+"""The dedup stage: exact copies by hash, near copies by MinHash with verification, across sources and earlier
+artifacts.
 
-Phases, each over shards or ranges of keys, each resumable: survey (hashes, signatures, sorted band keys) -> exact groups ->
-candidate pairs by band -> estimate from signatures -> true Jaccard of shingle sets -> choice -> filter. Banding and
-MinHash follow Broder 1997 and Leskovec, Rajaraman and Ullman, chapter 3; the numbers and the peers' traps are in
-docs/benchmarks.md. Memory: what the coordinator holds grows with the candidate pairs; of a document it holds nothing.
+Phases, each over shards or ranges of keys, each resumable: survey (hashes, signatures, sorted band keys) -> exact
+groups -> candidate pairs by band -> estimate from signatures -> true Jaccard of shingle sets -> choice -> filter.
+Banding and MinHash follow Broder 1997 and Leskovec, Rajaraman and Ullman, chapter 3; the numbers and the peers' traps
+are in docs/benchmarks.md. Memory: what the coordinator holds grows with the candidate pairs; of a document it holds
+nothing.
 
 Which copy stays: a document of an earlier artifact before all others, then the longest, then the smallest id, then the
 first. A near copy is dropped only if it is at least `threshold` like a document that stays, so a chain of small changes
@@ -30,15 +32,24 @@ from pipeline.sections.cleaning import DedupSection
 RANGE_ROWS = 4_000_000
 """Rows of a band merged at once: about 100 MB."""
 SLACK = 0.15
-"""Candidates whose signature estimate is this far below the threshold are not verified: over 4 standard errors at 128 permutations."""
+"""Candidates whose signature estimate is this far below the threshold are not verified: over 4 standard errors at 128
+permutations."""
 PAIRS = 12
 """Sampled pairs in each histogram bin of 0.05."""
 
 
 def dedup(
-    cfg: DedupSection, docs: Path, out: Path, *, against: Sequence[Path] = (), workers: int = 1, engine: str = "local", progress: Progress = quiet
+    cfg: DedupSection,
+    docs: Path,
+    out: Path,
+    *,
+    against: Sequence[Path] = (),
+    workers: int = 1,
+    engine: str = "local",
+    progress: Progress = quiet,
 ) -> dict[str, float]:
-    """Write `docs` without its duplicates to `out`, with ``pairs.jsonl`` and the histogram in ``stats.json``; returns flat metrics.
+    """Write `docs` without its duplicates to `out`, with ``pairs.jsonl`` and the histogram in ``stats.json``; returns
+    flat metrics.
 
     Args:
         against: earlier document artifacts; what is there already is dropped here, and nothing of theirs is written.
@@ -47,7 +58,9 @@ def dedup(
         ShardFailed: a shard could not be done.
     """
     if cfg.bands * cfg.rows > cfg.permutations:
-        raise ValueError(f"dedup.bands x dedup.rows = {cfg.bands * cfg.rows} is more than dedup.permutations = {cfg.permutations}")
+        raise ValueError(
+            f"dedup.bands x dedup.rows = {cfg.bands * cfg.rows} is more than dedup.permutations = {cfg.permutations}"
+        )
     run = _Run(cfg, docs, [*against, *map(Path, cfg.against)], out, workers, engine, progress)
     run.phase("survey", shingles.survey_job, run.jobs)
     pairs = run.exact()
@@ -65,7 +78,9 @@ def dedup(
         out, results, candidate_pairs=len(similarity), verified_pairs=int(similar.sum()), clusters=run.clusters,
         similarity_histogram={"edges": edges.tolist(), "pairs": histogram.tolist(), "threshold": cfg.threshold},
     )  # fmt: skip
-    finished = run.scratch.rename(run.scratch.with_name("dedup.finished"))  # one step: markers never outlive what they vouch for
+    finished = run.scratch.rename(
+        run.scratch.with_name("dedup.finished")
+    )  # one step: markers never outlive what they vouch for
     shutil.rmtree(finished)
     return flat(stats)
 
@@ -74,7 +89,14 @@ class _Run:
     """One execution: the shards, their numbers, the scratch directory, and how jobs are run."""
 
     def __init__(
-        self, cfg: DedupSection, docs: Path, against: list[Path], out: Path, workers: int, engine: str, progress: Progress
+        self,
+        cfg: DedupSection,
+        docs: Path,
+        against: list[Path],
+        out: Path,
+        workers: int,
+        engine: str,
+        progress: Progress,
     ) -> None:
         self.cfg, self.out, self.clusters = cfg, out, 0
         self.how = {"workers": workers, "engine": engine, "progress": progress}
@@ -86,7 +108,9 @@ class _Run:
         for earlier, artifact in [(False, docs), *((True, a) for a in against)]:
             start = self.total
             for job in plan(artifact):
-                self.jobs.append({**job, **told, "index": len(self.jobs), "first": start + job["first"], "earlier": earlier})
+                self.jobs.append(
+                    {**job, **told, "index": len(self.jobs), "first": start + job["first"], "earlier": earlier}
+                )
         self.firsts = np.array([job["first"] for job in self.jobs])
         self.own = sum(job["rows"] for job in self.jobs if not job["earlier"])
 
@@ -98,12 +122,16 @@ class _Run:
         return run_shards(fn, jobs, done=self.scratch / "done" / name, **self.how)
 
     def ranges(self, kind: str, fn: Any, bands: list[tuple[int, int]]) -> np.ndarray:
-        """Run a merging job for each group of bands and each range of keys; returns all the pairs found, int64 [m, 2]."""
+        """Run a merging job for each group of bands and each range of keys; returns all the pairs found, int64 [m,
+        2]."""
         ranges = max(1, -(-self.total // RANGE_ROWS))
         shards = [[job["index"], job["first"]] for job in self.jobs]
         common = {"scratch": str(self.scratch), "shards": shards, "ranges": ranges}
         jobs = [{**common, "range": r, "bands": list(group)} for group in bands for r in range(ranges)]
-        jobs = [{**job, "index": i, "shard": f"{kind} of bands {job['bands']}, range {job['range']}"} for i, job in enumerate(jobs)]
+        jobs = [
+            {**job, "index": i, "shard": f"{kind} of bands {job['bands']}, range {job['range']}"}
+            for i, job in enumerate(jobs)
+        ]
         self.phase(kind, fn, jobs)
         return np.concatenate([np.load(self.scratch / f"{kind}-{job['index']}.npy") for job in jobs])
 
@@ -124,7 +152,8 @@ class _Run:
         return np.stack([nodes[best[group[drop]]], nodes[drop]], 1)
 
     def preference(self, nodes: np.ndarray) -> np.ndarray:
-        """Positions of `nodes` from the one to be kept first: earlier artifacts, then the longest, the smallest id, the first."""
+        """Positions of `nodes` from the one to be kept first: earlier artifacts, then the longest, the smallest id, the
+        first."""
         documents = self.documents(nodes)
         return np.lexsort((nodes, documents["id"], -documents["length"], nodes < self.own))
 
@@ -137,7 +166,9 @@ class _Run:
 
     def documents(self, nodes: np.ndarray) -> np.ndarray:
         """The survey's records (id, length, place) of sorted document numbers."""
-        return np.concatenate([shingles.load(self.scratch, "document", job["index"])[rows] for job, rows in self.holders(nodes)])
+        return np.concatenate(
+            [shingles.load(self.scratch, "document", job["index"])[rows] for job, rows in self.holders(nodes)]
+        )
 
     def near(self) -> tuple[np.ndarray, np.ndarray]:
         """Verified pairs (smaller number first, int64 [m, 2]) with their true Jaccard similarity (float32 [m])."""
@@ -188,15 +219,20 @@ class _Run:
         return np.stack([nodes[drop], nodes[copy_of[drop]], alike[edge]], 1)
 
     def save_drops(self, exact: np.ndarray, near: np.ndarray) -> None:
-        """Leave what the filter jobs read: drops (number, kept, exact), similarities and the kept documents' ids, by number."""
+        """Leave what the filter jobs read: drops (number, kept, exact), similarities and the kept documents' ids, by
+        number."""
         ones, zeros = np.ones(len(exact), np.int64), np.zeros(len(near), np.int64)
-        drops = np.concatenate([np.stack([exact[:, 1], exact[:, 0], ones], 1), np.c_[near[:, :2].astype(np.int64), zeros]])
+        drops = np.concatenate(
+            [np.stack([exact[:, 1], exact[:, 0], ones], 1), np.c_[near[:, :2].astype(np.int64), zeros]]
+        )
         order = np.argsort(drops[:, 0])
         drops = drops[order]
         np.save(self.scratch / "drops.npy", drops)
         np.save(self.scratch / "similarity.npy", np.concatenate([np.ones(len(exact)), near[:, 2]])[order])
         keepers, back = np.unique(drops[:, 1], return_inverse=True)
-        np.save(self.scratch / "keeper-id.npy", self.documents(keepers)["id"][back] if len(keepers) else np.zeros(0, "S1"))
+        np.save(
+            self.scratch / "keeper-id.npy", self.documents(keepers)["id"][back] if len(keepers) else np.zeros(0, "S1")
+        )
 
     def sampled(self, pairs: np.ndarray, similarity: np.ndarray) -> np.ndarray:
         """Positions of up to PAIRS verified pairs of each histogram bin, those of the smallest ids, bin by bin."""
@@ -210,16 +246,21 @@ class _Run:
         return order[position < PAIRS]
 
     def filter_and_show(self, pairs: np.ndarray, similarity: np.ndarray) -> list[dict[str, Any]]:
-        """Write the parts, and ``pairs.jsonl`` with excerpts of these pairs from where they first differ; returns the filter jobs' results."""
+        """Write the parts, and ``pairs.jsonl`` with excerpts of these pairs from where they first differ; returns the
+        filter jobs' results."""
         nodes = np.unique(pairs)
         rows = {job["index"]: rows.tolist() for job, rows in self.holders(nodes)}
         jobs = [{**job, "shown": rows.get(job["index"], [])} for job in self.jobs]
         results = self.phase("filter", shingles.filter_job, [job for job in jobs if not job["earlier"]])
         earlier = self.phase("texts", shingles.texts_job, [job for job in jobs if job["earlier"] and job["shown"]])
-        texts = dict(zip(nodes.tolist(), (text for result in [*results, *earlier] for text in result["texts"]), strict=True))
+        texts = dict(
+            zip(nodes.tolist(), (text for result in [*results, *earlier] for text in result["texts"]), strict=True)
+        )
         ids = dict(zip(nodes.tolist(), self.documents(nodes)["id"].tolist(), strict=True)) if len(nodes) else {}
         with open(self.out / "pairs.jsonl", "w", encoding="utf-8") as lines:
-            for (a, b), alike, copies in zip(pairs.tolist(), similarity.tolist(), (similarity >= self.cfg.threshold).tolist(), strict=True):
+            for (a, b), alike, copies in zip(
+                pairs.tolist(), similarity.tolist(), (similarity >= self.cfg.threshold).tolist(), strict=True
+            ):
                 at = max(0, first_difference(texts[a], texts[b]) - 80)
                 pair = {"similarity": round(alike, 4), "a": ids[a].decode(), "b": ids[b].decode(), "copies": copies}
                 pair |= {"text_a": texts[a][at : at + EXCERPT], "text_b": texts[b][at : at + EXCERPT]}

@@ -1,7 +1,7 @@
 """Documents on disk, as every data stage reads and writes them: Parquet parts, ``stats.json`` and ``samples.jsonl``.
 
-A stage cuts its input into jobs of whole row groups. The cut depends on the input alone, never on the number of workers,
-and each job writes one part; so the output's bytes do not depend on how it was run.
+A stage cuts its input into jobs of whole row groups. The cut depends on the input alone, never on the number of
+workers, and each job writes one part; so the output's bytes do not depend on how it was run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ PARQUET: dict[str, Any] = {
 }  # fmt: skip
 """How shards, which are kept for training, are written."""
 WORKING: dict[str, Any] = {**PARQUET, "compression": "none", "compression_level": None}
-"""How the stages before them write their parts: as they are, which takes 1.6 times the room of LZ4 and a third of its time (docs/benchmarks.md)."""
+"""How the stages before them write their parts: as they are, which takes 1.6 times the room of LZ4 and a third of its
+time (docs/benchmarks.md)."""
 SAMPLES = 20
 EXCERPT = 400
 
@@ -45,7 +46,8 @@ def parts(docs: Path) -> list[Path]:
 def plan(docs: Path) -> list[dict[str, Any]]:
     """Cut an artifact into jobs ``{"shard", "part", "groups", "rows", "first"}`` of whole row groups.
 
-    About 16 jobs for a small artifact, up to 16,384 rows a job for a large one; ``first`` is the global number of its first row.
+    About 16 jobs for a small artifact, up to 16,384 rows a job for a large one; ``first`` is the global number of its
+    first row.
     """
     groups = [(part, g, n) for part in parts(docs) for g, n in enumerate(_group_rows(part))]
     total = sum(n for *_, n in groups)
@@ -86,7 +88,8 @@ def write_part(out: Path, index: int, table: pa.Table) -> None:
 
 
 def write_kept(out: Path, job: dict[str, Any], table: pa.Table, keep: np.ndarray) -> pa.Table:
-    """Write the rows of a job that stay (bool [rows]) and return them. A part that stays whole is copied, not made again."""
+    """Write the rows of a job that stay (bool [rows]) and return them. A part that stays whole is copied, not made
+    again."""
     table = table if keep.all() else table.filter(pa.array(keep, pa.bool_()))
     if keep.all() and job["rows"] == pq.ParquetFile(job["part"]).metadata.num_rows and job["rows"] <= ROW_GROUP:
         path = out / f"part-{job['index']:05d}.parquet"
@@ -119,17 +122,27 @@ class Tally:
                 name = entry["values"] if entry["values"] is not None else "unknown"
                 self.by[key].setdefault(name, Counter())[f"docs_{side}"] += entry["counts"]
 
-    def note(self, action: str, rule: str, place: dict[str, Any], texts: Callable[[], tuple[str, str]], why: str) -> None:
+    def note(
+        self, action: str, rule: str, place: dict[str, Any], texts: Callable[[], tuple[str, str]], why: str
+    ) -> None:
         """Count `rule` as dropped, changed or masked, and keep a sample if its id is among the smallest.
 
-        place: the document's id, source, path and line; texts: gives the excerpts (before, after), called only for a sample kept.
+        place: the document's id, source, path and line; texts: gives the excerpts (before, after), called only for a
+        sample kept.
         """
         (self.dropped if action == "dropped" else self.changed)[rule] += 1
         found = self.samples.setdefault(rule, [])
         if len(found) == SAMPLES and _order(place) >= _order(found[-1]):
             return
         before, after = texts()
-        sample = {"rule": rule, "action": action, **place, "before": before[:EXCERPT], "after": after[:EXCERPT], "why": why}
+        sample = {
+            "rule": rule,
+            "action": action,
+            **place,
+            "before": before[:EXCERPT],
+            "after": after[:EXCERPT],
+            "why": why,
+        }
         insort(found, sample, key=_order)
         del found[SAMPLES:]
 
@@ -143,7 +156,16 @@ class Tally:
 
 def finish(out: Path, results: Iterable[dict[str, Any]], **extra: Any) -> dict[str, Any]:
     """Merge the jobs' tallies into ``stats.json`` and ``samples.jsonl`` and return the statistics."""
-    stats: dict[str, Any] = {"docs_in": 0, "docs_out": 0, "chars_in": 0, "chars_out": 0, "dropped": {}, "changed": {}, "by_source": {}, "by_lang": {}}
+    stats: dict[str, Any] = {
+        "docs_in": 0,
+        "docs_out": 0,
+        "chars_in": 0,
+        "chars_out": 0,
+        "dropped": {},
+        "changed": {},
+        "by_source": {},
+        "by_lang": {},
+    }
     samples: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         _add(stats, result["numbers"])
@@ -159,7 +181,9 @@ def finish(out: Path, results: Iterable[dict[str, Any]], **extra: Any) -> dict[s
         for rule in sorted(samples):
             for sample in sorted(samples[rule], key=_order)[:SAMPLES]:
                 lines.write(json.dumps(sample, ensure_ascii=False) + "\n")
-    (out / "stats.json").write_text(json.dumps(stats, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (out / "stats.json").write_text(
+        json.dumps(stats, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+    )
     return stats
 
 

@@ -1,7 +1,9 @@
-"""The encode stage: document shards to one memory-mapped token dataset, on all cores, the same bytes for any worker count.
+"""The encode stage: document shards to one memory-mapped token dataset, on all cores, the same bytes for any worker
+count.
 
-tiktoken encodes with the tokenizer's own merges, ids equal to `tokenizers` at five times its speed; a tokenizer that tiktoken
-cannot repeat exactly is run by `tokenizers` itself. The dataset is read by the training workers with numpy alone.
+tiktoken encodes with the tokenizer's own merges, ids equal to `tokenizers` at five times its speed; a tokenizer that
+tiktoken cannot repeat exactly is run by `tokenizers` itself. The dataset is read by the training workers with numpy
+alone.
 """
 
 from __future__ import annotations
@@ -26,12 +28,20 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _CHAT_MARKS = re.compile(f"({re.escape(IM_START)}|{re.escape(IM_END)})")
-_PROBES = ("Hello,  world!\n\n\tif x: it's 12345\r\n", "语言模型，是怎样炼成的？\n第二行 ", "naïve café 😀 ́ ", "<|im_start|>user\n<|endoftext|>")
-_JOB_BYTES = 2 << 20  # a fifth of a second: enough to repay what a job costs, little enough to keep all cores busy to the end
+_PROBES = (
+    "Hello,  world!\n\n\tif x: it's 12345\r\n",
+    "语言模型，是怎样炼成的？\n第二行 ",
+    "naïve café 😀 ́ ",
+    "<|im_start|>user\n<|endoftext|>",
+)
+_JOB_BYTES = (
+    2 << 20
+)  # a fifth of a second: enough to repay what a job costs, little enough to keep all cores busy to the end
 
 
 class Encoder(ChatTokenizer):
-    """The chat tokenizer with a faster engine inside: "tiktoken" where it gives the ids of `tokenizers`, else that itself."""
+    """The chat tokenizer with a faster engine inside: "tiktoken" where it gives the ids of `tokenizers`, else that
+    itself."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._fast: tiktoken.Encoding | None = None
@@ -51,22 +61,34 @@ class Encoder(ChatTokenizer):
         return self.ids(text).tolist() if self._fast else super().encode(text)
 
     def ids(self, text: str, *, parse_chat: bool = False) -> np.ndarray:
-        """Ids (uint32). With ``parse_chat``, written ``<|im_start|>`` and ``<|im_end|>`` become their ids; else they are text."""
+        """Ids (uint32). With ``parse_chat``, written ``<|im_start|>`` and ``<|im_end|>`` become their ids; else they
+        are text."""
         if self._fast:
             allowed = {*self._literal, IM_START, IM_END} if parse_chat else self._literal
             return self._fast.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
         if not parse_chat:
             return np.array(self.encode(text), dtype=np.uint32)
         marks = {IM_START: [self.bos_id], IM_END: [self.eos_id]}
-        return np.array([i for piece in _CHAT_MARKS.split(text) for i in marks.get(piece) or self.encode(piece)], dtype=np.uint32)
+        return np.array(
+            [i for piece in _CHAT_MARKS.split(text) for i in marks.get(piece) or self.encode(piece)], dtype=np.uint32
+        )
 
 
 def encode_text(
-    cfg: EncodeSection, shards: Path, tokenizer: Path, out: Path, *, workers: int = 1, engine: str = "local", progress: Progress = quiet
+    cfg: EncodeSection,
+    shards: Path,
+    tokenizer: Path,
+    out: Path,
+    *,
+    workers: int = 1,
+    engine: str = "local",
+    progress: Progress = quiet,
 ) -> dict[str, Any]:
-    """Encode ``shards/{train,val}/part-*.parquet`` into a token dataset of kind "text" at ``out``; returns flat metrics.
+    """Encode ``shards/{train,val}/part-*.parquet`` into a token dataset of kind "text" at ``out``; returns flat
+    metrics.
 
-    Documents of kind "chat" have their ChatML marks parsed, text never. Raises ValueError when there is nothing to train on.
+    Documents of kind "chat" have their ChatML marks parsed, text never. Raises ValueError when there is nothing to
+    train on.
     """
     from pipeline.executor import run_shards
 
@@ -74,11 +96,15 @@ def encode_text(
     jobs = _jobs(cfg, shards, tokenizer, out, meta)
     if not any(job["split"] == "train" for job in jobs):
         raise ValueError(f"{shards}: no training documents (train/part-*.parquet has no rows)")
-    done = run_shards(_encode_job, jobs, workers=workers, done=out / "_run" / "encode", engine=engine, progress=progress)
+    done = run_shards(
+        _encode_job, jobs, workers=workers, done=out / "_run" / "encode", engine=engine, progress=progress
+    )
     for split in ("train", "val"):
         mine = [(job, counts) for job, counts in zip(jobs, done, strict=True) if job["split"] == split]
         _join([Path(job["prefix"]) for job, _ in mine], out / split)
-        meta["splits"][split] = {key: sum(counts[key] for _, counts in mine) for key in ("sequences", "tokens", "bytes", "supervised")}
+        meta["splits"][split] = {
+            key: sum(counts[key] for _, counts in mine) for key in ("sequences", "tokens", "bytes", "supervised")
+        }
     write_meta(out, meta)
     shutil.rmtree(out / "_run" / "encode")  # markers before parts: a marker promises its part
     shutil.rmtree(out / "_run" / "encode.parts")
@@ -86,7 +112,8 @@ def encode_text(
 
 
 def dataset_meta(kind: str, tokenizer: Path) -> dict[str, Any]:
-    """The head of a token dataset's ``meta.json``: format, kind, dtype, special ids, the tokenizer's sha256; no splits yet."""
+    """The head of a token dataset's ``meta.json``: format, kind, dtype, special ids, the tokenizer's sha256; no splits
+    yet."""
     chat = ChatTokenizer.load(tokenizer)
     return {
         "format": "tokens/1",
@@ -114,7 +141,8 @@ def flat_counts(meta: dict[str, Any]) -> dict[str, float]:
 
 
 def _jobs(cfg: EncodeSection, shards: Path, tokenizer: Path, out: Path, meta: dict[str, Any]) -> list[dict[str, Any]]:
-    """Runs of whole row groups, about ``_JOB_BYTES`` of text each (however long its documents are), in document order."""
+    """Runs of whole row groups, about ``_JOB_BYTES`` of text each (however long its documents are), in document
+    order."""
     import pyarrow.parquet as pq
 
     parts = out / "_run" / "encode.parts"
@@ -132,7 +160,16 @@ def _jobs(cfg: EncodeSection, shards: Path, tokenizer: Path, out: Path, meta: di
                 held += file.row_group(group).total_byte_size
                 if held >= _JOB_BYTES or group == file.num_row_groups - 1:
                     prefix = str(parts / f"{split}-{len(jobs):05d}")
-                    jobs.append({"shard": f"{split}/{path.name}", "split": split, "path": str(path), "groups": groups, "prefix": prefix, **common})
+                    jobs.append(
+                        {
+                            "shard": f"{split}/{path.name}",
+                            "split": split,
+                            "path": str(path),
+                            "groups": groups,
+                            "prefix": prefix,
+                            **common,
+                        }
+                    )
                     groups, held = [], 0
     return [job for job in jobs if job["groups"]]
 

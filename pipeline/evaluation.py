@@ -1,9 +1,11 @@
-"""Evaluation sets: from the teaching facts and from users' JSONL files to the three files that the scoring worker reads.
+"""Evaluation sets: from the teaching facts and from users' JSONL files to the three files that the scoring worker
+reads.
 
 An item is recognised by its keys, a line at a time:
 
 - choice: ``question``, ``choices`` and ``correct`` (or ``answer``: an index, a letter, or the choice itself);
-- answer: ``question`` or ``prompt``, and ``keywords`` (groups, each needs one hit) or a reference ``answer``/``completion``;
+- answer: ``question`` or ``prompt``, and ``keywords`` (groups, each needs one hit) or a reference
+  ``answer``/``completion``;
 - preference: ``prompt``, ``chosen``, ``rejected`` (strings);
 - a teaching fact, which gives all three in each language.
 
@@ -27,33 +29,46 @@ KINDS = ("choices", "answers", "preferences")
 OVERLAPS = ("in_distribution", "overlapping", "clean", "too_short")
 """Where an item can stand to the training data; of several kinds of data the first of these counts."""
 TRAINING, HELDOUT = "training", "heldout"
-"""Names of the teaching set's two sets: questions the sft stage trained on, and questions it never saw. Others go by their source's name."""
+"""Names of the teaching set's two sets: questions the sft stage trained on, and questions it never saw. Others go by
+their source's name."""
 
 
 def write_exams(
-    cfg: EvaluateSection, sources: Iterable[Any], out: Path, trained: Iterable[Item] = (), contamination: Iterable[Path] = ()
+    cfg: EvaluateSection,
+    sources: Iterable[Any],
+    out: Path,
+    trained: Iterable[Item] = (),
+    contamination: Iterable[Path] = (),
 ) -> dict[str, int]:
-    """Write ``choices.jsonl``, ``answers.jsonl``, ``preferences.jsonl`` and ``skipped.jsonl`` into ``out``; returns their sizes.
+    """Write ``choices.jsonl``, ``answers.jsonl``, ``preferences.jsonl`` and ``skipped.jsonl`` into ``out``; returns
+    their sizes.
 
-    ``sources`` are Source objects (``name``, ``files`` with ``relpath`` and ``location``); ``trained`` are the chats that the
-    sft stage learnt, asked as training questions; ``contamination`` are the ``contamination.jsonl`` of all training data, from
-    which each item gets its ``overlap`` (:func:`overlaps`). Raises ValueError when not one line of the sources is an item.
+    ``sources`` are Source objects (``name``, ``files`` with ``relpath`` and ``location``); ``trained`` are the chats
+    that the sft stage learnt, asked as training questions; ``contamination`` are the ``contamination.jsonl`` of all
+    training data, from which each item gets its ``overlap`` (:func:`overlaps`). Raises ValueError when not one line of
+    the sources is an item.
     """
     items, skipped = read_exams(sources)
     if skipped and not any(items.values()):
         first = skipped[0]
-        raise ValueError(f"evaluate.sources: no line is an evaluation item; first: {first['path']}:{first['line']}: {first['why']}")
+        raise ValueError(
+            f"evaluate.sources: no line is an evaluation item; first: {first['path']}:{first['line']}: {first['why']}"
+        )
     answers = [*items["answers"], *trained_items(trained, {i["question"] for i in items["answers"]})]
     kept = {
         "choices": sample(items["choices"], cfg.choices, cfg.seed),
-        "answers": sample([i for i in answers if i["set"] == TRAINING], cfg.training_questions, cfg.seed)
-        + sample([i for i in answers if i["set"] != TRAINING], cfg.heldout_questions, cfg.seed),
+        "answers": (
+            sample([i for i in answers if i["set"] == TRAINING], cfg.training_questions, cfg.seed)
+            + sample([i for i in answers if i["set"] != TRAINING], cfg.heldout_questions, cfg.seed)
+        ),
         "preferences": sample(items["preferences"], cfg.preferences, cfg.seed),
         "skipped": skipped[:100],
     }
     known = overlaps(contamination)
     for item in (item for name in KINDS for item in kept[name]):
-        item["overlap"] = "in_distribution" if item["set"] == TRAINING else known.get((item["set"], item["id"]), "too_short")
+        item["overlap"] = (
+            "in_distribution" if item["set"] == TRAINING else known.get((item["set"], item["id"]), "too_short")
+        )
     out.mkdir(parents=True, exist_ok=True)
     for name, rows in kept.items():
         lines = (json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
@@ -70,7 +85,9 @@ def read_exams(sources: Iterable[Any]) -> tuple[dict[str, list[Item]], list[Item
             place = {"source": source.name, "path": str(file.relpath)}
             for number, line in _lines(Path(str(file.location))):
                 try:
-                    for kind, item in recognise(json.loads(line), f"{source.name}/{file.relpath}:{number}", source.name):
+                    for kind, item in recognise(
+                        json.loads(line), f"{source.name}/{file.relpath}:{number}", source.name
+                    ):
                         items[kind].append({**item, **place, "line": number})
                 except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
                     skipped.append({**place, "line": number, "why": f"{type(error).__name__}: {error}"[:200]})
@@ -88,32 +105,50 @@ def exam_items(sources: Iterable[Any]) -> list[dict[str, str]]:
 
 
 def overlaps(contamination: Iterable[Path]) -> dict[tuple[str, str], str]:
-    """How each evaluation item, by (set, id), stands to what was trained on, from the ``contamination.jsonl`` of each kind of training data.
+    """How each evaluation item, by (set, id), stands to what was trained on, from the ``contamination.jsonl`` of each
+    kind of training data.
 
-    ``in_distribution``: made from training data on purpose; ``overlapping``: some of the data that hold it were trained on; ``clean``: none
-    hold it, or those that did were dropped; ``too_short`` to tell.
+    ``in_distribution``: made from training data on purpose; ``overlapping``: some of the data that hold it were trained
+    on; ``clean``: none hold it, or those that did were dropped; ``too_short`` to tell.
     """
     found: dict[tuple[str, str], set[str]] = {}
     for item in (item for path in contamination for item in read_jsonl(path)):
-        result = "overlapping" if item["left"] and item["result"] == "overlapping" else "clean" if item["result"] == "overlapping" else item["result"]
+        result = (
+            "overlapping"
+            if item["left"] and item["result"] == "overlapping"
+            else "clean"
+            if item["result"] == "overlapping"
+            else item["result"]
+        )
         found.setdefault((item["set"], item["id"]), set()).add(result)
     return {item: next(label for label in OVERLAPS if label in results) for item, results in found.items()}
 
 
 def trained_items(chats: Iterable[Item], known: set[str]) -> Iterator[Item]:
-    """Single-turn chats in normal form as training questions with their answer as reference; each question once, none that is ``known``."""
+    """Single-turn chats in normal form as training questions with their answer as reference; each question once, none
+    that is ``known``."""
     for chat in chats:
         if [message["role"] for message in chat["messages"]] == ["user", "assistant"]:
             question, answer = (message["content"] for message in chat["messages"])
             if question not in known and answer.strip():
                 known.add(question)
                 name = hashlib.blake2b(question.encode(), digest_size=8).hexdigest()
-                yield {"id": f"{chat['source']}/{name}", "lang": _script(question), "set": TRAINING, "question": question, "answer": answer, "keywords": [],
-                       "source": chat["source"], "path": chat["path"], "line": chat["line"]}
+                yield {
+                    "id": f"{chat['source']}/{name}",
+                    "lang": _script(question),
+                    "set": TRAINING,
+                    "question": question,
+                    "answer": answer,
+                    "keywords": [],
+                    "source": chat["source"],
+                    "path": chat["path"],
+                    "line": chat["line"],
+                }
 
 
 def recognise(row: Any, name: str, collection: str) -> Iterator[tuple[str, Item]]:
-    """The evaluation items in one parsed line of a source called ``collection``. Raises ValueError saying what is missing."""
+    """The evaluation items in one parsed line of a source called ``collection``. Raises ValueError saying what is
+    missing."""
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
     name = str(row.get("id") or name)
@@ -130,7 +165,15 @@ def recognise(row: Any, name: str, collection: str) -> Iterator[tuple[str, Item]
     if "choices" in row:
         yield "choices", {**base, "question": question, **_choices(row)}
     elif "rejected" in row:
-        yield "preferences", {**base, "prompt": question, "chosen": _text(row, "chosen"), "rejected": _text(row, "rejected")}
+        yield (
+            "preferences",
+            {
+                **base,
+                "prompt": question,
+                "chosen": _text(row, "chosen"),
+                "rejected": _text(row, "rejected"),
+            },
+        )
     else:
         answer = row.get("answer", row.get("completion", ""))
         keywords = _keywords(row["keywords"]) if "keywords" in row else []
@@ -154,7 +197,16 @@ def _fact(block: dict[str, Any], name: str, lang: str) -> Iterator[tuple[str, It
     for kind, questions in ((TRAINING, block["questions"]), (HELDOUT, block["heldout"])):
         for i, question in enumerate(questions):
             yield "answers", {**base, "id": f"{name}/{kind}/{i}", "set": kind, "question": question}
-    yield "choices", {"id": f"{name}/choice", "lang": lang, "set": TRAINING, "question": block["questions"][0], **_choices(block)}
+    yield (
+        "choices",
+        {
+            "id": f"{name}/choice",
+            "lang": lang,
+            "set": TRAINING,
+            "question": block["questions"][0],
+            **_choices(block),
+        },
+    )
     # the held-out wording: the pair itself is trained on with the first one
     yield (
         "preferences",
@@ -179,7 +231,13 @@ def _choices(row: dict[str, Any]) -> dict[str, Any]:
     right = row["correct"] if "correct" in row else row["answer"] if "answer" in row else row["answerKey"]
     if isinstance(right, str):
         letter = right.strip().upper()
-        right = options.index(right) if right in options else ord(letter) - ord("A") if len(letter) == 1 and letter.isalpha() else int(letter)
+        right = (
+            options.index(right)
+            if right in options
+            else ord(letter) - ord("A")
+            if len(letter) == 1 and letter.isalpha()
+            else int(letter)
+        )
     if isinstance(right, bool) or not isinstance(right, int) or not 0 <= right < len(options):
         raise ValueError(f"correct must name one of the {len(options)} choices, not {right!r}")
     return {"choices": options, "correct": right}

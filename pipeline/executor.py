@@ -2,11 +2,11 @@
 
 A job is a plain JSON dict and a function is named by module and name, so nothing is pickled and no worker imports the
 caller's ``__main__`` (which would pull an orchestrator into every process). Each finished job leaves a marker
-``done/<i>.json`` that holds the job and its result; a run that finds the marker of the same job takes the result from it.
-So a killed worker costs its unfinished jobs and nothing else. Results come back in job order, whatever the engine.
+``done/<i>.json`` that holds the job and its result; a run that finds the marker of the same job takes the result from
+it. So a killed worker costs its unfinished jobs and nothing else. Results come back in job order, whatever the engine.
 
-Local workers are ``python -m pipeline.worker`` processes that speak JSON lines over a pipe. They stay for a minute after
-their last job, because the next stage wants them again and starting one costs most of a second (numba, pyarrow).
+Local workers are ``python -m pipeline.worker`` processes that speak JSON lines over a pipe. They stay for a minute
+after their last job, because the next stage wants them again and starting one costs most of a second (numba, pyarrow).
 """
 
 from __future__ import annotations
@@ -39,13 +39,20 @@ class ShardFailed(RuntimeError):
 
 
 def run_shards(
-    fn: Callable[[Job], Job], jobs: Iterable[Job], *, workers: int, done: Path, engine: str = "local", progress: Progress = quiet
+    fn: Callable[[Job], Job],
+    jobs: Iterable[Job],
+    *,
+    workers: int,
+    done: Path,
+    engine: str = "local",
+    progress: Progress = quiet,
 ) -> list[Job]:
     """``[fn(job) for job in jobs]``, in parallel and resumable.
 
     Args:
         fn: a module-level function from a JSON dict to a JSON dict; it renames its output into place before it returns.
-        jobs: JSON dicts; an optional key ``shard`` names the job in errors. An iterator is drawn from while the first jobs already run.
+        jobs: JSON dicts; an optional key ``shard`` names the job in errors. An iterator is drawn from while the first
+            jobs already run.
         workers: processes at once; 1 or less runs in this process.
         done: directory of the markers, visible to all workers.
         engine: "local" or "ray" (the running or a new Ray cluster; needs the ``ray`` extra).
@@ -71,7 +78,9 @@ def run_shards(
     return results  # type: ignore[return-value]
 
 
-def _missing(jobs: Iterable[Job], done: Path, results: list[Job | None], unfinished: set[int]) -> Iterator[tuple[int, Job]]:
+def _missing(
+    jobs: Iterable[Job], done: Path, results: list[Job | None], unfinished: set[int]
+) -> Iterator[tuple[int, Job]]:
     """Each job that left no marker, with its number; ``results`` and ``unfinished`` are filled in as jobs are drawn."""
     for i, job in enumerate(jobs):
         result = _finished(done, i, job)
@@ -93,7 +102,9 @@ def do_job(name: str, job: Job, index: int, done: str) -> Job:
         result = getattr(importlib.import_module(module), function)(job)
     except Exception as error:
         shard = job.get("shard", index)
-        raise ShardFailed(f"{name} failed on shard {shard}: {type(error).__name__}: {error}\n{traceback.format_exc()}") from error
+        raise ShardFailed(
+            f"{name} failed on shard {shard}: {type(error).__name__}: {error}\n{traceback.format_exc()}"
+        ) from error
     marker = Path(done) / f"{index}.json"
     partial = marker.with_suffix(".tmp")
     partial.write_text(json.dumps({"job": job, "result": result}, ensure_ascii=False))
@@ -102,8 +113,10 @@ def do_job(name: str, job: Job, index: int, done: str) -> Job:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep up to 256 MB of freed memory for this process: every job frees and takes the same tens of megabytes, and pages that
-    come from the kernel are cleared first, which took a tenth of the time of a stage. Without effect where the library is not glibc."""
+    """Have the C library keep up to 256 MB of freed memory for this process: every job frees and takes the same tens of
+    megabytes, and pages that come from the kernel are cleared first, which took a tenth of the time of a stage. Without
+    effect where the library is not glibc.
+    """
     trim_threshold, mmap_threshold = -1, -3  # malloc.h
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
@@ -122,7 +135,9 @@ def _finished(done: Path, index: int, job: Job) -> Job | None:
 
 def _name(fn: Callable[[Job], Job]) -> str:
     if fn.__module__ == "__main__" or getattr(sys.modules.get(fn.__module__), fn.__qualname__, None) is not fn:
-        raise ValueError(f"run_shards: {fn.__module__}.{fn.__qualname__} is not a module-level function that a worker can import")
+        raise ValueError(
+            f"run_shards: {fn.__module__}.{fn.__qualname__} is not a module-level function that a worker can import"
+        )
     return f"{fn.__module__}:{fn.__qualname__}"
 
 
@@ -133,7 +148,8 @@ def _in_process(name: str, jobs: Iterator[tuple[int, Job]], done: str, workers: 
 
 
 def _on_processes(name: str, jobs: Iterator[tuple[int, Job]], done: str, workers: int) -> Iterator[tuple[int, Job]]:
-    """One thread draws the jobs, others feed a worker process each; the first failure stops all and is raised when they have come to rest."""
+    """One thread draws the jobs, others feed a worker process each; the first failure stops all and is raised when they
+    have come to rest."""
     waiting, finished = queue.SimpleQueue(), queue.SimpleQueue()
     stopped: list[Exception | None] = []
 
@@ -201,9 +217,18 @@ class _Worker:
     """One local worker process and the pipe to it."""
 
     def __init__(self) -> None:
-        env = dict(os.environ, PYTHONPATH=os.pathsep.join(p for p in sys.path if p), OMP_NUM_THREADS="1", POLARS_MAX_THREADS="1")
+        env = dict(
+            os.environ,
+            PYTHONPATH=os.pathsep.join(p for p in sys.path if p),
+            OMP_NUM_THREADS="1",
+            POLARS_MAX_THREADS="1",
+        )
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, cwd=os.getcwd()
+            [sys.executable, "-m", "pipeline.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=env,
+            cwd=os.getcwd(),
         )
 
     def do(self, name: str, job: Job, index: int, done: str) -> Job:
@@ -217,7 +242,10 @@ class _Worker:
         if not answer:
             code = self.process.wait()
             how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
-            raise ShardFailed(f"{name} on shard {job.get('shard', index)}: its worker process {how} (out of memory?); run again to resume")
+            raise ShardFailed(
+                f"{name} on shard {job.get('shard', index)}: its worker process {how} (out of memory?); run again to"
+                " resume"
+            )
         ok, result = json.loads(answer)
         if not ok:
             raise ShardFailed(result)

@@ -1,8 +1,9 @@
-"""The export stage: the model directory that is published, in the precision asked for, with a card that says what it was made from.
+"""The export stage: the model directory that is published, in the precision asked for, with a card that says what it
+was made from.
 
-Torch-free: a safetensors file is a JSON header and bytes, and rounding fp32 to bf16 is integer arithmetic. Bytes depend on
-the weights, the config and the card's facts alone. That stock ``transformers`` computes the same from it is checked in a
-process of its own (``model.verify``), so that neither torch nor transformers is loaded here.
+Torch-free: a safetensors file is a JSON header and bytes, and rounding fp32 to bf16 is integer arithmetic. Bytes depend
+on the weights, the config and the card's facts alone. That stock ``transformers`` computes the same from it is checked
+in a process of its own (``model.verify``), so that neither torch nor transformers is loaded here.
 """
 
 from __future__ import annotations
@@ -26,11 +27,14 @@ VERIFY_PROMPTS = ["什么是语言模型？", "What does a tokenizer do?", "1 + 
 _COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-def export(cfg: ExportSection, model: Path, out: Path, *, facts: dict[str, Any] | None = None, progress: Progress = quiet) -> dict[str, float]:
+def export(
+    cfg: ExportSection, model: Path, out: Path, *, facts: dict[str, Any] | None = None, progress: Progress = quiet
+) -> dict[str, float]:
     """Write the published directory from a model directory; returns ``parameters``, ``bytes`` and what the check found.
 
-    ``facts``: what is known of the model's making, see :func:`model_card`. Raises ValueError for weights in a type that is
-    not fp32, fp16 or bf16, or a GGUF that llama.cpp could not read as we do, and RuntimeError when transformers differs.
+    ``facts``: what is known of the model's making, see :func:`model_card`. Raises ValueError for weights in a type that
+    is not fp32, fp16 or bf16, or a GGUF that llama.cpp could not read as we do, and RuntimeError when transformers
+    differs.
     """
     out.mkdir(parents=True, exist_ok=True)
     tensors = dict(read_tensors(model))
@@ -62,9 +66,16 @@ def verify(model: Path) -> dict[str, float]:
     _write_json(spec, {"model": str(model), "prompts": VERIFY_PROMPTS, "out": str(model)})
     root = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    done = subprocess.run([sys.executable, "-m", "model.verify", "--spec", str(spec)], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "model.verify", "--spec", str(spec)],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
-        raise RuntimeError(f"the exported model failed its check: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        raise RuntimeError(
+            f"the exported model failed its check: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+        )
     found = _json(model / "_run" / "result.json")
     return {"verified_prompts": found["compared"], "logit_difference": found.get("logit_difference", 0.0)}
 
@@ -117,15 +128,19 @@ def from_bf16(raw: np.ndarray) -> np.ndarray:
 def generation_config(cfg: ExportSection, given: dict[str, Any]) -> dict[str, Any]:
     """``generation_config.json``: the model's special ids, and sampling as the section says."""
     ids = {name: value for name, value in given.items() if name.endswith("_token_id")}
-    sampling = {"do_sample": True, "temperature": cfg.temperature, "top_p": cfg.top_p} if cfg.temperature else {"do_sample": False}
+    sampling = (
+        {"do_sample": True, "temperature": cfg.temperature, "top_p": cfg.top_p}
+        if cfg.temperature
+        else {"do_sample": False}
+    )
     return {**ids, **sampling, "max_new_tokens": cfg.max_new_tokens}
 
 
 def model_card(cfg: ExportSection, config: dict[str, Any], parameters: int, facts: dict[str, Any]) -> str:
     """README.md of the published model, with Hugging Face's front matter.
 
-    ``facts`` may hold ``sources`` {name: {files, bytes, digest, stage}}, ``stages`` {name: {digest, section}} from last to
-    first, and ``scores`` (``scores.json`` of the evaluate stage); what it lacks is left out.
+    ``facts`` may hold ``sources`` {name: {files, bytes, digest, stage}}, ``stages`` {name: {digest, section}} from last
+    to first, and ``scores`` (``scores.json`` of the evaluate stage); what it lacks is left out.
     """
     front = [
         "---",
@@ -136,7 +151,13 @@ def model_card(cfg: ExportSection, config: dict[str, Any], parameters: int, fact
         "---",
         "",
     ]
-    lines = [*front, f"# {cfg.title or 'A model of full-pipeline'}", "", f"{_shape(config, parameters)} Made by full-pipeline from raw text.", ""]
+    lines = [
+        *front,
+        f"# {cfg.title or 'A model of full-pipeline'}",
+        "",
+        f"{_shape(config, parameters)} Made by full-pipeline from raw text.",
+        "",
+    ]
     lines += [
         "## Use",
         "",
@@ -150,11 +171,18 @@ def model_card(cfg: ExportSection, config: dict[str, Any], parameters: int, fact
         "```",
         "",
     ]
-    lines += _sources_table(facts.get("sources") or {}) + _stages_table(facts.get("stages") or {}) + _scores_table(facts.get("scores") or {})
+    lines += (
+        _sources_table(facts.get("sources") or {})
+        + _stages_table(facts.get("stages") or {})
+        + _scores_table(facts.get("scores") or {})
+    )
     lines += [
         "## Limits",
         "",
-        "A small model states wrong things fluently. It knows what its sources say and little else; it has had no safety training beyond them.",
+        (
+            "A small model states wrong things fluently. It knows what its sources say and little else; it has had no"
+            " safety training beyond them."
+        ),
         "",
     ]
     return "\n".join(lines)
@@ -172,7 +200,8 @@ def _sources_table(sources: dict[str, dict[str, Any]]) -> list[str]:
     if not sources:
         return []
     rows = [
-        f"| {name} | {s.get('stage', '')} | {s.get('files', '')} | {s.get('bytes', 0):,} | `{str(s.get('digest', ''))[:12]}` |"
+        f"| {name} | {s.get('stage', '')} | {s.get('files', '')} | {s.get('bytes', 0):,} |"
+        f" `{str(s.get('digest', ''))[:12]}` |"
         for name, s in sorted(sources.items())
     ]
     return ["## Made from", "", "| source | read by | files | bytes | digest |", "|---|---|---:|---:|---|", *rows, ""]
@@ -183,8 +212,21 @@ def _stages_table(stages: dict[str, dict[str, Any]]) -> list[str]:
     if not stages:
         return []
     rows = [f"| {name} | `{str(stages[name].get('digest', ''))[:12]}` |" for name in reversed(stages)]
-    settings = [line for name in reversed(stages) if name in ("pretrain", "sft", "dpo") for line in _settings(name, stages[name].get("section") or {})]
-    return ["## Stages", "", "| stage | artifact |", "|---|---|", *rows, "", *(["```toml", *settings, "```", ""] if settings else [])]
+    settings = [
+        line
+        for name in reversed(stages)
+        if name in ("pretrain", "sft", "dpo")
+        for line in _settings(name, stages[name].get("section") or {})
+    ]
+    return [
+        "## Stages",
+        "",
+        "| stage | artifact |",
+        "|---|---|",
+        *rows,
+        "",
+        *(["```toml", *settings, "```", ""] if settings else []),
+    ]
 
 
 def _settings(path: str, value: Any) -> list[str]:

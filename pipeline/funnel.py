@@ -1,7 +1,7 @@
 """The funnel report: what happened to every document between ingest and shards, as one self-contained HTML page.
 
-Made from the ``stats.json`` and ``samples.jsonl`` that every data stage leaves, dedup's ``pairs.jsonl`` and the token dataset's ``meta.json``.
-Nothing is fetched by the page; its bytes depend on those files alone.
+Made from the ``stats.json`` and ``samples.jsonl`` that every data stage leaves, dedup's ``pairs.jsonl`` and the token
+dataset's ``meta.json``. Nothing is fetched by the page; its bytes depend on those files alone.
 """
 
 from __future__ import annotations
@@ -36,23 +36,34 @@ def write_funnel(
 ) -> Path:  # fmt: skip
     """Write ``out/funnel.html`` and return its path.
 
-    ``stages``: document artifacts by stage name in the order of the DAG, any of them; ``tokens``: the encoded dataset; ``records``: artifacts of the
-    stages chats and preferences. ValueError when no stage has stats.
+    ``stages``: document artifacts by stage name in the order of the DAG, any of them; ``tokens``: the encoded dataset;
+    ``records``: artifacts of the stages chats and preferences. ValueError when no stage has stats.
     """
     stats = _stats(stages)
     if not stats:
         raise ValueError("no data stage with a stats.json was given; there is nothing to report")
     samples = {name: list(read_jsonl(stages[name] / "samples.jsonl")) for name in stats}
-    pairs = [pair for name in stats if (stages[name] / "pairs.jsonl").is_file() for pair in read_jsonl(stages[name] / "pairs.jsonl")]
-    meta = json.loads((tokens / "meta.json").read_text(encoding="utf-8")) if tokens and (tokens / "meta.json").is_file() else None
+    pairs = [
+        pair
+        for name in stats
+        if (stages[name] / "pairs.jsonl").is_file()
+        for pair in read_jsonl(stages[name] / "pairs.jsonl")
+    ]
+    meta = (
+        json.loads((tokens / "meta.json").read_text(encoding="utf-8"))
+        if tokens and (tokens / "meta.json").is_file()
+        else None
+    )
     sections = [
         _tiles(stats, meta), _overview(stats, meta), _rules(stats, samples), _by(stats, "by_source", "Sources"), _by(stats, "by_lang", "Languages"),
         _duplicates(stats, pairs), _personal(stats, samples), _contamination(stats | _stats(records)), _split(stats, meta), _records(records),
     ]  # fmt: skip
     page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,'
+        f' initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}{FUNNEL_STYLE}</style></head><body><main><h1>{escape(title)}</h1>"
-        f'<p class="lead">Every document that came in is in the last stage or in one of the rows below, with the reason.</p>'
+        f'<p class="lead">Every document that came in is in the last stage or in one of the rows below, with the'
+        f" reason.</p>"
         f"{''.join(sections)}</main></body></html>\n"
     )
     path = out / "funnel.html"
@@ -61,7 +72,11 @@ def write_funnel(
 
 
 def _stats(stages: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
-    return {name: json.loads((path / "stats.json").read_text(encoding="utf-8")) for name, path in stages.items() if (path / "stats.json").is_file()}
+    return {
+        name: json.loads((path / "stats.json").read_text(encoding="utf-8"))
+        for name, path in stages.items()
+        if (path / "stats.json").is_file()
+    }
 
 
 def _section(title: str, body: str, lead: str = "") -> str:
@@ -80,15 +95,27 @@ def _kept(stats: dict[str, Any]) -> dict[str, Any]:
 def _tiles(stats: dict[str, Any], meta: dict[str, Any] | None) -> str:
     first, last = next(iter(stats.values())), _kept(stats)
     tiles = [
-        (f"{count(first['docs_in'])} → {count(last['docs_out'])}", f"documents; {share(last['docs_out'], first['docs_in'])} are kept"),
-        (f"{count(first['chars_in'])} → {count(last['chars_out'])}", f"characters; {share(last['chars_out'], first['chars_in'])} are kept"),
+        (
+            f"{count(first['docs_in'])} → {count(last['docs_out'])}",
+            f"documents; {share(last['docs_out'], first['docs_in'])} are kept",
+        ),
+        (
+            f"{count(first['chars_in'])} → {count(last['chars_out'])}",
+            f"characters; {share(last['chars_out'], first['chars_in'])} are kept",
+        ),
     ]
     if meta:
         splits = meta["splits"]
         total = sum(split["tokens"] for split in splits.values())
         size = sum(split["bytes"] for split in splits.values())
-        tiles.append((count(total), f"tokens; {size / max(total, 1):.2f} bytes a token, vocabulary {meta['vocab_size']:,}"))
-    return '<div class="tiles">' + "".join(f'<div class="tile"><b>{big}</b><span>{small}</span></div>' for big, small in tiles) + "</div>"
+        tiles.append(
+            (count(total), f"tokens; {size / max(total, 1):.2f} bytes a token, vocabulary {meta['vocab_size']:,}")
+        )
+    return (
+        '<div class="tiles">'
+        + "".join(f'<div class="tile"><b>{big}</b><span>{small}</span></div>' for big, small in tiles)
+        + "</div>"
+    )
 
 
 def _overview(stats: dict[str, Any], meta: dict[str, Any] | None) -> str:
@@ -99,7 +126,16 @@ def _overview(stats: dict[str, Any], meta: dict[str, Any] | None) -> str:
         lost = sum(s["dropped"].values())
         bar = widths([(s["docs_out"], "kept"), (lost, "lost")], max(top, s["docs_out"]))
         what = f"<b>{escape(name)}</b><small>{escape(ABOUT.get(name, ''))}</small>"
-        rows.append([what, bar, count(s["docs_in"]), count(s["docs_out"]), share(lost, s["docs_in"]) if lost else "–", count(s["chars_out"])])
+        rows.append(
+            [
+                what,
+                bar,
+                count(s["docs_in"]),
+                count(s["docs_out"]),
+                share(lost, s["docs_in"]) if lost else "–",
+                count(s["chars_out"]),
+            ]
+        )
     if meta:
         total = sum(split["tokens"] for split in meta["splits"].values())
         rows.append(["<b>encode</b><small>documents become token ids</small>", "", "", count(sum(s["sequences"] for s in meta["splits"].values())), "–",
@@ -119,7 +155,9 @@ def _rule_list(stats: dict[str, Any], samples: dict[str, list[dict[str, Any]]]) 
     parts = []
     for name, s in stats.items():
         actions = {found["rule"]: found["action"] for found in samples[name]}
-        counts = [("dropped", rule, n) for rule, n in s["dropped"].items()] + [(actions.get(rule, "changed"), rule, n) for rule, n in s["changed"].items()]
+        counts = [("dropped", rule, n) for rule, n in s["dropped"].items()] + [
+            (actions.get(rule, "changed"), rule, n) for rule, n in s["changed"].items()
+        ]
         if not counts:
             continue
         top = max(n for *_, n in counts)
@@ -127,11 +165,14 @@ def _rule_list(stats: dict[str, Any], samples: dict[str, list[dict[str, Any]]]) 
         for action, rule, n in sorted(counts, key=lambda c: (c[0] != "dropped", -c[2], c[1])):
             shown = "".join(sample(found) for found in [f for f in samples[name] if f["rule"] == rule][:_SHOWN])
             head = (
-                f'<span class="rule">{escape(rule.replace("_", " "))}</span><span class="badge {escape(action)}">{escape(action)}</span>'
+                f'<span class="rule">{escape(rule.replace("_", " "))}</span><span class="badge'
+                f' {escape(action)}">{escape(action)}</span>'
                 f"{widths([(n, 'lost' if action == 'dropped' else 'other')], top)}"
                 f'<span class="n">{n:,}</span><span class="n soft">{share(n, s["docs_in"])}</span>'
             )
-            items.append(f"<details><summary>{head}</summary>{shown}</details>" if shown else f'<div class="flat">{head}</div>')
+            items.append(
+                f"<details><summary>{head}</summary>{shown}</details>" if shown else f'<div class="flat">{head}</div>'
+            )
         parts.append(f"<h3>{escape(name)}</h3>{''.join(items)}")
     return "".join(parts)
 
@@ -147,7 +188,14 @@ def _by(stats: dict[str, Any], key: str, title: str) -> str:
     if not known:
         return ""
     if key == "by_lang":  # before the language stage all are unknown
-        stages = [name for name in stages if any(stats[name][key].get(m, {}).get("docs_out", 0) + stats[name][key].get(m, {}).get("docs_in", 0) for m in known)]
+        stages = [
+            name
+            for name in stages
+            if any(
+                stats[name][key].get(m, {}).get("docs_out", 0) + stats[name][key].get(m, {}).get("docs_in", 0)
+                for m in known
+            )
+        ]
         first = stages[0]
     rows = []
     for member in sorted(known, key=lambda m: (-stats[first][key].get(m, {}).get("docs_in", 0), m)):
@@ -156,7 +204,13 @@ def _by(stats: dict[str, Any], key: str, title: str) -> str:
                      share(cells[-1].get("docs_out", 0), cells[0].get("docs_in", 0))])  # fmt: skip
     head = [title[:-1].lower(), f"into {first}", *(f"after {stage}" for stage in stages), "left"]
     decided = next((s["decided_by"] for s in stats.values() if s.get("decided_by")), None) if key == "by_lang" else None
-    lead = "Decided by " + ", ".join(f"{escape(engine)} {n:,}" for engine, n in sorted(decided.items(), key=lambda d: -d[1])) + "." if decided else ""
+    lead = (
+        "Decided by "
+        + ", ".join(f"{escape(engine)} {n:,}" for engine, n in sorted(decided.items(), key=lambda d: -d[1]))
+        + "."
+        if decided
+        else ""
+    )
     return _section(title, table(head, rows, numbers=tuple(range(1, len(head)))), lead)
 
 
@@ -168,11 +222,15 @@ def _duplicates(stats: dict[str, Any], pairs: list[dict[str, Any]]) -> str:
         if found:
             body += histogram(found["edges"], found["pairs"], found["threshold"])
             body += (
-                f'<p class="about">{s.get("candidate_pairs", 0):,} candidate pairs were compared by their true Jaccard similarity; '
-                f"{s.get('verified_pairs', 0):,} reach the threshold of {found['threshold']:g}, in {s.get('clusters', 0):,} groups.</p>"
+                f'<p class="about">{s.get("candidate_pairs", 0):,} candidate pairs were compared by their true Jaccard'
+                " similarity; "
+                f"{s.get('verified_pairs', 0):,} reach the threshold of {found['threshold']:g}, in"
+                f" {s.get('clusters', 0):,} groups.</p>"
             )
     for copies, title in ((True, "Taken as copies"), (False, "Compared and kept apart")):
-        mine = sorted((p for p in pairs if p["copies"] is copies), key=lambda p: (p["similarity"], p["a"]), reverse=not copies)
+        mine = sorted(
+            (p for p in pairs if p["copies"] is copies), key=lambda p: (p["similarity"], p["a"]), reverse=not copies
+        )
         step = max(1, len(mine) // _PAIRS)
         body += f"<h3>{title}</h3>" + "".join(pair(p) for p in mine[::step][:_PAIRS]) if mine else ""
     return _section("Near-duplicates", body)
@@ -216,5 +274,10 @@ def _split(stats: dict[str, Any], meta: dict[str, Any] | None) -> str:
     for name, s in splits.items():
         tokens = meta["splits"].get(name, {}).get("tokens", 0) if meta else None
         kinds = ", ".join(f"{escape(key[5:])} {n:,}" for key, n in s.items() if key.startswith("kind/"))
-        rows.append([escape(name), count(s["docs"]), count(s["chars"]), count(tokens) if tokens is not None else "–", kinds])
-    return _section("Training and validation", table(["split", "documents", "characters", "tokens", "kinds"], rows, numbers=(1, 2, 3)))
+        rows.append(
+            [escape(name), count(s["docs"]), count(s["chars"]), count(tokens) if tokens is not None else "–", kinds]
+        )
+    return _section(
+        "Training and validation",
+        table(["split", "documents", "characters", "tokens", "kinds"], rows, numbers=(1, 2, 3)),
+    )

@@ -1,4 +1,5 @@
-"""The pieces of the funnel page: tables, bars, the similarity histogram, samples and pairs with their differences marked."""
+"""The pieces of the funnel page: tables, bars, the similarity histogram, samples and pairs with their differences
+marked."""
 
 from __future__ import annotations
 
@@ -54,20 +55,30 @@ def share(part: int, whole: int) -> str:
 
 def widths(parts: Sequence[tuple[int, str]], whole: int) -> str:
     """A horizontal bar of (amount, class) parts on a track that stands for ``whole``."""
-    return '<span class="bar">' + "".join(f'<i class="{name}" style="width:{100 * n / max(whole, 1):.2f}%"></i>' for n, name in parts if n) + "</span>"
+    return (
+        '<span class="bar">'
+        + "".join(f'<i class="{name}" style="width:{100 * n / max(whole, 1):.2f}%"></i>' for n, name in parts if n)
+        + "</span>"
+    )
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()) -> str:
     """An HTML table of ready cells; the columns in ``numbers`` are set to the right."""
     mark = [' class="number"' if i in numbers else "" for i in range(len(head))]
     top = "".join(f"<th{m}>{escape(h)}</th>" for h, m in zip(head, mark, strict=True))
-    body = "".join("<tr>" + "".join(f"<td{m}>{cell}</td>" for cell, m in zip(row, mark, strict=True)) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>" + "".join(f"<td{m}>{cell}</td>" for cell, m in zip(row, mark, strict=True)) + "</tr>" for row in rows
+    )
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def sample(found: dict[str, Any]) -> str:
     """One sample of a rule: where, why, and the text before (and after, with the differences marked)."""
-    place = f"{escape(found['source'])} · {escape(found['path'])}" if found["path"] != found["source"] else escape(found["path"])
+    place = (
+        f"{escape(found['source'])} · {escape(found['path'])}"
+        if found["path"] != found["source"]
+        else escape(found["path"])
+    )
     head = f'<p>{escape(found["why"])} <span class="place">{place}, line {found["line"]:,}</span></p>'
     if found["after"]:
         left, right = marked(found["before"], found["after"])
@@ -79,12 +90,16 @@ def sample(found: dict[str, Any]) -> str:
 def pair(found: dict[str, Any]) -> str:
     """A near-duplicate pair side by side, from where the texts first differ."""
     left, right = marked(found["text_a"], found["text_b"])
-    head = f'<p><b>{found["similarity"]:.2f}</b> <span class="place">{escape(found["a"])} · {escape(found["b"])}</span></p>'
+    head = (
+        f'<p><b>{found["similarity"]:.2f}</b> <span class="place">{escape(found["a"])} ·'
+        f" {escape(found['b'])}</span></p>"
+    )
     return f'<div class="pair">{head}<div class="sides"><pre>{left}</pre><pre>{right}</pre></div></div>'
 
 
 def marked(before: str, after: str) -> tuple[str, str]:
-    """Both texts as HTML, with what is only in one of them marked; words are compared whole, other characters one by one."""
+    """Both texts as HTML, with what is only in one of them marked; words are compared whole, other characters one by
+    one."""
     a, b = _WORD.findall(before), _WORD.findall(after)
     left, right = [], []
     for tag, i, j, k, l in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
@@ -101,16 +116,29 @@ def histogram(edges: Sequence[float], pairs: Sequence[int], threshold: float) ->
     parts = []
     for tick in sorted({round(top * k / 4) for k in range(5)}):
         y = high - foot - tick / top * (high - foot - 12)
-        parts.append(f'<path d="M{left} {y:.1f}H{wide - 12}" class="grid"/><text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end" class="tick">{tick:,}</text>')
+        parts.append(
+            f'<path d="M{left} {y:.1f}H{wide - 12}" class="grid"/><text x="{left - 8}" y="{y + 4:.1f}"'
+            f' text-anchor="end" class="tick">{tick:,}</text>'
+        )
     for i, n in enumerate(pairs):
         tall = n / top * (high - foot - 12)
         x, kind = left + i * step, "above" if edges[i] >= threshold - 1e-9 else "below"
         tip = f"{edges[i]:.2f} to {edges[i + 1]:.2f}: {n:,} pairs"
         box = f'x="{x + 2:.1f}" y="{high - foot - tall:.1f}" width="{step - 4:.1f}" height="{tall:.1f}" rx="2"'
         parts.append(f'<rect {box} class="{kind}"><title>{tip}</title></rect>')
-        parts.append(f'<text x="{x:.1f}" y="{high - foot + 16}" text-anchor="middle" class="tick">{edges[i]:.2f}</text>')
-    parts.append(f'<text x="{wide - 12}" y="{high - foot + 16}" text-anchor="middle" class="tick">{edges[-1]:.2f}</text>')
+        parts.append(
+            f'<text x="{x:.1f}" y="{high - foot + 16}" text-anchor="middle" class="tick">{edges[i]:.2f}</text>'
+        )
+    parts.append(
+        f'<text x="{wide - 12}" y="{high - foot + 16}" text-anchor="middle" class="tick">{edges[-1]:.2f}</text>'
+    )
     x = left + (threshold - edges[0]) / (edges[-1] - edges[0]) * (wide - left - 12)
-    parts.append(f'<path d="M{x:.1f} 4V{high - foot}" class="chance"/><text x="{x + 6:.1f}" y="14" class="tick">threshold {threshold:g}</text>')
-    parts.append(f'<text x="{(left + wide) / 2:.0f}" y="{high - 4}" text-anchor="middle" class="tick">Jaccard similarity of candidate pairs</text>')
+    parts.append(
+        f'<path d="M{x:.1f} 4V{high - foot}" class="chance"/><text x="{x + 6:.1f}" y="14" class="tick">threshold'
+        f" {threshold:g}</text>"
+    )
+    parts.append(
+        f'<text x="{(left + wide) / 2:.0f}" y="{high - 4}" text-anchor="middle" class="tick">Jaccard similarity of'
+        " candidate pairs</text>"
+    )
     return f'<svg viewBox="0 0 {wide} {high}" role="img" aria-label="pairs by similarity">{"".join(parts)}</svg>'

@@ -34,13 +34,18 @@ _NAMES = {
     "mlp.gate": "ffn_gate_inp",
 }
 _EXPERTS = {"gate_proj": "ffn_gate_exps", "up_proj": "ffn_up_exps", "down_proj": "ffn_down_exps"}
-_TOP = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight", "lm_head.weight": "output.weight"}
+_TOP = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.weight$")
 _EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(\w+)$")
 
 
 def write_gguf(tensors: dict[str, np.ndarray], config: dict[str, Any], tokenizer: Path, path: Path, dtype: str) -> None:
-    """Write ``tensors`` (fp32, Hugging Face names) with ``config.json``'s values and the tokenizer directory's files to ``path``.
+    """Write ``tensors`` (fp32, Hugging Face names) with ``config.json``'s values and the tokenizer directory's files to
+    ``path``.
 
     ``dtype``: "bf16", "f16" or "f32" for matrices; vectors stay f32. Raises ValueError naming what cannot be written.
     """
@@ -50,11 +55,17 @@ def write_gguf(tensors: dict[str, np.ndarray], config: dict[str, Any], tokenizer
         raise ValueError("export.gguf needs the gguf package (pip install gguf), or set export.gguf=off") from None
     kind = _ARCHITECTURE.get(config["model_type"])
     if kind is None:
-        raise ValueError(f"export.gguf: model_type {config['model_type']!r} has no GGUF layout here; set export.gguf=off")
+        raise ValueError(
+            f"export.gguf: model_type {config['model_type']!r} has no GGUF layout here; set export.gguf=off"
+        )
     writer = gguf.GGUFWriter(str(path), kind)
     _shape(writer, config, gguf, dtype)
     _tokenizer(writer, tokenizer, config["vocab_size"], gguf)
-    quantization = {"bf16": gguf.GGMLQuantizationType.BF16, "f16": gguf.GGMLQuantizationType.F16, "f32": gguf.GGMLQuantizationType.F32}[dtype]
+    quantization = {
+        "bf16": gguf.GGMLQuantizationType.BF16,
+        "f16": gguf.GGMLQuantizationType.F16,
+        "f32": gguf.GGMLQuantizationType.F32,
+    }[dtype]
     for name, value in gguf_tensors(tensors, config).items():
         own = gguf.GGMLQuantizationType.F32 if value.ndim == 1 else quantization
         writer.add_tensor(name, gguf.quants.quantize(value, own), raw_dtype=own)
@@ -99,7 +110,13 @@ def _shape(writer: Any, config: dict[str, Any], gguf: Any, dtype: str) -> None:
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_file_type({"bf16": gguf.LlamaFileType.MOSTLY_BF16, "f16": gguf.LlamaFileType.MOSTLY_F16, "f32": gguf.LlamaFileType.ALL_F32}[dtype])
+    writer.add_file_type(
+        {
+            "bf16": gguf.LlamaFileType.MOSTLY_BF16,
+            "f16": gguf.LlamaFileType.MOSTLY_F16,
+            "f32": gguf.LlamaFileType.ALL_F32,
+        }[dtype]
+    )
     if config.get("num_experts"):
         writer.add_expert_count(config["num_experts"])
         writer.add_expert_used_count(config["num_experts_per_tok"])
@@ -115,12 +132,25 @@ def _tokenizer(writer: Any, directory: Path, vocab_size: int, gguf: Any) -> None
     spec = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
     pre = _PRE.get(split_pattern(spec) or "")
     if pre is None or spec["model"].get("type") != "BPE":
-        raise ValueError("export.gguf: llama.cpp has no name for this tokenizer's split pattern and would tokenise differently; set export.gguf=off")
+        raise ValueError(
+            "export.gguf: llama.cpp has no name for this tokenizer's split pattern and would tokenise differently; set"
+            " export.gguf=off"
+        )
     added = {token["id"]: token for token in spec["added_tokens"]}
-    names = {i: token for token, i in spec["model"]["vocab"].items()} | {i: token["content"] for i, token in added.items()}
+    names = {i: token for token, i in spec["model"]["vocab"].items()} | {
+        i: token["content"] for i, token in added.items()
+    }
     types = gguf.TokenType
     kinds = [
-        types.UNUSED if i not in names else types.NORMAL if i not in added else types.CONTROL if added[i]["special"] else types.USER_DEFINED
+        (
+            types.UNUSED
+            if i not in names
+            else types.NORMAL
+            if i not in added
+            else types.CONTROL
+            if added[i]["special"]
+            else types.USER_DEFINED
+        )
         for i in range(vocab_size)
     ]
     config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))

@@ -1,8 +1,9 @@
 """The ingest stage: files of any format to one document artifact, with every record accounted for.
 
-Large files are cut into ranges of whole lines (or row groups), small ones are put together, and each such job writes one Parquet part,
-in parallel and resumably. A document's id is a hash of its source, its file's content and its line, so it can be followed to the final
-shard and back. What cannot be read is counted by reason and sampled with file and line; too much of it fails the stage.
+Large files are cut into ranges of whole lines (or row groups), small ones are put together, and each such job writes
+one Parquet part, in parallel and resumably. A document's id is a hash of its source, its file's content and its line,
+so it can be followed to the final shard and back. What cannot be read is counted by reason and sampled with file and
+line; too much of it fails the stage.
 """
 
 from __future__ import annotations
@@ -33,23 +34,38 @@ from pipeline.sources import Source
 LEFT_OUT = frozenset({"sampled_out", "not_a_page", "http_error"})
 """Reasons that are a choice and not a defect: they do not count towards ``max_bad_share``."""
 _ROWS = 4096
-_OTHER_COLUMNS = frozenset({"messages", "conversations", "conversation", "system", "tools", "history", "input", "chosen", "rejected"})
+_OTHER_COLUMNS = frozenset(
+    {"messages", "conversations", "conversation", "system", "tools", "history", "input", "chosen", "rejected"}
+)
 
 
 def ingest(
-    cfg: IngestSection, sources: Sequence[Source], out: Path, *, workers: int = 1, engine: str = "local", progress: Progress = quiet
+    cfg: IngestSection,
+    sources: Sequence[Source],
+    out: Path,
+    *,
+    workers: int = 1,
+    engine: str = "local",
+    progress: Progress = quiet,
 ) -> dict[str, Any]:
     """Read ``sources`` into the document artifact ``out``; returns flat metrics.
 
-    Raises ValueError when nothing can be read or when more than ``cfg.max_bad_share`` of a source is unreadable, with the reasons, an example and
-    the knob; ``out`` then keeps ``stats.json`` and ``samples.jsonl`` to look at.
+    Raises ValueError when nothing can be read or when more than ``cfg.max_bad_share`` of a source is unreadable, with
+    the reasons, an example and the knob; ``out`` then keeps ``stats.json`` and ``samples.jsonl`` to look at.
     """
     _known(cfg, sources)
     out.mkdir(parents=True, exist_ok=True)
     work = out / "_run" / "ingest"
     jobs = _jobs(cfg, sources, out, work, workers, engine)
     results = run_shards(ingest_job, jobs, workers=workers, done=work / "done", engine=engine, progress=progress)
-    blank = {"numbers": {}, "dropped": {}, "changed": {}, "samples": {}, "by_lang": {}, "by_source": {s.name: {} for s in sources}}
+    blank = {
+        "numbers": {},
+        "dropped": {},
+        "changed": {},
+        "samples": {},
+        "by_lang": {},
+        "by_source": {s.name: {} for s in sources},
+    }
     bad: dict[str, dict[str, int]] = {}
     for result in results:
         for name, reasons in result["bad"].items():
@@ -57,7 +73,13 @@ def ingest(
             for reason, n in reasons.items():
                 mine[reason] = mine.get(reason, 0) + n
     skipped = {s.name: len(s.skipped) for s in sources if s.skipped}
-    stats = finish(out, [blank, *results], bad_by_source=bad, files={s.name: len(s.files) for s in sources}, files_of_unknown_type=skipped)
+    stats = finish(
+        out,
+        [blank, *results],
+        bad_by_source=bad,
+        files={s.name: len(s.files) for s in sources},
+        files_of_unknown_type=skipped,
+    )
     _judge(cfg, stats, out)
     shutil.rmtree(work / "spool", ignore_errors=True)
     return flat(stats)
@@ -78,18 +100,28 @@ def _judge(cfg: IngestSection, stats: dict[str, Any], out: Path) -> None:
         if bad > cfg.max_bad_share * seen:
             listing = ", ".join(f"{reason} {n}" for reason, n in sorted(reasons.items(), key=lambda r: -r[1]))
             problems.append(
-                f"source {name}: {bad} of {seen} records cannot be used ({bad / seen:.1%}): {listing}; examples with file and line are in "
-                f"{out / 'samples.jsonl'}. ingest.max_bad_share = {cfg.max_bad_share} is the share that is tolerated: mend the data or raise it"
+                f"source {name}: {bad} of {seen} records cannot be used ({bad / seen:.1%}): {listing}; examples with"
+                f" file and line are in {out / 'samples.jsonl'}. ingest.max_bad_share = {cfg.max_bad_share} is the"
+                " share that is tolerated: mend the data or raise it"
             )
     if not problems and not stats["docs_out"]:
-        problems.append(f"no document in {', '.join(sorted(stats['by_source']))}: nothing would be left to train on (ingest.sources, ingest.sample)")
+        problems.append(
+            f"no document in {', '.join(sorted(stats['by_source']))}: nothing would be left to train on"
+            " (ingest.sources, ingest.sample)"
+        )
     if problems:
         raise ValueError("\n".join(problems))
 
 
-def _jobs(cfg: IngestSection, sources: Sequence[Source], out: Path, work: Path, workers: int, engine: str) -> Iterator[dict[str, Any]]:
+def _jobs(
+    cfg: IngestSection, sources: Sequence[Source], out: Path, work: Path, workers: int, engine: str
+) -> Iterator[dict[str, Any]]:
     """Pieces put together to about the same size, in source and file order; a function of the input alone."""
-    files = [{"source": s.name, "relpath": f.relpath, "location": f.location, "bytes": f.bytes, "sha256": f.sha256} for s in sources for f in s.files]
+    files = [
+        {"source": s.name, "relpath": f.relpath, "location": f.location, "bytes": f.bytes, "sha256": f.sha256}
+        for s in sources
+        for f in s.files
+    ]
     common = {
         "out": str(out), "sample": cfg.sample, "text_fields": list(cfg.text_fields), "id_fields": list(cfg.id_fields),
         "max_record": cfg.max_record_mb << 20, "max_text": cfg.max_text_chars,
@@ -117,7 +149,8 @@ def _gathered(pieces: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict
 
 
 def ingest_job(job: dict[str, Any]) -> dict[str, Any]:
-    """Read one job's pieces into one part (none when they hold no document); returns its tally and the bad records by source."""
+    """Read one job's pieces into one part (none when they hold no document); returns its tally and the bad records by
+    source."""
     tally, bad = Tally(), {}
     path = Path(job["out"], f"part-{job['index']:05d}.parquet")
     with _Part(path, tally) as part:
@@ -129,13 +162,17 @@ def ingest_job(job: dict[str, Any]) -> dict[str, Any]:
 class _Piece:
     """One piece on its way into a part: recognises each record, gives it its id, and books what is lost."""
 
-    def __init__(self, job: dict[str, Any], piece: dict[str, Any], part: _Part, tally: Tally, bad: dict[str, dict[str, int]]) -> None:
+    def __init__(
+        self, job: dict[str, Any], piece: dict[str, Any], part: _Part, tally: Tally, bad: dict[str, dict[str, int]]
+    ) -> None:
         self.piece, self.part, self.tally, self.bad = piece, part, tally, bad
         self.source, self.relpath = piece["source"], piece["relpath"]
         self.text_fields, self.id_fields = tuple(job["text_fields"]), tuple(job["id_fields"])
         self.limits = {"max_record": job["max_record"], "max_text": job["max_text"]}
         self.take = round(job["sample"].get(self.source, 1.0) * 2**32)
-        self.hash = hashlib.sha256(f"{self.source}\0{piece['sha256']}\0{self.relpath}\0".encode("utf-8", "surrogateescape"))
+        self.hash = hashlib.sha256(
+            f"{self.source}\0{piece['sha256']}\0{self.relpath}\0".encode("utf-8", "surrogateescape")
+        )
         self.seen = self.chars = 0
 
     def read(self) -> None:
@@ -154,7 +191,14 @@ class _Piece:
     def _built_in(self, document: dict[str, Any]) -> None:
         self.seen += 1
         key = "\0".join((self.source, document["path"], document["id"], document["text"]))
-        self._keep(hashlib.sha256(key.encode()).hexdigest()[:32], document["path"], document["line"], document["text"], document["id"], "text")
+        self._keep(
+            hashlib.sha256(key.encode()).hexdigest()[:32],
+            document["path"],
+            document["line"],
+            document["text"],
+            document["id"],
+            "text",
+        )
 
     def _record(self, line: int, record: Any) -> None:
         self.seen += 1
@@ -168,7 +212,9 @@ class _Piece:
             self._lose(name, line, record.reason, record.detail, record.raw.decode("utf-8", "replace"))
         elif isinstance(record, Text):
             if record.repaired:
-                self._note("changed", "replaced_bytes", name, line, record.text, "bytes that are not UTF-8 became U+FFFD")
+                self._note(
+                    "changed", "replaced_bytes", name, line, record.text, "bytes that are not UTF-8 became U+FFFD"
+                )
             if record.text.strip():
                 self._keep(name, self.relpath, line, record.text, record.id, "text")
             else:
@@ -177,7 +223,9 @@ class _Piece:
             try:
                 text, kind = self._text(record)
             except BadRecord as error:
-                self._lose(name, line, error.reason, error.detail, json.dumps(record, ensure_ascii=False, default=str)[:400])
+                self._lose(
+                    name, line, error.reason, error.detail, json.dumps(record, ensure_ascii=False, default=str)[:400]
+                )
                 return
             self._keep(name, self.relpath, line, text, own_id(record, self.id_fields), kind)
 
@@ -234,7 +282,8 @@ def _table(rows: list[tuple[Any, ...]]) -> pa.Table:
 
 
 class _Part:
-    """The part that a job writes: rows are gathered into row groups, and the file appears under its name when it is whole."""
+    """The part that a job writes: rows are gathered into row groups, and the file appears under its name when it is
+    whole."""
 
     def __init__(self, path: Path, tally: Tally) -> None:
         self.path, self.partial, self.tally = path, path.with_suffix(".tmp"), tally
@@ -271,7 +320,9 @@ class _Part:
         fixed = whole(text)
         if fixed is not text:
             place = {"id": name, "source": source, "path": path, "line": line}
-            self.tally.note("changed", "lone_surrogate", place, lambda: (fixed[:400], ""), "half of a surrogate pair became U+FFFD")
+            self.tally.note(
+                "changed", "lone_surrogate", place, lambda: (fixed[:400], ""), "half of a surrogate pair became U+FFFD"
+            )
         return name, fixed, lang, source, path, line, origin and whole(origin), kind
 
     def __exit__(self, kind: Any, *_: Any) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 
 def read_jsonl(path: Path) -> Iterator[Any]:
-    """The values of a file's lines, blank ones left out. ``str.splitlines`` would also cut at U+2028, which JSON strings may hold."""
+    """The values of a file's lines, blank ones left out. ``str.splitlines`` would also cut at U+2028, which JSON
+    strings may hold."""
     with open(path, encoding="utf-8", newline="\n") as lines:
         for line in lines:
             if line.strip():

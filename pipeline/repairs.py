@@ -1,4 +1,5 @@
-"""Repairs of a single text: HTML to main text, mojibake, control characters, Unicode NFC, white space, and masking of personal data.
+"""Repairs of a single text: HTML to main text, mojibake, control characters, Unicode NFC, white space, and masking of
+personal data.
 
 The clean stage calls each only where a cheap test says that there is something to do.
 """
@@ -12,8 +13,8 @@ from functools import lru_cache
 
 _PAGE = re.compile(r"<!doctype html|<html|<head|<body", re.I)
 _BLOCK = re.compile(r"</(?:p|div|li|td|tr|h[1-6]|ul|table|article|section)>|<br\s*/?>", re.I)
-# C0 and C1 controls, soft hyphen, zero-width and directional marks, tags, lone surrogates. Joiners only next to ASCII, Chinese,
-# Japanese or Korean: emoji sequences and Indic, Arabic-script and Khmer spelling need theirs.
+# C0 and C1 controls, soft hyphen, zero-width and directional marks, tags, lone surrogates. Joiners only next to ASCII,
+# Chinese, Japanese or Korean: emoji sequences and Indic, Arabic-script and Khmer spelling need theirs.
 _CONTROL = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0001-\U000e007f]+"
 )
@@ -26,13 +27,18 @@ _BLANK_LINES = re.compile(r"\n{3,}")
 
 _EMAIL_NAME = re.compile(r"[A-Za-z0-9._%+-]{1,64}$")
 _EMAIL_HOST = re.compile(r"(?:[A-Za-z0-9-]{1,63}\.){1,4}[A-Za-z]{2,24}(?![A-Za-z0-9])")
-# Each pattern below starts with one character class and looks behind afterwards: the engine then skips to candidates quickly.
-_ID_CARD = re.compile(r"[1-9](?<!\d.)\d{5}(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx](?![\dA-Za-z])")
+# Each pattern below starts with one character class and looks behind afterwards: the engine then skips to candidates
+# quickly.
+_ID_CARD = re.compile(
+    r"[1-9](?<!\d.)\d{5}(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx](?![\dA-Za-z])"
+)
 _PHONE = re.compile(
     r"[0-9+(](?:(?<=\d)(?<![A-Za-z0-9_./=+-].)(?:"
-    r"(?<=1)[3-9]\d[- ]?\d{4}[- ]?\d{4}(?![\d.]*\d)|(?<=8)6[- ]?1[3-9]\d[- ]?\d{4}[- ]?\d{4}(?![\d.]*\d)"  # Chinese mobile
+    # Chinese mobile
+    r"(?<=1)[3-9]\d[- ]?\d{4}[- ]?\d{4}(?![\d.]*\d)|(?<=8)6[- ]?1[3-9]\d[- ]?\d{4}[- ]?\d{4}(?![\d.]*\d)"
     r"|(?<=0)\d{2,3}- ?\d{7,8}(?![\d-])|(?<=[48])00-\d{3,4}-?\d{3,4}(?![\d-])"  # Chinese landline and service numbers
-    r"|(?<=[2-9])\d\d[-. ][2-9]\d\d[-. ]\d{4}(?![\d.-]*\d)|(?<=1)[-. ]\(?[2-9]\d\d\)?[-. ][2-9]\d\d[-. ]\d{4}(?![\d.-]*\d))"  # North America
+    r"|(?<=[2-9])\d\d[-. ][2-9]\d\d[-. ]\d{4}(?![\d.-]*\d)|(?<=1)[-. ]\(?[2-9]\d\d\)?[-. ][2-9]\d\d[-."
+    r" ]\d{4}(?![\d.-]*\d))"  # North America
     r"|(?<=[+(])(?<![A-Za-z0-9_.].)(?:"
     r"(?<=\()0\d{2,3}\) ?\d{7,8}(?![\d-])|(?<=\()[2-9]\d\d\) ?[2-9]\d\d[-. ]\d{4}(?![\d.-]*\d)"
     r"|(?<=\+)\d{1,3}[- .]?(?:\(\d{1,4}\)[- .]?)?\d{2,4}(?:[- .]?\d{2,4}){2,4}(?!\d)))"  # international
@@ -43,7 +49,8 @@ _ID_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
 
 
 def is_html(text: str) -> bool:
-    """True for a page or a large fragment of one: it starts with a tag and declares a page, or is dense in block tags."""
+    """True for a page or a large fragment of one: it starts with a tag and declares a page, or is dense in block
+    tags."""
     head = text[:2000].lstrip()
     if not head.startswith("<"):
         return False
@@ -51,7 +58,8 @@ def is_html(text: str) -> bool:
 
 
 def main_text(page: str) -> str:
-    """The main text of an HTML page: resiliparse first, trafilatura (ten times slower, more careful) where that looks noisy."""
+    """The main text of an HTML page: resiliparse first, trafilatura (ten times slower, more careful) where that looks
+    noisy."""
     from resiliparse.extract.html2text import extract_plain_text
 
     quick = extract_plain_text(page, main_content=True, alt_texts=False, links=False, form_fields=False, noscript=False)
@@ -87,7 +95,8 @@ def _encoding_only():
 def repair_mojibake(text: str) -> str:
     """The text decoded as it should have been, when that is certain; otherwise the text as it is.
 
-    Tried in turn: UTF-8 read as Latin-1 (exact), UTF-8 read as GBK, GBK read as Latin-1, and ftfy for everything else (mixtures, Windows-1252).
+    Tried in turn: UTF-8 read as Latin-1 (exact), UTF-8 read as GBK, GBK read as Latin-1, and ftfy for everything else
+    (mixtures, Windows-1252).
     """
     for wrong, right in (("latin-1", "utf-8"), ("gb18030", "utf-8"), ("latin-1", "gb18030")):
         try:
@@ -109,7 +118,8 @@ def _is_common_chinese(text: str) -> bool:
 
 
 def strip_controls(text: str) -> str:
-    """Without control, zero-width and directional characters (line breaks and tabs stay; carriage returns become line breaks)."""
+    """Without control, zero-width and directional characters (line breaks and tabs stay; carriage returns become line
+    breaks)."""
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = _CONTROL.sub("", text)
@@ -122,7 +132,8 @@ def nfc(text: str) -> str:
 
 
 def tidy(text: str) -> str:
-    """Odd spaces to spaces, no space at line ends, one blank line at most, nothing around the text. Indentation stays."""
+    """Odd spaces to spaces, no space at line ends, one blank line at most, nothing around the text. Indentation
+    stays."""
     if not text.isascii():
         text = _ODD_SPACE.sub(" ", text.replace("\u2028", "\n").replace("\u2029", "\n"))
     pieces, done = [], 0
@@ -136,7 +147,8 @@ def tidy(text: str) -> str:
 
 
 def mask_email(text: str) -> str:
-    """E-mail addresses, found from their @ (ten times faster than one pattern); ``git@`` of repository URLs names nobody."""
+    """E-mail addresses, found from their @ (ten times faster than one pattern); ``git@`` of repository URLs names
+    nobody."""
     pieces, done, at = [], 0, text.find("@")
     while at >= 0:
         name, host = _EMAIL_NAME.search(text[max(done, at - 64) : at]), _EMAIL_HOST.match(text, at + 1)

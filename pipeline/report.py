@@ -19,19 +19,47 @@ from pipeline.report_style import STYLE
 
 _SET_NAMES = {"training": "Training questions answered right", "heldout": "Held-out questions answered right"}
 _LANGUAGES = {"zh": "Chinese", "en": "English"}
-_OVERLAPS = {"clean": "clean", "overlapping": "overlapping", "in_distribution": "in-distribution", "too_short": "too short to tell"}
+_OVERLAPS = {
+    "clean": "clean",
+    "overlapping": "overlapping",
+    "in_distribution": "in-distribution",
+    "too_short": "too short to tell",
+}
 EXPLANATIONS = {
-    "Bits per byte": "Loss on held-out text in bits per UTF-8 byte: independent of the tokenizer, lower is better. Chat training usually raises it.",
-    "Training questions": "A sample of questions that the sft stage trained on, answered greedily: what was learned by heart, not what was understood.",
-    "Held-out questions": "Paraphrases that no stage trained on. The facts of the teaching set are in training, these wordings are not.",
-    "Answered right": "The answer holds a keyword of every group of the fact. Sets without keywords: half of the reference's character pairs.",
-    "Multiple choice": "The model's choice is the option with the highest log-likelihood per UTF-8 byte. "
-    "The teaching set's questions were trained on with their free answers.",
-    "Preference accuracy": "Share of pairs whose chosen answer has the higher log-likelihood per byte, asked in held-out wording.",
-    "Reward accuracy": "The same by DPO's implicit reward: the gain in log-likelihood over the sft model. The margin is its mean difference in nats.",
-    "Overlap": "Clean: no training text, chat or preference pair holds the question, or those that did were dropped. Overlapping: some that do were "
-    "trained on. In-distribution: asked on purpose about what was trained on. Too short to tell: too few words to look for in text, and not asked in a chat.",
-    "Intervals": '95 %: Wilson for shares, bootstrap for margins. "At chance": the interval covers what guessing gives.',
+    "Bits per byte": (
+        "Loss on held-out text in bits per UTF-8 byte: independent of the tokenizer, lower is better. Chat training"
+        " usually raises it."
+    ),
+    "Training questions": (
+        "A sample of questions that the sft stage trained on, answered greedily: what was learned by heart, not what"
+        " was understood."
+    ),
+    "Held-out questions": (
+        "Paraphrases that no stage trained on. The facts of the teaching set are in training, these wordings are not."
+    ),
+    "Answered right": (
+        "The answer holds a keyword of every group of the fact. Sets without keywords: half of the reference's"
+        " character pairs."
+    ),
+    "Multiple choice": (
+        "The model's choice is the option with the highest log-likelihood per UTF-8 byte. "
+        "The teaching set's questions were trained on with their free answers."
+    ),
+    "Preference accuracy": (
+        "Share of pairs whose chosen answer has the higher log-likelihood per byte, asked in held-out wording."
+    ),
+    "Reward accuracy": (
+        "The same by DPO's implicit reward: the gain in log-likelihood over the sft model. The margin is its mean"
+        " difference in nats."
+    ),
+    "Overlap": (
+        "Clean: no training text, chat or preference pair holds the question, or those that did were dropped."
+        " Overlapping: some that do were trained on. In-distribution: asked on purpose about what was trained on. Too"
+        " short to tell: too few words to look for in text, and not asked in a chat."
+    ),
+    "Intervals": (
+        '95 %: Wilson for shares, bootstrap for margins. "At chance": the interval covers what guessing gives.'
+    ),
 }
 
 
@@ -46,7 +74,12 @@ class Row:
 
 
 def write_report(
-    scored: Path, *, title: str = "Evaluation", facts: dict[str, str] | None = None, curves: dict[str, Path] | None = None, samples: int = 12
+    scored: Path,
+    *,
+    title: str = "Evaluation",
+    facts: dict[str, str] | None = None,
+    curves: dict[str, Path] | None = None,
+    samples: int = 12,
 ) -> None:
     """Write ``report.html`` and ``report.md`` beside the ``scores.json`` and ``answers.jsonl`` in ``scored``.
 
@@ -67,35 +100,57 @@ def table(scores: dict[str, Any], names: Sequence[str]) -> list[Row]:
     """The rows of the comparison; a score that no model has is left out."""
     own = [scores[name] for name in names]
     rows = [Row("Bits per byte of held-out text", "bits", tuple(row["bits_per_byte"] for row in own))]
-    for kind in sorted({kind for row in own for kind in row["answers"]}, key=lambda k: (k not in _SET_NAMES, k != "training", k)):
-        rows += _parts(_SET_NAMES.get(kind, f"Questions of “{kind}” answered right"), "share", [row["answers"].get(kind, {}) for row in own])
+    for kind in sorted(
+        {kind for row in own for kind in row["answers"]}, key=lambda k: (k not in _SET_NAMES, k != "training", k)
+    ):
+        rows += _parts(
+            _SET_NAMES.get(kind, f"Questions of “{kind}” answered right"),
+            "share",
+            [row["answers"].get(kind, {}) for row in own],
+        )
     rows += _parts("Multiple choice", "share", [row["choices"] for row in own])
     rows += _parts("Preference accuracy", "share", [row["preferences"] for row in own])
     rewards = [row.get("against_reference", {}) for row in own]
     rows += _parts("Reward accuracy against the sft model", "share", rewards)
-    rows.append(Row("Reward margin against the sft model (nats)", "margin", tuple(reward.get("all") for reward in rewards)))
+    rows.append(
+        Row("Reward margin against the sft model (nats)", "margin", tuple(reward.get("all") for reward in rewards))
+    )
     return [row for row in rows if any(row.cells)]
 
 
 def _parts(label: str, kind: str, tables: Sequence[dict[str, Any]]) -> list[Row]:
-    """A row over all items and rows of its parts by language, set and overlap with the training data; a part that is the whole is told in the label."""
+    """A row over all items and rows of its parts by language, set and overlap with the training data; a part that is
+    the whole is told in the label."""
     keys = sorted({key for table in tables for key in table if key != "all"}, reverse=True)
     overlap = [f"overlap.{name}" for name in _OVERLAPS if f"overlap.{name}" in keys]
     others = [key for key in keys if key not in overlap]
-    head = Row(f"{label} ({_OVERLAPS[overlap[0][8:]]})" if len(overlap) == 1 else label, kind, tuple(table.get("all") for table in tables))
+    head = Row(
+        f"{label} ({_OVERLAPS[overlap[0][8:]]})" if len(overlap) == 1 else label,
+        kind,
+        tuple(table.get("all") for table in tables),
+    )
     shown = [*(others if len(others) > 1 else []), *(overlap if len(overlap) > 1 else [])]
     names = _LANGUAGES | {f"overlap.{name}": text for name, text in _OVERLAPS.items()}
-    return [head, *(Row(names.get(key, key), kind, tuple(table.get(key) for table in tables), sub=True) for key in shown)]
+    return [
+        head,
+        *(Row(names.get(key, key), kind, tuple(table.get(key) for table in tables), sub=True) for key in shown),
+    ]
 
 
 def cell_text(row: Row, i: int) -> tuple[str, str, str, str]:
-    """(value, interval, difference to the model before, "at chance" or "below chance") of one cell; empty strings where there is none."""
+    """(value, interval, difference to the model before, "at chance" or "below chance") of one cell; empty strings where
+    there is none."""
     cell = row.cells[i]
     if cell is None:
         return "", "", "", ""
     before = row.cells[i - 1] if i else None
     if row.kind == "bits":
-        return f"{cell['value']:.3f}", f"{cell['bytes']:,} bytes", f"{cell['value'] - before['value']:+.3f}" if before else "", ""
+        return (
+            f"{cell['value']:.3f}",
+            f"{cell['bytes']:,} bytes",
+            f"{cell['value'] - before['value']:+.3f}" if before else "",
+            "",
+        )
     if row.kind == "margin":
         chance = "at chance" if cell["margin_low"] <= 0 <= cell["margin_high"] else ""
         return (
@@ -139,7 +194,12 @@ def read_curve(path: Path) -> list[tuple[float, float]]:
 
 
 def page(
-    title: str, facts: dict[str, str], names: Sequence[str], rows: list[Row], samples: list[dict[str, Any]], losses: dict[str, list[tuple[float, float]]]
+    title: str,
+    facts: dict[str, str],
+    names: Sequence[str],
+    rows: list[Row],
+    samples: list[dict[str, Any]],
+    losses: dict[str, list[tuple[float, float]]],
 ) -> str:
     """The HTML page."""
     arrow = " → ".join(map(escape, names))
@@ -158,7 +218,7 @@ def page(
     sections.append(_section("How to read this", f"<dl>{terms}</dl>"))
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<style>\n{STYLE}</style></head>\n<body><main><h1>{escape(title)}</h1><p class="lead">{lead}</p>\n'
         + "\n".join(filter(None, sections))
         + "\n</main></body></html>\n"
@@ -212,7 +272,9 @@ def _bars(rows: list[Row], names: Sequence[str]) -> str:
                     next((c["chance"] for c in row.cells if c and "chance" in c), None),
                 )
             )
-    legend = "".join(f'<span><i style="background:var(--series-{i % 6})"></i>{escape(name)}</span>' for i, name in enumerate(names))
+    legend = "".join(
+        f'<span><i style="background:var(--series-{i % 6})"></i>{escape(name)}</span>' for i, name in enumerate(names)
+    )
     return f'<p class="legend">{legend}<span>┆ chance</span></p>{svg.bars(groups, names, "scores by model")}'
 
 
@@ -221,13 +283,18 @@ def _html_sample(sample: dict[str, Any], names: Sequence[str]) -> str:
     for name in names:
         verdict = "right" if sample["right"][name] else "wrong"
         said = escape(sample["said"][name][:400]) or "<em>nothing</em>"
-        lines.append(f'<p><span class="who">{escape(name)}</span> <span class="badge {verdict}">{verdict}</span> {said}</p>')
+        lines.append(
+            f'<p><span class="who">{escape(name)}</span> <span class="badge {verdict}">{verdict}</span> {said}</p>'
+        )
     return (
-        f'<div class="sample"><p><b>{escape(sample["question"])}</b></p>{"".join(lines)}<p class="expected">expected: {escape(str(sample["answer"]))}</p></div>'
+        f'<div class="sample"><p><b>{escape(sample["question"])}</b></p>{"".join(lines)}<p class="expected">expected:'
+        f" {escape(str(sample['answer']))}</p></div>"
     )
 
 
-def markdown(title: str, facts: dict[str, str], names: Sequence[str], rows: list[Row], samples: list[dict[str, Any]]) -> str:
+def markdown(
+    title: str, facts: dict[str, str], names: Sequence[str], rows: list[Row], samples: list[dict[str, Any]]
+) -> str:
     """The same as Markdown."""
     lines = [f"# {title}", ""]
     lines += [f"- {name}: {value}" for name, value in facts.items()] + ([""] if facts else [])
@@ -236,7 +303,11 @@ def markdown(title: str, facts: dict[str, str], names: Sequence[str], rows: list
         lines += ["", "## What they say", ""]
     for sample in samples:
         lines += [f"**{_one_line(sample['question'])}**", ""]
-        lines += [f"- {name} ({'right' if sample['right'][name] else 'wrong'}): {_one_line(sample['said'][name])[:400] or '(nothing)'}" for name in names]
+        lines += [
+            f"- {name} ({'right' if sample['right'][name] else 'wrong'}):"
+            f" {_one_line(sample['said'][name])[:400] or '(nothing)'}"
+            for name in names
+        ]
         lines += [f"- expected: {_one_line(str(sample['answer']))}", ""]
     lines += ["", "## How to read this", ""] + [f"- **{term}**: {text}" for term, text in EXPLANATIONS.items()]
     return "\n".join(lines) + "\n"
@@ -246,13 +317,23 @@ def markdown_table(rows: list[Row], names: Sequence[str]) -> list[str]:
     """The comparison as lines of a Markdown table."""
     head = ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
     return head + [
-        "| " + ("&nbsp;&nbsp;" if row.sub else "") + row.label + " | " + " | ".join(_md_cell(row, i) for i in range(len(names))) + " |" for row in rows
+        "| "
+        + ("&nbsp;&nbsp;" if row.sub else "")
+        + row.label
+        + " | "
+        + " | ".join(_md_cell(row, i) for i in range(len(names)))
+        + " |"
+        for row in rows
     ]
 
 
 def _md_cell(row: Row, i: int) -> str:
     value, interval, change, chance = cell_text(row, i)
-    return f"{value}{f' ({change})' if change else ''}{f', {chance}' if chance else ''} <sub>{interval}</sub>" if value else "–"
+    return (
+        f"{value}{f' ({change})' if change else ''}{f', {chance}' if chance else ''} <sub>{interval}</sub>"
+        if value
+        else "–"
+    )
 
 
 def _one_line(text: str) -> str:

@@ -1,9 +1,11 @@
-"""Chats and preference pairs on their way to training: read in any form, searched for evaluation texts, written in normal form.
+"""Chats and preference pairs on their way to training: read in any form, searched for evaluation texts, written in
+normal form.
 
 A record's texts are searched as documents are (:mod:`pipeline.decontaminate`): what a model is asked must come from its
 fine-tuning data no more than from its text. Short questions, which have no n-gram to look for, count when a message is
-that question and nothing else; case and punctuation aside. The artifact holds ``records.jsonl`` (one record of the normal form a line, in source,
-file and line order), ``stats.json``, ``samples.jsonl`` and ``contamination.jsonl`` like the document stages'.
+that question and nothing else; case and punctuation aside. The artifact holds ``records.jsonl`` (one record of the
+normal form a line, in source, file and line order), ``stats.json``, ``samples.jsonl`` and ``contamination.jsonl`` like
+the document stages'.
 """
 
 from __future__ import annotations
@@ -40,9 +42,11 @@ def screen(
     cfg: DecontaminateSection, read: Read, sources: Sequence[Source], evals: Sequence[dict[str, Any]], out: Path,
     *, workers: int = 1, engine: str = "local", progress: Progress = quiet,
 ) -> dict[str, float]:  # fmt: skip
-    """Write what ``read`` (read_chats or read_preferences) finds in ``sources`` to ``out``, without records that hold an item of ``evals``.
+    """Write what ``read`` (read_chats or read_preferences) finds in ``sources`` to ``out``, without records that hold
+    an item of ``evals``.
 
-    Returns flat metrics. Raises ValueError when a source is worse than ``cfg.max_bad_records`` allows, or when nothing is left.
+    Returns flat metrics. Raises ValueError when a source is worse than ``cfg.max_bad_records`` allows, or when nothing
+    is left.
     """
     work, losses, tally, short = out / "_run", Losses(), Tally(), _Short(cfg, evals)
     for name in ("docs", "kept"):
@@ -66,7 +70,10 @@ def screen(
         counts = short.write(list(read_jsonl(work / "kept" / "contamination.jsonl")), out)
     stats = finish(out, results, evaluation=counts)
     if not stats["docs_out"]:
-        raise ValueError(f"no record is left: {', '.join(f'{reason} {n}' for reason, n in stats['dropped'].items())}; see {out / 'samples.jsonl'}")
+        raise ValueError(
+            f"no record is left: {', '.join(f'{reason} {n}' for reason, n in stats['dropped'].items())}; see"
+            f" {out / 'samples.jsonl'}"
+        )
     _write(work, out)
     shutil.rmtree(work / "docs")
     shutil.rmtree(work / "kept")
@@ -96,19 +103,28 @@ class _Short:
         if drop:
             place = {"id": self.hits[found[0]][-1], **{key: record[key] for key in ("source", "path", "line")}}
             item = self.evals[found[0]]
-            tally.note("dropped", "contaminated", place, lambda: (whole(_text(record)), ""), f"asks evaluation item {item['set']}/{item['id']}")
+            tally.note(
+                "dropped",
+                "contaminated",
+                place,
+                lambda: (whole(_text(record)), ""),
+                f"asks evaluation item {item['set']}/{item['id']}",
+            )
             tally.numbers["docs_in"] += 1
             tally.by["by_source"].setdefault(record["source"], Counter())["docs_in"] += 1
         return drop
 
     def write(self, found: list[dict[str, Any]], out: Path) -> dict[str, Counter[str]]:
-        """Write ``contamination.jsonl``, the short items' results put in; returns how many items of each set came out how."""
+        """Write ``contamination.jsonl``, the short items' results put in; returns how many items of each set came out
+        how."""
         counts: dict[str, Counter[str]] = {"all": Counter()}
         with open(out / "contamination.jsonl", "w", encoding="utf-8") as lines:
             for i, item in enumerate(found):
                 hits = self.hits.get(i, [])
                 item["documents"] += len(hits)
-                item["left"] += 0 if self.cfg.action == "drop" and item["set"] not in self.cfg.in_distribution else len(hits)
+                item["left"] += (
+                    0 if self.cfg.action == "drop" and item["set"] not in self.cfg.in_distribution else len(hits)
+                )
                 item["examples"] = sorted([*item["examples"], *hits])[:5]
                 if i in self.hits and item["result"] in ("clean", "too_short"):
                     item["result"] = "overlapping" if hits else "clean"
@@ -145,7 +161,9 @@ def _table(records: Sequence[Record], told: Sequence[str], first: int) -> pa.Tab
 
 def _text(record: Record) -> str:
     messages = record["messages"] if "messages" in record else record["prompt"]
-    said = [message["content"] for message in messages] + [record[side] for side in ("chosen", "rejected") if side in record]
+    said = [message["content"] for message in messages] + [
+        record[side] for side in ("chosen", "rejected") if side in record
+    ]
     return "\n".join(said)
 
 
@@ -155,7 +173,14 @@ def _unread(losses: Losses) -> dict[str, Any]:
     for sample in losses.samples:
         samples.setdefault(sample["rule"], []).append({"id": "", "before": "", "after": "", **sample})
     by_source = {source: {"docs_in": n} for source, n in losses.by_source.items()}
-    return {"numbers": {"docs_in": losses.dropped.total()}, "dropped": losses.dropped, "changed": {}, "by_source": by_source, "by_lang": {}, "samples": samples}
+    return {
+        "numbers": {"docs_in": losses.dropped.total()},
+        "dropped": losses.dropped,
+        "changed": {},
+        "by_source": by_source,
+        "by_lang": {},
+        "samples": samples,
+    }
 
 
 def _screened(kept: Path) -> dict[str, Any]:
@@ -165,14 +190,24 @@ def _screened(kept: Path) -> dict[str, Any]:
     for sample in read_jsonl(kept / "samples.jsonl"):
         samples.setdefault(sample["rule"], []).append(sample)
     numbers = {key: stats[key] for key in ("docs_in", "docs_out", "chars_in", "chars_out")}
-    return {key: stats[key] for key in ("dropped", "changed", "by_source", "by_lang")} | {"numbers": numbers, "samples": samples}
+    return {key: stats[key] for key in ("dropped", "changed", "by_source", "by_lang")} | {
+        "numbers": numbers,
+        "samples": samples,
+    }
 
 
 def _write(work: Path, out: Path) -> None:
     """Copy the lines of the records that stayed."""
-    numbers = iter(int(n) for part in parts(work / "kept") for n in pq.read_table(part, columns=["origin_id"])["origin_id"].to_pylist())
+    numbers = iter(
+        int(n)
+        for part in parts(work / "kept")
+        for n in pq.read_table(part, columns=["origin_id"])["origin_id"].to_pylist()
+    )
     wanted = next(numbers, -1)
-    with open(work / "all.jsonl", encoding="utf-8") as lines, open(out / "records.jsonl", "w", encoding="utf-8") as kept:
+    with (
+        open(work / "all.jsonl", encoding="utf-8") as lines,
+        open(out / "records.jsonl", "w", encoding="utf-8") as kept,
+    ):
         for number, line in enumerate(lines):
             if number == wanted:
                 kept.write(line)

@@ -1,9 +1,10 @@
 """The shard stage: the final split, mix and order of the documents, as Parquet shards with a data card.
 
-A document goes to validation by the hash of its id, so it stays there whatever else is added; repeats (weights above 1) are for training
-alone. Documents are ordered by a seeded hash, which mixes the sources evenly. Three passes, each parallel over shards and in memory bounded by
-one part: survey (hashes only), scatter (each input shard into slices by output part), gather (each output part from its slices, sorted).
-The bytes depend on the documents and the config, not on how they were divided before or on the number of workers.
+A document goes to validation by the hash of its id, so it stays there whatever else is added; repeats (weights above 1)
+are for training alone. Documents are ordered by a seeded hash, which mixes the sources evenly. Three passes, each
+parallel over shards and in memory bounded by one part: survey (hashes only), scatter (each input shard into slices by
+output part), gather (each output part from its slices, sorted). The bytes depend on the documents and the config, not
+on how they were divided before or on the number of workers.
 """
 
 from __future__ import annotations
@@ -40,10 +41,12 @@ def shard(
     cfg: ShardSection, docs: Path, out: Path, *, history: Mapping[str, Path] | None = None,
     workers: int = 1, engine: str = "local", progress: Progress = quiet,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write ``out/train/part-*.parquet``, ``out/val/part-*.parquet``, ``README.md`` and ``datacard.json``; returns flat metrics.
+    """Write ``out/train/part-*.parquet``, ``out/val/part-*.parquet``, ``README.md`` and ``datacard.json``; returns flat
+    metrics.
 
-    ``history`` names the artifacts of the stages before, in order, for the data card. With at least two documents one is in validation (of each
-    kind that has two), unless ``val_share`` is 0, and one in training. Raises ValueError when a weight names no source or nothing is left to train on.
+    ``history`` names the artifacts of the stages before, in order, for the data card. With at least two documents one
+    is in validation (of each kind that has two), unless ``val_share`` is 0, and one in training. Raises ValueError when
+    a weight names no source or nothing is left to train on.
     """
     work = out / "_run" / "shard"
     common = {"weights": cfg.weights, "seed": cfg.seed, "work": str(work), "out": str(out)}
@@ -61,7 +64,10 @@ def shard(
     for split in SPLITS:
         (out / split).mkdir(parents=True, exist_ok=True)
     gathered = run_shards(gather_job, gather, done=work / "gather", progress=progress, **run)
-    splits = {split: _sum(result for job, result in zip(gather, gathered, strict=True) if job["split"] == split) for split in SPLITS}
+    splits = {
+        split: _sum(result for job, result in zip(gather, gathered, strict=True) if job["split"] == split)
+        for split in SPLITS
+    }
     stats = finish(out, [*scattered, *gathered], splits=splits)
     write_datacard(out, cfg, stats, history or {})
     shutil.rmtree(work / "slices", ignore_errors=True)
@@ -70,7 +76,9 @@ def shard(
 
 def _hashes(ids: pa.ChunkedArray) -> np.ndarray:
     """uint64 hash of every id; :func:`_mixed` makes independent ones of it."""
-    return np.fromiter((xxhash.xxh3_64_intdigest(name) for name in ids.cast(pa.binary()).to_pylist()), np.uint64, len(ids))
+    return np.fromiter(
+        (xxhash.xxh3_64_intdigest(name) for name in ids.cast(pa.binary()).to_pylist()), np.uint64, len(ids)
+    )
 
 
 def _mixed(hashes: np.ndarray, seed: int, use: int) -> np.ndarray:
@@ -84,11 +92,14 @@ def _mixed(hashes: np.ndarray, seed: int, use: int) -> np.ndarray:
 def _looked_up(column: pa.ChunkedArray, values: Mapping[str, Any], default: Any, dtype: Any) -> np.ndarray:
     """``values[name]`` for every name in a column of few distinct ones."""
     coded = column.combine_chunks().dictionary_encode()
-    return np.array([values.get(name, default) for name in coded.dictionary.to_pylist()], dtype)[coded.indices.to_numpy()]
+    return np.array([values.get(name, default) for name in coded.dictionary.to_pylist()], dtype)[
+        coded.indices.to_numpy()
+    ]
 
 
 def survey_job(job: dict[str, Any]) -> dict[str, Any]:
-    """Per kind the number of documents with a weight above 0 and their smallest and largest split hash; the sources' names; the texts' bytes."""
+    """Per kind the number of documents with a weight above 0 and their smallest and largest split hash; the sources'
+    names; the texts' bytes."""
     table = read_job(job, ["id", "text", "source", "kind"])
     hashes = _mixed(_hashes(table["id"]), job["seed"], _SPLIT)
     used = _looked_up(table["source"], job["weights"], 1, np.float64) > 0
@@ -97,7 +108,11 @@ def survey_job(job: dict[str, Any]) -> dict[str, Any]:
         mine = hashes[used & _looked_up(table["kind"], {kind: True}, False, bool)]
         if len(mine):
             found[kind] = {"docs": len(mine), "min": int(mine.min()), "max": int(mine.max())}
-    return {"kinds": found, "sources": sorted(pc.unique(table["source"]).to_pylist()), "bytes": pc.sum(pc.binary_length(table["text"])).as_py() or 0}
+    return {
+        "kinds": found,
+        "sources": sorted(pc.unique(table["source"]).to_pylist()),
+        "bytes": pc.sum(pc.binary_length(table["text"])).as_py() or 0,
+    }
 
 
 def _known(cfg: ShardSection, surveys: list[dict[str, Any]]) -> None:
@@ -105,16 +120,23 @@ def _known(cfg: ShardSection, surveys: list[dict[str, Any]]) -> None:
     for option, given in (("weights", cfg.weights), ("licences", cfg.licences)):
         strangers = sorted(set(given) - set(names))
         if strangers:
-            raise ValueError(f"shard.{option}: no document is of source {', '.join(strangers)}; sources are {', '.join(names)}")
+            raise ValueError(
+                f"shard.{option}: no document is of source {', '.join(strangers)}; sources are {', '.join(names)}"
+            )
 
 
 def _thresholds(cfg: ShardSection, surveys: list[dict[str, Any]]) -> dict[str, int]:
-    """Per kind the hash below which a document is held out: the share's, or just above the smallest hash so that one document is."""
+    """Per kind the hash below which a document is held out: the share's, or just above the smallest hash so that one
+    document is."""
     merged: dict[str, dict[str, int]] = {}
     for survey in surveys:
         for kind, found in survey["kinds"].items():
             mine = merged.setdefault(kind, {"docs": 0, "min": _TOP, "max": -1})
-            mine.update(docs=mine["docs"] + found["docs"], min=min(mine["min"], found["min"]), max=max(mine["max"], found["max"]))
+            mine.update(
+                docs=mine["docs"] + found["docs"],
+                min=min(mine["min"], found["min"]),
+                max=max(mine["max"], found["max"]),
+            )
     share = int(cfg.val_share * _TOP)
     below = dict.fromkeys(merged, share)
     if not share or not merged:
@@ -130,14 +152,16 @@ def _thresholds(cfg: ShardSection, surveys: list[dict[str, Any]]) -> dict[str, i
 
 
 def _buckets(cfg: ShardSection, size: int) -> dict[str, int]:
-    """Output parts of each split, by the bytes of all texts: of ``part_mb``, less for a small corpus so that all workers have some to write."""
+    """Output parts of each split, by the bytes of all texts: of ``part_mb``, less for a small corpus so that all
+    workers have some to write."""
     weight = max(1.0, *cfg.weights.values()) if cfg.weights else 1.0
     limit = max(_LEAST, min(cfg.part_mb << 20, size // _PARTS))
     return {"train": max(1, -(-int(size * weight) // limit)), "val": max(1, -(-int(size * cfg.val_share) // limit))}
 
 
 def scatter_job(job: dict[str, Any]) -> dict[str, Any]:
-    """Write one shard's documents as slices by (split, output part) into one Arrow file; returns its tally and what slices there are."""
+    """Write one shard's documents as slices by (split, output part) into one Arrow file; returns its tally and what
+    slices there are."""
     table, tally = read_job(job), Tally()
     tally.count("in", table)
     hashes = _hashes(table["id"])
@@ -164,22 +188,38 @@ def _copies(hashes: np.ndarray, weights: np.ndarray, held: np.ndarray, seed: int
     return np.concatenate(rows), np.concatenate(orders)
 
 
-def _write_slices(job: dict[str, Any], table: pa.Table, rows: np.ndarray, order: np.ndarray, held: np.ndarray) -> list[dict[str, Any]]:
+def _write_slices(
+    job: dict[str, Any], table: pa.Table, rows: np.ndarray, order: np.ndarray, held: np.ndarray
+) -> list[dict[str, Any]]:
     """One record batch for every (split, output part) that has rows; returns where each lies."""
     path = Path(job["work"], "slices", f"{job['index']:06d}.arrow")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".tmp")
     parts = np.where(held, job["buckets"]["val"], job["buckets"]["train"]).astype(np.uint64)
-    bucket = (((order >> np.uint64(32)) * parts) >> np.uint64(32)).astype(np.int64)  # equal spans of the order, so parts follow each other
+    bucket = (((order >> np.uint64(32)) * parts) >> np.uint64(32)).astype(
+        np.int64
+    )  # equal spans of the order, so parts follow each other
     by_slice = np.lexsort((order, bucket, held))
-    taken = table.take(pa.array(rows[by_slice])).append_column("order", pa.array(order[by_slice], pa.uint64())).cast(_ORDERED).combine_chunks()
+    taken = (
+        table.take(pa.array(rows[by_slice]))
+        .append_column("order", pa.array(order[by_slice], pa.uint64()))
+        .cast(_ORDERED)
+        .combine_chunks()
+    )
     where = np.stack([held[by_slice].astype(np.int64), bucket[by_slice]], 1)
     cuts = [0, *(np.flatnonzero((where[1:] != where[:-1]).any(1)) + 1).tolist(), len(where)] if len(where) else []
     slices: list[dict[str, Any]] = []
     with pa.ipc.new_file(partial, _ORDERED) as writer:  # as it is: gather maps it into memory
         for start, end in itertools.pairwise(cuts):
             writer.write_batch(taken.slice(start, end - start).to_batches()[0])
-            slices.append({"file": str(path), "batch": len(slices), "split": SPLITS[where[start, 0]], "bucket": int(where[start, 1])})
+            slices.append(
+                {
+                    "file": str(path),
+                    "batch": len(slices),
+                    "split": SPLITS[where[start, 0]],
+                    "bucket": int(where[start, 1]),
+                }
+            )
     os.replace(partial, path)
     return slices
 
@@ -194,7 +234,16 @@ def _gather_jobs(cfg: ShardSection, common: dict[str, Any], scattered: list[dict
     for split, bucket in sorted(slices):
         index = numbers[split]
         numbers[split] += 1
-        jobs.append({**common, "split": split, "index": index, "slices": slices[split, bucket], "rows": cfg.row_group_rows, "shard": f"{split} part {index}"})
+        jobs.append(
+            {
+                **common,
+                "split": split,
+                "index": index,
+                "slices": slices[split, bucket],
+                "rows": cfg.row_group_rows,
+                "shard": f"{split} part {index}",
+            }
+        )
     return jobs
 
 

@@ -1,8 +1,9 @@
-"""The per-shard jobs of the dedup stage: signatures and keys of a shard, candidate pairs of a band, shingle sets, filtering.
+"""The per-shard jobs of the dedup stage: signatures and keys of a shard, candidate pairs of a band, shingle sets,
+filtering.
 
-Shards leave numpy files in a scratch directory and read each other's through memory maps. Documents are numbered over all
-shards (``first`` of the shard plus the row). Keys are stored sorted, so that a range of keys is a slice of every shard's
-file: a band is merged range by range, in memory that does not grow with the number of documents.
+Shards leave numpy files in a scratch directory and read each other's through memory maps. Documents are numbered over
+all shards (``first`` of the shard plus the row). Keys are stored sorted, so that a range of keys is a slice of every
+shard's file: a band is merged range by range, in memory that does not grow with the number of documents.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def exact_keys(data: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def shingles(texts: list[str] | pa.ChunkedArray, ngram: int) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes of the `ngram`-token shingles of each text, in order, with repetition: (uint32 [m], offsets int64 [n + 1])."""
+    """Hashes of the `ngram`-token shingles of each text, in order, with repetition: (uint32 [m], offsets int64 [n +
+    1])."""
     return _shingles(*alphabet.utf8(texts), ngram)
 
 
@@ -58,8 +60,9 @@ def band_keys(signatures: np.ndarray, bands: int, rows: int) -> np.ndarray:
 def survey_job(job: dict[str, Any]) -> dict[str, Any]:
     """What later phases ask of one shard, left in the scratch directory as ``<kind>-<index>.npy``:
 
-    document: a record for each row (id, length, and its row among the signatures or -1); signature: uint32 [m, permutations];
-    exact: uint64 [3, n], sorted exact keys and their rows; band: uint64 [2, bands, m], the same of each band.
+    document: a record for each row (id, length, and its row among the signatures or -1); signature: uint32 [m,
+    permutations]; exact: uint64 [3, n], sorted exact keys and their rows; band: uint64 [2, bands, m], the same of each
+    band.
     """
     table = read_job(job, ["id", "text", "kind"])
     exact, signed, rows, lengths = [np.zeros((0, 2), np.uint64)], [], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
@@ -94,7 +97,8 @@ def survey_job(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def exact_job(job: dict[str, Any]) -> dict[str, Any]:
-    """Groups of equal exact keys in one range of keys: pairs (first of the group, other), int64 [m, 2], saved as ``exact-pairs``."""
+    """Groups of equal exact keys in one range of keys: pairs (first of the group, other), int64 [m, 2], saved as
+    ``exact-pairs``."""
     *keys, numbers = _range(job, _files(job, "exact"))
     order = np.lexsort((numbers, keys[1], keys[0]))
     keys, numbers = np.stack(keys)[:, order], numbers[order].astype(np.int64)
@@ -107,7 +111,8 @@ def exact_job(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def candidates_job(job: dict[str, Any]) -> dict[str, Any]:
-    """Candidate pairs of some bands in one range of keys, without documents that are exact copies: saved as ``candidates``."""
+    """Candidate pairs of some bands in one range of keys, without documents that are exact copies: saved as
+    ``candidates``."""
     gone = np.load(Path(job["scratch"]) / "gone.npy", mmap_mode="r")
     found = []
     files = _files(job, "band")
@@ -124,7 +129,8 @@ def candidates_job(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def sets_job(job: dict[str, Any]) -> dict[str, Any]:
-    """Sorted unique shingle hashes of the wanted documents of one shard, saved as ``set`` in order of number; returns how many each has."""
+    """Sorted unique shingle hashes of the wanted documents of one shard, saved as ``set`` in order of number; returns
+    how many each has."""
     wanted = np.load(Path(job["scratch"]) / "wanted.npy", mmap_mode="r")
     low, high = np.searchsorted(wanted, [job["first"], job["first"] + job["rows"]])
     table = read_job(job, ["text"]).take(pa.array(np.asarray(wanted[low:high]) - job["first"]))
@@ -151,7 +157,8 @@ def _texts(job: dict[str, Any], table: pa.Table) -> list[str]:
 
 
 def filter_job(job: dict[str, Any]) -> dict[str, Any]:
-    """Write one shard's part without the dropped documents; ``drops.npy`` holds (number, kept number, exact) sorted by number.
+    """Write one shard's part without the dropped documents; ``drops.npy`` holds (number, kept number, exact) sorted by
+    number.
 
     Returns its tally and, as "texts", those of the rows ``shown``.
     """
@@ -163,9 +170,15 @@ def filter_job(job: dict[str, Any]) -> dict[str, Any]:
     rows = np.asarray(drops[low:high, 0]) - job["first"]
     places = table.select(["id", "source", "path", "line"]).take(pa.array(rows)).to_pylist()
     keepers = np.load(Path(job["scratch"]) / "keeper-id.npy", mmap_mode="r")[low:high]
-    for row, place, (_, _, exact), alike, keeper in zip(rows, places, drops[low:high], similarity[low:high], keepers, strict=True):
+    for row, place, (_, _, exact), alike, keeper in zip(
+        rows, places, drops[low:high], similarity[low:high], keepers, strict=True
+    ):
         rule = "exact_duplicate" if exact else "near_duplicate"
-        why = f"the same text as document {keeper.decode()}" if exact else f"Jaccard similarity {alike:.3f} to document {keeper.decode()}"
+        why = (
+            f"the same text as document {keeper.decode()}"
+            if exact
+            else f"Jaccard similarity {alike:.3f} to document {keeper.decode()}"
+        )
         tally.note("dropped", rule, place, lambda row=row: (table["text"][int(row)].as_py(), ""), why)
     keep = np.ones(table.num_rows, bool)
     keep[rows] = False
@@ -179,8 +192,8 @@ def _files(job: dict[str, Any], kind: str) -> list[tuple[int, np.ndarray]]:
 
 
 def _range(job: dict[str, Any], shards: list[tuple[int, np.ndarray]]) -> np.ndarray:
-    """One range of keys from all shards. Of a shard it takes, and returns, columns uint64 [k, n]: sorted keys of one or two columns, cut by the first,
-    and rows, which become document numbers."""
+    """One range of keys from all shards. Of a shard it takes, and returns, columns uint64 [k, n]: sorted keys of one or
+    two columns, cut by the first, and rows, which become document numbers."""
     low, high = ((job["range"] + step) * (1 << 64) // job["ranges"] for step in (0, 1))
     found = []
     for first, columns in shards:

@@ -1,4 +1,5 @@
-"""The tokenizer stage: learn a byte-level BPE from a deterministic sample of the training shards, or take an existing one.
+"""The tokenizer stage: learn a byte-level BPE from a deterministic sample of the training shards, or take an existing
+one.
 
 Memory is bounded by ``sample_chars``: texts are streamed, and only the distinct pre-tokens and their counts are kept.
 """
@@ -27,15 +28,19 @@ _REPORT_CHARS = 2_000_000  # per language: enough for three digits of bytes per 
 def make_tokenizer(cfg: TokenizerSection, shards: Path, out: Path, *, progress: Progress = quiet) -> dict[str, Any]:
     """Write a tokenizer directory with its ``report.json``; returns the report's numbers as flat metrics.
 
-    ``shards`` holds ``train/part-*.parquet`` and, if there is one, ``val/part-*.parquet``, on which the report is measured.
-    Raises ValueError naming the field when there is no text, or ``existing`` cannot be used.
+    ``shards`` holds ``train/part-*.parquet`` and, if there is one, ``val/part-*.parquet``, on which the report is
+    measured. Raises ValueError naming the field when there is no text, or ``existing`` cannot be used.
     """
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = _existing(cfg, shards / "train", progress) if cfg.existing else train(cfg, shards / "train", progress=progress)
+    tokenizer = (
+        _existing(cfg, shards / "train", progress) if cfg.existing else train(cfg, shards / "train", progress=progress)
+    )
     ChatTokenizer(tokenizer).save(out)
     measured = vocabulary_report(out, shards)
     report = {"trained": bool(cfg.extend or not cfg.existing), "vocab_size": tokenizer.get_vocab_size(), **measured}
-    (out / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (out / "report.json").write_text(
+        json.dumps(report, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
     return flat_metrics(report)
 
 
@@ -46,13 +51,16 @@ def train(cfg: TokenizerSection, docs: Path, *, progress: Progress = quiet) -> T
     """
     specials = [*CHAT_SPECIALS, *(f"<|reserved_{i}|>" for i in range(cfg.reserved))]
     if cfg.vocab_size < len(specials) + 256:
-        raise ValueError(f"tokenizer.vocab_size={cfg.vocab_size} leaves no room for {len(specials)} special tokens and 256 bytes")
+        raise ValueError(
+            f"tokenizer.vocab_size={cfg.vocab_size} leaves no room for {len(specials)} special tokens and 256 bytes"
+        )
     merges = learn_merges(sample_texts(cfg, docs, progress=progress), cfg.vocab_size - len(specials) - 256)
     return to_tokenizers(merges, specials)
 
 
 def sample_texts(cfg: TokenizerSection, docs: Path, *, progress: Progress = quiet) -> Iterator[str]:
-    """Texts to learn from, in document order; which documents are taken depends on their ids alone, not on the sharding."""
+    """Texts to learn from, in document order; which documents are taken depends on their ids alone, not on the
+    sharding."""
     import pyarrow.compute as pc
 
     total = sum(pc.sum(pc.utf8_length(batch.column("text"))).as_py() or 0 for batch in _batches(docs, ["text"]))
@@ -82,7 +90,10 @@ def vocabulary_report(tokenizer: Path, shards: Path) -> dict[str, Any]:
     split = next((name for name in ("val", "train") if any((shards / name).glob("part-*.parquet"))), "train")
     for batch in _batches(shards / split, ["text", "lang", "kind"]):
         for text, lang, kind in zip(*(batch.column(i).to_pylist() for i in range(3)), strict=True):
-            row = by_lang.setdefault(lang or "unknown", dict.fromkeys(("documents", "chars", "bytes", "tokens", "unknown", "round_trip_failures"), 0))
+            row = by_lang.setdefault(
+                lang or "unknown",
+                dict.fromkeys(("documents", "chars", "bytes", "tokens", "unknown", "round_trip_failures"), 0),
+            )
             if row["chars"] < _REPORT_CHARS:
                 ids = encoder.ids(text, parse_chat=kind == "chat")
                 row["documents"] += 1
@@ -91,7 +102,11 @@ def vocabulary_report(tokenizer: Path, shards: Path) -> dict[str, Any]:
                 row["tokens"] += len(ids)
                 row["unknown"] += int((ids == encoder.unknown_id).sum())
                 row["round_trip_failures"] += encoder.decode(ids.tolist(), skip_special=False) != text
-    return {"measured_on": split, "encoder": encoder.engine, "languages": {lang: _with_ratios(by_lang[lang]) for lang in sorted(by_lang)}}
+    return {
+        "measured_on": split,
+        "encoder": encoder.engine,
+        "languages": {lang: _with_ratios(by_lang[lang]) for lang in sorted(by_lang)},
+    }
 
 
 def flat_metrics(report: dict[str, Any]) -> dict[str, float]:
@@ -142,4 +157,8 @@ def _unit_hash(doc_id: str) -> float:
 
 def _with_ratios(row: dict[str, int]) -> dict[str, float]:
     tokens = max(1, row["tokens"])
-    return {**row, "bytes_per_token": round(row["bytes"] / tokens, 4), "chars_per_token": round(row["chars"] / tokens, 4)}
+    return {
+        **row,
+        "bytes_per_token": round(row["bytes"] / tokens, 4),
+        "chars_per_token": round(row["chars"] / tokens, 4),
+    }

@@ -71,7 +71,8 @@ def _parse(path: Path, mtime: int, size: int) -> tuple[str, tuple[str, ...]]:
 
 
 def _tree(source: bytes) -> ast.Module:
-    """The syntax tree; tried again when two threads build trees at once, which Python before 3.11.8 takes for an error (CPython gh-106905)."""
+    """The syntax tree; tried again when two threads build trees at once, which Python before 3.11.8 takes for an error
+    (CPython gh-106905)."""
     for _ in range(20):
         with contextlib.suppress(SystemError):
             return ast.parse(source)
@@ -80,7 +81,13 @@ def _tree(source: bytes) -> ast.Module:
 
 def _drop_docstring(node: ast.AST) -> None:
     body = getattr(node, "body", None)
-    if not isinstance(body, list) or not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+    if not isinstance(body, list) or not isinstance(
+        node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    ):
         return
-    kept = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant) and isinstance(s.value.value, str))]
+    kept = [
+        s
+        for s in body
+        if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant) and isinstance(s.value.value, str))
+    ]
     node.body = kept or [ast.Pass()]

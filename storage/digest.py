@@ -20,7 +20,8 @@ RECORDS = ("manifest.json", "lineage.json", "prefect.json")
 
 
 def canonical_json(value: Any) -> str:
-    """``value`` as JSON with sorted keys and no spaces. Raises TypeError or ValueError with the path of what cannot be written."""
+    """``value`` as JSON with sorted keys and no spaces. Raises TypeError or ValueError with the path of what cannot be
+    written."""
     _refuse(value, "")
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 

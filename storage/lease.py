@@ -108,7 +108,12 @@ class Lease:
         self.place: Place = FilePlace(place) if isinstance(place, Path) else place
         self.waiting = waiting
         self._stop, self._lock, self._beats = threading.Event(), threading.Lock(), 0
-        self._me = {"pid": os.getpid(), "host": _host(), "start": _start_time(os.getpid()), "nonce": secrets.token_hex(8)}
+        self._me = {
+            "pid": os.getpid(),
+            "host": _host(),
+            "start": _start_time(os.getpid()),
+            "nonce": secrets.token_hex(8),
+        }
         self._token: str | None = None
 
     def __enter__(self) -> Lease:
@@ -143,8 +148,10 @@ class Lease:
         """Raise LeaseLost unless this process still holds the lease; asked before something is published."""
         with self._lock:
             if not self._beat():
-                raise LeaseLost("another process took over this stage's lease, because this one was suspended or cut off for "
-                                f"more than {self.place.stale:.0f} s; run again to take its result")
+                raise LeaseLost(
+                    "another process took over this stage's lease, because this one was suspended or cut off for "
+                    f"more than {self.place.stale:.0f} s; run again to take its result"
+                )
 
     def _keep(self) -> None:
         while not self._stop.wait(self.place.heartbeat):
@@ -189,7 +196,8 @@ def _host() -> str:
 
 
 def _start_time(pid: int) -> str | None:
-    """The kernel's start time of a process, which tells a reused pid from the old one; None when it is gone (or there is no /proc)."""
+    """The kernel's start time of a process, which tells a reused pid from the old one; None when it is gone (or there
+    is no /proc)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

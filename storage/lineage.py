@@ -9,7 +9,8 @@ Records = dict[tuple[str, str], dict[str, Any]]
 
 
 def ancestors(records: Records, record: dict[str, Any]) -> dict[str, Any]:
-    """The tree of what ``record`` was made from: nodes with stage, key, name, what, links. Shared ancestors show where first met."""
+    """The tree of what ``record`` was made from: nodes with stage, key, name, what, links. Shared ancestors show where
+    first met."""
     seen: set[tuple[str, str]] = set()
 
     def node(entry: dict[str, Any], name: str) -> dict[str, Any]:
@@ -26,8 +27,17 @@ def ancestors(records: Records, record: dict[str, Any]) -> dict[str, Any]:
         seen.add(place)
         for given in made["inputs"]:
             if "sources" in given:
-                tree["links"] += [{"stage": "source", "key": "", "digest": s["digest"], "name": s["name"], "links": [],
-                                   "what": f"{s['files']:,} files, {s['bytes']:,} bytes, sha256 {s['digest'][:12]}"} for s in given["sources"]]
+                tree["links"] += [
+                    {
+                        "stage": "source",
+                        "key": "",
+                        "digest": s["digest"],
+                        "name": s["name"],
+                        "links": [],
+                        "what": f"{s['files']:,} files, {s['bytes']:,} bytes, sha256 {s['digest'][:12]}",
+                    }
+                    for s in given["sources"]
+                ]
             else:
                 tree["links"].append(node(given, given["name"]))
         return tree
@@ -40,7 +50,14 @@ def descendants(records: Records, record: dict[str, Any]) -> dict[str, Any]:
     seen: set[tuple[str, str]] = set()
 
     def node(made: dict[str, Any]) -> dict[str, Any]:
-        tree = {"stage": made["stage"], "key": made["key"], "digest": made["digest"], "name": made["stage"], "what": describe(made), "links": []}
+        tree = {
+            "stage": made["stage"],
+            "key": made["key"],
+            "digest": made["digest"],
+            "name": made["stage"],
+            "what": describe(made),
+            "links": [],
+        }
         if (made["stage"], made["key"]) in seen:
             return {**tree, "what": "(above)"}
         seen.add((made["stage"], made["key"]))

@@ -1,11 +1,12 @@
-"""The store on S3: a bucket that many machines share, with the local directory as a write-through, read-through cache of it.
+"""The store on S3: a bucket that many machines share, with the local directory as a write-through, read-through cache
+of it.
 
 ``PIPELINE_STORE=s3://bucket/prefix``; credentials and region from ``AWS_*``, any S3 server by ``AWS_ENDPOINT_URL``. An
 artifact is ``<prefix>/<stage>/<key>/``: its files go up first, then ``manifest.json``, and ``lineage.json`` last, which
-commits it; what has no ``lineage.json`` is never a hit. A download is checked against the manifest's sha256, file by file.
-Leases are objects written with ``If-None-Match`` and ``If-Match``, so one machine at a time builds a key. A server that
-does not know conditional writes has no such lease: two machines may then both build a key, the later upload stays, and
-as stages are deterministic that costs time only. An unreachable bucket is a StoreError, never a miss.
+commits it; what has no ``lineage.json`` is never a hit. A download is checked against the manifest's sha256, file by
+file. Leases are objects written with ``If-None-Match`` and ``If-Match``, so one machine at a time builds a key. A
+server that does not know conditional writes has no such lease: two machines may then both build a key, the later upload
+stays, and as stages are deterministic that costs time only. An unreachable bucket is a StoreError, never a miss.
 """
 
 from __future__ import annotations
@@ -27,27 +28,38 @@ from storage.store import Artifact, Look, Store, StoreError
 from storage.withdrawal import Withdrawals
 
 KEPT_BYTES = 32 << 20
-"""Files of ``_run/`` up to this size are uploaded; checkpoints and intermediate data (its sub-directories but logs) never are."""
+"""Files of ``_run/`` up to this size are uploaded; checkpoints and intermediate data (its sub-directories but logs)
+never are."""
 TRANSFERS = 8
 SYNC_SECONDS = 5.0
 """How old the local copy of the bucket's withdrawals may be."""
 
 
 class Bucket:
-    """The few S3 operations that the store needs, below one prefix. Whatever goes wrong is a StoreError that names the bucket."""
+    """The few S3 operations that the store needs, below one prefix. Whatever goes wrong is a StoreError that names the
+    bucket."""
 
     def __init__(self, address: str) -> None:
         rest = address.removeprefix("s3://")
         self.name, _, prefix = rest.partition("/")
         self.prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         if not address.startswith("s3://") or not self.name:
-            raise StoreError(f"PIPELINE_STORE={address}: write s3://bucket/prefix, or unset it to keep the store on this machine")
+            raise StoreError(
+                f"PIPELINE_STORE={address}: write s3://bucket/prefix, or unset it to keep the store on this machine"
+            )
         import boto3
         from botocore.config import Config
 
         with self._worded("open"):
-            self.client = boto3.client("s3", config=Config(connect_timeout=5, read_timeout=60, retries={"max_attempts": 3, "mode": "standard"},
-                                                           max_pool_connections=4 * TRANSFERS))
+            self.client = boto3.client(
+                "s3",
+                config=Config(
+                    connect_timeout=5,
+                    read_timeout=60,
+                    retries={"max_attempts": 3, "mode": "standard"},
+                    max_pool_connections=4 * TRANSFERS,
+                ),
+            )
 
     @property
     def address(self) -> str:
@@ -61,8 +73,10 @@ class Bucket:
         try:
             yield
         except (Boto3Error, BotoCoreError, ClientError) as error:
-            raise StoreError(f"artifact store {self.address}: cannot {what}: {error}; PIPELINE_STORE, AWS_ENDPOINT_URL and the AWS credentials "
-                             "say where it is and who asks") from error
+            raise StoreError(
+                f"artifact store {self.address}: cannot {what}: {error}; PIPELINE_STORE, AWS_ENDPOINT_URL and the AWS"
+                " credentials say where it is and who asks"
+            ) from error
 
     def get(self, name: str) -> bytes | None:
         """A small object's bytes, or None."""
@@ -86,8 +100,13 @@ class Bucket:
             try:
                 return self.client.put_object(Bucket=self.name, Key=self.prefix + name, Body=data, **condition)["ETag"]
             except ClientError as error:
-                if condition and error.response["Error"].get("Code") in ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"):
-                    return None  # a conflict: another conditional write was going on; no such key: If-Match of what is gone
+                if condition and error.response["Error"].get("Code") in (
+                    "PreconditionFailed",
+                    "ConditionalRequestConflict",
+                    "NoSuchKey",
+                ):
+                    # a conflict: another conditional write was going on; no such key: If-Match of what is gone
+                    return None
                 raise
 
     def delete(self, name: str) -> None:
@@ -140,13 +159,15 @@ class ObjectPlace:
         return self.bucket.put(self.name, text.encode(), IfMatch=token)
 
     def delete(self, token: str) -> None:
-        """Not conditional (few servers can): a lease is taken over only after ``stale`` seconds, so the look before is enough."""
+        """Not conditional (few servers can): a lease is taken over only after ``stale`` seconds, so the look before is
+        enough."""
         if (found := self.read()) and found[1] == token:
             self.bucket.delete(self.name)
 
 
 class S3Store(Store):
-    """A :class:`Store` whose artifacts also lie in a bucket. Every promise of the base class holds for both together."""
+    """A :class:`Store` whose artifacts also lie in a bucket. Every promise of the base class holds for both
+    together."""
 
     def __init__(self, root: Path, address: str, log: Callable[[str], None] = lambda line: None) -> None:
         super().__init__(root, log)
@@ -162,7 +183,10 @@ class S3Store(Store):
         if self._conditional is None:
             self._conditional = self.bucket.conditional()
             if not self._conditional:
-                self.log(f"{self.bucket.address} does not keep conditional writes: two machines may build the same stage at the same time")
+                self.log(
+                    f"{self.bucket.address} does not keep conditional writes: two machines may build the same stage at"
+                    " the same time"
+                )
         return self._conditional
 
     @contextlib.contextmanager
@@ -184,7 +208,12 @@ class S3Store(Store):
         withdrawn = self.withdrawals.because(record)
         if withdrawn:
             return Look("withdrawn", why=f"{stage}/{key[:12]} was withdrawn: {withdrawn}")
-        return Look("there", Artifact(stage, key, record["digest"], self.directory(stage, key)), record, f"in {self.bucket.address}, not here yet")
+        return Look(
+            "there",
+            Artifact(stage, key, record["digest"], self.directory(stage, key)),
+            record,
+            f"in {self.bucket.address}, not here yet",
+        )
 
     def ready(self, stage: str, key: str) -> Artifact | None:
         look = super().examine(stage, key)
@@ -208,7 +237,10 @@ class S3Store(Store):
         try:
             self._upload(stage, key)
         except StoreError as error:
-            raise StoreError(f"{artifact.ref} is built and kept on this machine, but not shared: {error}; run again, it will be uploaded then") from error
+            raise StoreError(
+                f"{artifact.ref} is built and kept on this machine, but not shared: {error}; run again, it will be"
+                " uploaded then"
+            ) from error
         return artifact
 
     def settle(self, stage: str, key: str) -> None:
@@ -232,14 +264,19 @@ class S3Store(Store):
         path, base = self.directory(stage, key), f"{stage}/{key}/"
         listed = json.loads((path / "manifest.json").read_text())
         self.bucket.delete(base + "lineage.json")
-        run = [p for p in [*(path / VOLATILE).glob("*"), *(path / VOLATILE / "logs").rglob("*")] if p.is_file() and p.stat().st_size <= KEPT_BYTES]
+        run = [
+            p
+            for p in [*(path / VOLATILE).glob("*"), *(path / VOLATILE / "logs").rglob("*")]
+            if p.is_file() and p.stat().st_size <= KEPT_BYTES
+        ]
         files = [*listed, *(p.relative_to(path).as_posix() for p in run), "manifest.json"]
         with ThreadPoolExecutor(TRANSFERS) as pool:
             list(pool.map(lambda rel: self.bucket.upload(path / rel, base + rel), files))
         self.bucket.upload(path / "lineage.json", base + "lineage.json")
 
     def _fetch(self, stage: str, key: str, again: bool = True) -> Artifact | None:
-        """Bring an artifact here: all of it and checked, or not at all. None (with a line in the log) when the bucket's copy is damaged."""
+        """Bring an artifact here: all of it and checked, or not at all. None (with a line in the log) when the bucket's
+        copy is damaged."""
         base, place = f"{stage}/{key}/", self.directory(stage, key).with_name(f"{key}.download")
         record = self._shared_record(stage, key)
         manifest_bytes = self.bucket.get(base + "manifest.json")
@@ -273,7 +310,8 @@ class S3Store(Store):
 
 
 class SharedWithdrawals(Withdrawals):
-    """The bucket's withdrawals, as a copy in ``mirror`` that is at most ``SYNC_SECONDS`` old, and this machine's own."""
+    """The bucket's withdrawals, as a copy in ``mirror`` that is at most ``SYNC_SECONDS`` old, and this machine's
+    own."""
 
     def __init__(self, bucket: Bucket, mirror: Path, own: Path) -> None:
         super().__init__(mirror, own)

@@ -5,8 +5,9 @@ next resumes from it); ``<key>.damaged-N/`` is one that no longer matched its ma
 ``manifest.json`` lists its files and ``lineage.json``, written last, says from what it was made. Everything is
 relative, so a moved store keeps every hit. What is withdrawn is told by ``<root>/withdrawn/`` (storage/withdrawal.py).
 
-With ``PIPELINE_STORE=s3://bucket/prefix`` the directory is a cache of a bucket that many machines share (storage/s3.py).
-Whoever changes what lies under a key holds its lease; looking (:meth:`Store.examine`) never changes anything.
+With ``PIPELINE_STORE=s3://bucket/prefix`` the directory is a cache of a bucket that many machines share
+(storage/s3.py). Whoever changes what lies under a key holds its lease; looking (:meth:`Store.examine`) never changes
+anything.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Look:
-    """What lies under a key: ``state`` absent, damaged, withdrawn, here or there (in the bucket only), in words in ``why``.
+    """What lies under a key: ``state`` absent, damaged, withdrawn, here or there (in the bucket only), in words in
+    ``why``.
 
     The artifact and its lineage record are given when it is a hit, here or there.
     """
@@ -58,7 +60,8 @@ class StoreError(RuntimeError):
 
 
 def open_store(root: Path, log: Callable[[str], None] = lambda line: None) -> Store:
-    """The store at ``root``, in front of the bucket that ``PIPELINE_STORE`` names if it is set. Raises StoreError for a wrong address."""
+    """The store at ``root``, in front of the bucket that ``PIPELINE_STORE`` names if it is set. Raises StoreError for a
+    wrong address."""
     address = os.environ.get("PIPELINE_STORE", "")
     if not address:
         return Store(root, log)
@@ -75,14 +78,17 @@ class Store:
         self.withdrawals = Withdrawals(self.root / "withdrawn")
 
     def check(self) -> None:
-        """Raise StoreError unless the store can be written; called before a run so that an outage is not taken for a miss."""
+        """Raise StoreError unless the store can be written; called before a run so that an outage is not taken for a
+        miss."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".probe-{os.getpid()}"
             probe.write_text("ok")
             probe.unlink()
         except OSError as error:
-            raise StoreError(f"artifact store {self.root}: {error.strerror or error}; set PIPELINE_HOME to a writable directory") from error
+            raise StoreError(
+                f"artifact store {self.root}: {error.strerror or error}; set PIPELINE_HOME to a writable directory"
+            ) from error
 
     def directory(self, stage: str, key: str) -> Path:
         return self.root / stage / key
@@ -93,8 +99,11 @@ class Store:
         (path / VOLATILE).mkdir(parents=True, exist_ok=True)
         return path
 
-    def lease(self, stage: str, key: str, waiting: Callable[[str], None] = lambda holder: None) -> contextlib.AbstractContextManager[Any]:
-        """Hold a key: the context waits until nobody else builds it. Gives an object whose ``confirm()`` raises LeaseLost."""
+    def lease(
+        self, stage: str, key: str, waiting: Callable[[str], None] = lambda holder: None
+    ) -> contextlib.AbstractContextManager[Any]:
+        """Hold a key: the context waits until nobody else builds it. Gives an object whose ``confirm()`` raises
+        LeaseLost."""
         return Lease(self.root / stage / f"{key}.lease", waiting)
 
     def examine(self, stage: str, key: str) -> Look:
@@ -135,7 +144,8 @@ class Store:
         return target
 
     def publish(self, stage: str, key: str, record: dict[str, Any]) -> Artifact:
-        """Turn the partial directory into the artifact: fsync, manifest, lineage last, one rename. Only for the holder of the lease.
+        """Turn the partial directory into the artifact: fsync, manifest, lineage last, one rename. Only for the holder
+        of the lease.
 
         ``record`` is the lineage record; the digest is added to it here.
         """
@@ -150,7 +160,8 @@ class Store:
         return Artifact(stage, key, digest, final)
 
     def _put_in_place(self, made: Path, stage: str, key: str) -> Path:
-        """Rename a finished directory to its final name. An artifact that it replaces (refresh) is never seen half deleted."""
+        """Rename a finished directory to its final name. An artifact that it replaces (refresh) is never seen half
+        deleted."""
         final = self.directory(stage, key)
         old = final.with_name(f"{key}.replaced-{os.getpid()}")
         if final.exists():
@@ -162,14 +173,16 @@ class Store:
         return final
 
     def settle(self, stage: str, key: str) -> None:
-        """Keep what was written beside an artifact after it was published (Prefect's record, MLflow's ids) where other machines find it."""
+        """Keep what was written beside an artifact after it was published (Prefect's record, MLflow's ids) where other
+        machines find it."""
 
     def lineage(self, stage: str, key: str) -> dict[str, Any]:
         """The lineage record of a published artifact."""
         return json.loads((self.directory(stage, key) / "lineage.json").read_text())
 
     def records(self, stage: str | None = None) -> Iterator[dict[str, Any]]:
-        """Lineage records of all artifacts here (of one stage), oldest first; ``withdrawn`` is added to those that are."""
+        """Lineage records of all artifacts here (of one stage), oldest first; ``withdrawn`` is added to those that
+        are."""
         found, rules = [], self.withdrawals.rules()
         for path in self.root.glob(f"{stage or '*'}/*/lineage.json"):
             if "." not in path.parent.name and (record := _record(path)):
@@ -182,7 +195,9 @@ class Store:
         pairs = set()
         for given in inputs:
             path = self.directory(given["stage"], given["key"]) / "lineage.json"
-            made = {} if "sources" in given else _record(path) or self.examine(given["stage"], given["key"]).record or {}
+            made = (
+                {} if "sources" in given else _record(path) or self.examine(given["stage"], given["key"]).record or {}
+            )
             pairs |= {(s["name"], s["digest"]) for s in given.get("sources", made.get("sources", []))}
         return [{"name": name, "digest": digest} for name, digest in sorted(pairs)]
 
@@ -196,8 +211,13 @@ class Store:
         if any(r["stage"] == ref for r in records):
             return [[r for r in records if r["stage"] == ref][-1]]
         stage, _, prefix = ref.rpartition("/")
-        return [r for r in records if (not stage or r["stage"] == stage) and prefix
-                and (r["key"].startswith(prefix) or r["digest"].startswith(prefix))]
+        return [
+            r
+            for r in records
+            if (not stage or r["stage"] == stage)
+            and prefix
+            and (r["key"].startswith(prefix) or r["digest"].startswith(prefix))
+        ]
 
     def verify(self, stage: str, key: str) -> list[str]:
         """Problems found by hashing every file of an artifact again; empty when it is sound."""
@@ -206,7 +226,11 @@ class Store:
         if problem:
             return [problem]
         listed = json.loads((path / "manifest.json").read_text())
-        wrong = [f"{rel}: content differs from the manifest" for rel, info in listed.items() if sha256_file(path / rel) != info["sha256"]]
+        wrong = [
+            f"{rel}: content differs from the manifest"
+            for rel, info in listed.items()
+            if sha256_file(path / rel) != info["sha256"]
+        ]
         extra = sorted(set(manifest(path)) - set(listed))
         return wrong + [f"{rel}: not in the manifest" for rel in extra]
 

@@ -1,8 +1,8 @@
 """What is withdrawn: one small file per withdrawal in ``<store>/withdrawn/``, deleted to undo it.
 
 A withdrawal names sources by the digests they had, and artifacts by stage, key and the run that made them. An artifact
-counts as withdrawn when a file lists it, or when its lineage record names a withdrawn source among all it was made from,
-so artifacts made later or on another machine are reached too; one that was built again from other data is not.
+counts as withdrawn when a file lists it, or when its lineage record names a withdrawn source among all it was made
+from, so artifacts made later or on another machine are reached too; one that was built again from other data is not.
 """
 
 from __future__ import annotations
@@ -26,10 +26,13 @@ class Withdrawals:
     def rules(self) -> list[dict[str, Any]]:
         """All withdrawals, oldest first."""
         paths = {p.name: p for d in reversed(self.directories) for p in d.glob("*.json")}
-        return sorted((json.loads(p.read_text("utf-8")) for p in paths.values()), key=lambda r: (r["created"], r["what"]))
+        return sorted(
+            (json.loads(p.read_text("utf-8")) for p in paths.values()), key=lambda r: (r["created"], r["what"])
+        )
 
     def because(self, record: dict[str, Any], rules: list[dict[str, Any]] | None = None) -> str | None:
-        """Why an artifact is withdrawn, or None. ``rules``: those of :meth:`rules`, when many records are asked about."""
+        """Why an artifact is withdrawn, or None. ``rules``: those of :meth:`rules`, when many records are asked
+        about."""
         for rule in self.rules() if rules is None else rules:
             if [record["stage"], record["key"], record.get("run")] in rule["artifacts"]:
                 return f"{rule['reason']} ({rule['what']})"
@@ -62,7 +65,12 @@ def rule_for(records: dict[tuple[str, str], dict[str, Any]], what: str, reason: 
     several artifacts.
     """
     long = len(what) >= 8
-    sources = {s["digest"] for r in records.values() for s in r.get("sources", []) if s["name"] == what or (long and s["digest"].startswith(what))}
+    sources = {
+        s["digest"]
+        for r in records.values()
+        for s in r.get("sources", [])
+        if s["name"] == what or (long and s["digest"].startswith(what))
+    }
     start = [r for r in records.values() if sources & {s["digest"] for s in r.get("sources", [])}]
     stage, _, prefix = what.rpartition("/")
     if not start and stage and prefix:
@@ -75,8 +83,13 @@ def rule_for(records: dict[tuple[str, str], dict[str, Any]], what: str, reason: 
     if not start:
         return None
     reached = {(r["stage"], r["key"]): r for first in start for r in descent(records, first)}
-    return {"what": what, "reason": reason, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "sources": sorted(sources),
-            "artifacts": sorted([r["stage"], r["key"], r.get("run")] for r in reached.values())}
+    return {
+        "what": what,
+        "reason": reason,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "sources": sorted(sources),
+        "artifacts": sorted([r["stage"], r["key"], r.get("run")] for r in reached.values()),
+    }
 
 
 def _name(what: str) -> str:

@@ -12,10 +12,21 @@ from tasks.stage import Report, stage
 
 
 @stage(version=1)
-def chats(cfg: DecontaminateSection, given: SourceSet, exams: SourceSet, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
+def chats(
+    cfg: DecontaminateSection, given: SourceSet, exams: SourceSet, *, on: Resources, out: Path, report: Report
+) -> dict[str, Any]:
     """Read chats, drop or report those that hold evaluation texts, and write them in normal form."""
     from pipeline.evaluation import exam_items
     from pipeline.records import read_chats
     from pipeline.screen import screen
 
-    return screen(cfg, read_chats, given.sources, exam_items(exams.sources), out, workers=on.workers, engine=on.engine, progress=report)
+    return screen(
+        cfg,
+        read_chats,
+        given.sources,
+        exam_items(exams.sources),
+        out,
+        workers=on.workers,
+        engine=on.engine,
+        progress=report,
+    )

@@ -13,7 +13,9 @@ from tasks.stage import Report, stage
 
 
 @stage(version=1)
-def decontaminate(cfg: DecontaminateSection, docs: Artifact, exams: SourceSet, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
+def decontaminate(
+    cfg: DecontaminateSection, docs: Artifact, exams: SourceSet, *, on: Resources, out: Path, report: Report
+) -> dict[str, Any]:
     """Find evaluation texts in the documents and drop or report the documents that hold them."""
     from pipeline.decontaminate import decontaminate as make
     from pipeline.evaluation import exam_items

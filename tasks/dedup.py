@@ -13,7 +13,9 @@ from tasks.stage import Report, stage
 
 
 @stage(version=1, libs=("datasketch", "xxhash"))
-def dedup(cfg: DedupSection, docs: Artifact, against: SourceSet, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
+def dedup(
+    cfg: DedupSection, docs: Artifact, against: SourceSet, *, on: Resources, out: Path, report: Report
+) -> dict[str, Any]:
     """Drop exact and verified near copies, keeping the best one of each group."""
     from pipeline.dedup import dedup as make
 

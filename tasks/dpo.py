@@ -13,9 +13,13 @@ from tasks.training import encode_records, train
 
 
 @stage(version=1, workers="model.train", kind="model", base="chat")
-def dpo(cfg: DpoSection, chat: Artifact, preferences: Artifact, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
+def dpo(
+    cfg: DpoSection, chat: Artifact, preferences: Artifact, *, on: Resources, out: Path, report: Report
+) -> dict[str, Any]:
     """Direct preference optimisation against the SFT model, whose log-probabilities are computed once."""
     from pipeline.chat_tokens import encode_pairs
 
     counts = encode_records(encode_pairs, preferences, cfg, chat.path, out, report)
-    return counts | train(cfg, data=out / "_run" / "data", tokenizer=chat.path, init=chat.path, on=on, out=out, report=report)
+    return counts | train(
+        cfg, data=out / "_run" / "data", tokenizer=chat.path, init=chat.path, on=on, out=out, report=report
+    )

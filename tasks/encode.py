@@ -12,7 +12,9 @@ from tasks.stage import Report, stage
 
 
 @stage(version=1, libs=("tiktoken", "tokenizers"))
-def encode(cfg: EncodeSection, shards: Artifact, vocabulary: Artifact, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
+def encode(
+    cfg: EncodeSection, shards: Artifact, vocabulary: Artifact, *, on: Resources, out: Path, report: Report
+) -> dict[str, Any]:
     """Encode the training and validation text on all cores."""
     from pipeline.encode import encode_text
 

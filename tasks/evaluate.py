@@ -16,22 +16,59 @@ NAMES = {"pretrain": "base", "sft": "sft", "dpo": "dpo"}
 
 
 @stage(version=1, workers="model.score", kind="report")
-def evaluate(cfg: EvaluateSection, base: Artifact, chat: Artifact, aligned: Artifact, tokens: Artifact, exams: SourceSet,
-             text: Artifact, chats: Artifact | SourceSet, preferences: Artifact | SourceSet, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
+def evaluate(
+    cfg: EvaluateSection,
+    base: Artifact,
+    chat: Artifact,
+    aligned: Artifact,
+    tokens: Artifact,
+    exams: SourceSet,
+    text: Artifact,
+    chats: Artifact | SourceSet,
+    preferences: Artifact | SourceSet,
+    *,
+    on: Resources,
+    out: Path,
+    report: Report,
+) -> dict[str, Any]:
     """Ask every model the same questions and write report.html and report.md."""
     from pipeline.evaluation import write_exams
     from pipeline.jsonl import read_jsonl
     from pipeline.report import write_report
 
-    models = {NAMES[model.stage]: model for model in (base, chat, aligned)}  # a stage that was left out is not asked twice
-    learnt = [data for data in (text, chats, preferences) if isinstance(data, Artifact)]  # a SourceSet is one that was left out
+    models = {
+        NAMES[model.stage]: model for model in (base, chat, aligned)
+    }  # a stage that was left out is not asked twice
+    learnt = [
+        data for data in (text, chats, preferences) if isinstance(data, Artifact)
+    ]  # a SourceSet is one that was left out
     asked = read_jsonl(chats.path / "records.jsonl") if isinstance(chats, Artifact) else ()
-    counts = write_exams(cfg, exams.sources, out / "_run" / "exams", asked, [data.path / "contamination.jsonl" for data in learnt])
+    counts = write_exams(
+        cfg, exams.sources, out / "_run" / "exams", asked, [data.path / "contamination.jsonl" for data in learnt]
+    )
     settings = cfg.model_dump(include={"max_new_tokens", "batch", "bits_tokens", "seq_len", "seed"})
-    scores = launch("model.score", {
-        "models": [{"name": name, "path": str(model.path)} for name, model in models.items()], "reference": "sft" if "dpo" in models else None,
-        "exams": str(out / "_run" / "exams"), "tokens": str(tokens.path), "out": str(out), "settings": settings, "device": on.device, "dtype": "auto",
-    }, out, on, report.training, single=True)
-    write_report(out, title="Evaluation", samples=cfg.samples, facts={"questions": f"{counts['answers']:,}", "choices": f"{counts['choices']:,}"},
-                 curves={name: model.path / "_run" / "metrics.jsonl" for name, model in models.items()})
+    scores = launch(
+        "model.score",
+        {
+            "models": [{"name": name, "path": str(model.path)} for name, model in models.items()],
+            "reference": "sft" if "dpo" in models else None,
+            "exams": str(out / "_run" / "exams"),
+            "tokens": str(tokens.path),
+            "out": str(out),
+            "settings": settings,
+            "device": on.device,
+            "dtype": "auto",
+        },
+        out,
+        on,
+        report.training,
+        single=True,
+    )
+    write_report(
+        out,
+        title="Evaluation",
+        samples=cfg.samples,
+        facts={"questions": f"{counts['answers']:,}", "choices": f"{counts['choices']:,}"},
+        curves={name: model.path / "_run" / "metrics.jsonl" for name, model in models.items()},
+    )
     return {f"exam_{name}": count for name, count in counts.items()} | scores

@@ -32,6 +32,8 @@ def facts(model: Artifact) -> dict[str, Any]:
         found["stages"][record["stage"]] = {"digest": record["digest"], "section": record["identity"]["section"]}
         for given in record["inputs"]:
             todo.append((given["stage"], given["key"]))
-            found["sources"] |= {s["name"]: {"digest": s["digest"], "files": s["files"], "bytes": s["bytes"], "stage": record["stage"]}
-                                 for s in given.get("sources", [])}
+            found["sources"] |= {
+                s["name"]: {"digest": s["digest"], "files": s["files"], "bytes": s["bytes"], "stage": record["stage"]}
+                for s in given.get("sources", [])
+            }
     return found

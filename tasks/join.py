@@ -16,7 +16,8 @@ GRACE_SECONDS = 30.0
 
 
 class _Caller:
-    """Looks whether the caller is still there, and shows it that this node is; what its workers report is the caller's to read."""
+    """Looks whether the caller is still there, and shows it that this node is; what its workers report is the caller's
+    to read."""
 
     def __init__(self, own: Claim) -> None:
         self.own, self.there = own, time.monotonic()
@@ -39,10 +40,16 @@ def join(home: Path, say: Callable[[str], None], once: bool = False) -> None:
 
     def unreachable(what: str, error: OSError) -> None:
         if what not in told:
-            say(f"{what}: called for, but not reached from here ({error}); its caller has ended, or its port is closed to this machine")
+            say(
+                f"{what}: called for, but not reached from here ({error}); its caller has ended, or its port is closed"
+                " to this machine"
+            )
         told.add(what)
 
-    say(f"ready to join; start `pipeline run … resources.nnodes=N` on one machine with PIPELINE_HOME={home}, a folder that all share")
+    say(
+        f"ready to join; start `pipeline run … resources.nnodes=N` on one machine with PIPELINE_HOME={home}, a folder"
+        " that all share"
+    )
     while True:
         found = find(home, known, unreachable)
         if found is None:

@@ -1,11 +1,13 @@
 """Draw what an artifact was made from: a self-contained HTML page with the DAG as SVG, and a Markdown note.
 
-Input everywhere: lineage records in the order they were made, dicts with ``stage, key, digest, section, inputs, metrics,
-state`` ("ran", "cached", "failed", "running") and, as far as known, ``seconds, built_seconds, path, kind, run_id, model_id``;
-an input is ``{name, stage, key, digest}`` or, from outside, ``{name, stage: "source", digest, sources: [{name, digest, …}]}``.
+Input everywhere: lineage records in the order they were made, dicts with ``stage, key, digest, section, inputs,
+metrics, state`` ("ran", "cached", "failed", "running") and, as far as known, ``seconds, built_seconds, path, kind,
+run_id, model_id``; an input is ``{name, stage, key, digest}`` or, from outside, ``{name, stage: "source", digest,
+sources: [{name, digest, …}]}``.
 
-The picture is layered left to right by longest path from a source; edges that pass over a layer get a place of their own in
-it, and each layer is ordered by the mean height of its neighbours (the barycentre method of Sugiyama et al., 1981).
+The picture is layered left to right by longest path from a source; edges that pass over a layer get a place of their
+own in it, and each layer is ordered by the mean height of its neighbours (the barycentre method of Sugiyama et al.,
+1981).
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from typing import Any
 Record = dict[str, Any]
 WIDTH, HEIGHT, GAP_X, GAP_Y, EDGE = 186, 74, 32, 20, 14
 ROW, FOLD_Y, MARGIN, LANE = 8, 64, 34, 6
-"""More layers than ROW make two rows, FOLD_Y apart; edges between them run in lanes LANE apart, beside the rows in the MARGIN."""
+"""More layers than ROW make two rows, FOLD_Y apart; edges between them run in lanes LANE apart, beside the rows in the
+MARGIN."""
 HEADLINE = ("val_bits_per_byte", "val_loss", "accuracy", "docs_out", "sequences", "vocab_size", "tokens", "steps")
 """Metrics worth a line on a node, the first that is there."""
 
@@ -32,11 +35,16 @@ def ancestry(records: list[Record], stage: str) -> list[Record]:
         if name in by_stage and name not in wanted:
             wanted.add(name)
             queue += [given["stage"] for given in by_stage[name].get("inputs") or []]
-    return [r for r in records if r["stage"] in wanted and r["stage"] != stage] + ([by_stage[stage]] if stage in by_stage else [])
+    return [r for r in records if r["stage"] in wanted and r["stage"] != stage] + (
+        [by_stage[stage]] if stage in by_stage else []
+    )
 
 
-def note(record: Record | None, chain: list[Record], run_link: Callable[[str], str], model_link: Callable[[str], str]) -> str:
-    """Markdown for ``mlflow.note.content``: of one artifact (``record``) its inputs with links, of a run (None) its stages."""
+def note(
+    record: Record | None, chain: list[Record], run_link: Callable[[str], str], model_link: Callable[[str], str]
+) -> str:
+    """Markdown for ``mlflow.note.content``: of one artifact (``record``) its inputs with links, of a run (None) its
+    stages."""
     by_stage = {r["stage"]: r for r in chain}
     if record is None:
         lines = ["| stage | | artifact | what | run |", "|---|---|---|---|---|"]
@@ -49,7 +57,11 @@ def note(record: Record | None, chain: list[Record], run_link: Callable[[str], s
         made = by_stage.get(given.get("stage", ""), {})
         links = [f"[run]({run_link(made['run_id'])})"] if made.get("run_id") else []
         links += [f"[model]({model_link(made['model_id'])})"] if made.get("model_id") else []
-        what = ", ".join(s["name"] for s in given["sources"]) if "sources" in given else given.get("stage") or given["name"]
+        what = (
+            ", ".join(s["name"] for s in given["sources"])
+            if "sources" in given
+            else given.get("stage") or given["name"]
+        )
         lines.append(f"- {given['name']}: {what} `{(given.get('digest') or '')[:12]}` {' '.join(links)}".rstrip())
     return "\n".join([*lines, "", "The whole chain: artifact **lineage.html**."])
 
@@ -63,7 +75,14 @@ def headline(record: Record) -> str:
         value = metrics.get(name)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return f"{value:{',.4g' if isinstance(value, float) else ','}} {name.replace('_', ' ')}"
-    return next((f"{v:,} {k.replace('_', ' ')}" for k, v in metrics.items() if isinstance(v, (int, float)) and not isinstance(v, bool)), "")
+    return next(
+        (
+            f"{v:,} {k.replace('_', ' ')}"
+            for k, v in metrics.items()
+            if isinstance(v, (int, float)) and not isinstance(v, bool)
+        ),
+        "",
+    )
 
 
 def page(records: list[Record], title: str, run_link: Callable[[str], str | None]) -> str:
@@ -74,7 +93,9 @@ def page(records: list[Record], title: str, run_link: Callable[[str], str | None
     drawn = [_edge(places, path, end, lanes) for path in _long_edges(places, edges)]
     drawn += [_node(nodes[name], *places[name], run_link) for name in nodes]
     details = "\n".join(_details(record, run_link) for record in records)
-    return PAGE.format(title=html.escape(title), css=CSS, width=size[0], height=size[1], drawing="\n".join(drawn), details=details)
+    return PAGE.format(
+        title=html.escape(title), css=CSS, width=size[0], height=size[1], drawing="\n".join(drawn), details=details
+    )
 
 
 def graph(records: list[Record]) -> tuple[dict[str, Record], list[tuple[str, str]]]:
@@ -90,7 +111,10 @@ def graph(records: list[Record]) -> tuple[dict[str, Record], list[tuple[str, str
             if given.get("stage") in made:
                 edges.append((given["stage"], record["stage"]))
             elif "sources" not in given:
-                nodes.setdefault(f"source:{given['name']}", {"stage": given["name"], "digest": given.get("digest"), "state": "source"})
+                nodes.setdefault(
+                    f"source:{given['name']}",
+                    {"stage": given["name"], "digest": given.get("digest"), "state": "source"},
+                )
                 edges.append((f"source:{given['name']}", record["stage"]))
     return nodes | {record["stage"]: record for record in records}, list(dict.fromkeys(edges))
 
@@ -132,7 +156,10 @@ def _fold(starts: list[int], ends: list[int], layers: int) -> int:
     if layers <= ROW:
         return layers
     middle = layers // 2
-    return min(range(middle - 1, middle + 3), key=lambda cut: (sum(a < cut <= b for a, b in zip(starts, ends, strict=True)), abs(cut - middle - 0.5)))
+    return min(
+        range(middle - 1, middle + 3),
+        key=lambda cut: (sum(a < cut <= b for a, b in zip(starts, ends, strict=True)), abs(cut - middle - 0.5)),
+    )
 
 
 def _layers(nodes: list[str], edges: list[tuple[str, str]]) -> dict[str, int]:
@@ -154,7 +181,9 @@ def _order(columns: list[list[str]], links: list[tuple[str, str]]) -> None:
         place = {name: i - len(column) / 2 for column in columns for i, name in enumerate(column)}
         forth = sweep % 2 == 0
         for column in columns if forth else reversed(columns):
-            near = {name: [place[a if forth else b] for a, b in links if (b if forth else a) == name] for name in column}
+            near = {
+                name: [place[a if forth else b] for a, b in links if (b if forth else a) == name] for name in column
+            }
             column.sort(key=lambda name: sum(near[name]) / len(near[name]) if near[name] else place[name])
             place |= {name: i - len(column) / 2 for i, name in enumerate(column)}
 
@@ -164,11 +193,15 @@ def _tall(name: str) -> int:
 
 
 def _long_edges(places: dict[str, tuple[int, int]], edges: list[tuple[str, str]]) -> list[list[str]]:
-    return [[a, *sorted((n for n in places if n.startswith(f"edge:{a}>{b}:")), key=lambda n: int(n.rpartition(":")[2])), b] for a, b in edges]
+    return [
+        [a, *sorted((n for n in places if n.startswith(f"edge:{a}>{b}:")), key=lambda n: int(n.rpartition(":")[2])), b]
+        for a, b in edges
+    ]
 
 
 def _edge(places: dict[str, tuple[int, int]], path: list[str], end: int, lanes: Iterator[int]) -> str:
-    """An edge as curves from place to place; from the first row to the second it goes around, each in a lane of its own."""
+    """An edge as curves from place to place; from the first row to the second it goes around, each in a lane of its
+    own."""
     x, y = places[path[0]]
     x, y = x + WIDTH, y + HEIGHT // 2
     d = [f"M{x} {y}"]
@@ -189,19 +222,28 @@ def _edge(places: dict[str, tuple[int, int]], path: list[str], end: int, lanes: 
 
 
 def _around(y: int, nx: int, ny: int, right: int, between: int, left: int, r: int = 8) -> str:
-    """Path with round corners: at height ``y`` to ``right``, down, at ``between`` to ``left``, down, at ``ny`` in to ``nx``."""
-    return (f"H{right - r} Q{right} {y} {right} {y + r} V{between - r} Q{right} {between} {right - r} {between} "
-            f"H{left + r} Q{left} {between} {left} {between + r} V{ny - r} Q{left} {ny} {left + r} {ny} H{nx}")
+    """Path with round corners: at height ``y`` to ``right``, down, at ``between`` to ``left``, down, at ``ny`` in to
+    ``nx``."""
+    return (
+        f"H{right - r} Q{right} {y} {right} {y + r} V{between - r} Q{right} {between} {right - r} {between} "
+        f"H{left + r} Q{left} {between} {left} {between + r} V{ny - r} Q{left} {ny} {left + r} {ny} H{nx}"
+    )
 
 
 def _node(record: Record, x: int, y: int, run_link: Callable[[str], str | None]) -> str:
     state = record.get("state", "")
     lines = [record["stage"], _short(record), headline(record) if state != "source" else _source_line(record)]
-    texts = "".join(f'<text class="{c}" x="14" y="{dy}">{html.escape(_fit(t, n))}</text>'
-                    for t, c, dy, n in zip(lines, ("name", "digest", "what"), (24, 43, 61), (16, 24, 26), strict=True) if t)
+    texts = "".join(
+        f'<text class="{c}" x="14" y="{dy}">{html.escape(_fit(t, n))}</text>'
+        for t, c, dy, n in zip(lines, ("name", "digest", "what"), (24, 43, 61), (16, 24, 26), strict=True)
+        if t
+    )
     badge = f'<text class="badge" x="{WIDTH - 12}" y="24">{html.escape(state)}</text>'
     box = f'<rect width="{WIDTH}" height="{HEIGHT}" rx="9"/>'
-    body = f'<g class="node {html.escape(state)}" transform="translate({x},{y})"><title>{html.escape(_tooltip(record))}</title>{box}{texts}{badge}</g>'
+    body = (
+        f'<g class="node {html.escape(state)}"'
+        f' transform="translate({x},{y})"><title>{html.escape(_tooltip(record))}</title>{box}{texts}{badge}</g>'
+    )
     return body if state == "source" else f'<a href="#{html.escape(record["stage"])}">{body}</a>'
 
 
@@ -210,22 +252,29 @@ def _details(record: Record, run_link: Callable[[str], str | None]) -> str:
     link = run_link(record["run_id"]) if record.get("run_id") else None
     run = f"MLflow run <code>{html.escape(str(record.get('run_id') or '–'))}</code>"
     if link:
-        run = f'<a href="{html.escape(link)}" target="_blank" rel="noopener">MLflow run</a> <code>{html.escape(record["run_id"])}</code>'
-    inputs = "".join(f"<tr><td>{html.escape(g['name'])}</td><td>{_origin(g)}</td><td><code>{html.escape((g.get('digest') or '')[:16])}</code></td></tr>"
-                     for g in record.get("inputs") or [])
+        run = (
+            f'<a href="{html.escape(link)}" target="_blank" rel="noopener">MLflow run</a>'
+            f" <code>{html.escape(record['run_id'])}</code>"
+        )
+    inputs = "".join(
+        f"<tr><td>{html.escape(g['name'])}</td><td>{_origin(g)}</td><td><code>{html.escape((g.get('digest') or '')[:16])}</code></td></tr>"
+        for g in record.get("inputs") or []
+    )
     seconds, state = record.get("built_seconds") or record.get("seconds") or 0, html.escape(record.get("state", ""))
     key, digest = (html.escape(record.get(name) or "–") for name in ("key", "digest"))
     return f"""<details><summary><b>{stage}</b> <span class="{state}">{state}</span>
 <code>{_short(record)}</code> {html.escape(headline(record))}</summary>
 <p id="{stage}">{run} · built in {seconds:.1f} s · key <code>{key}</code> · digest <code>{digest}</code></p>
 <table><tr><th>input</th><th>from</th><th>digest</th></tr>{inputs}</table>
-<div class="two"><div><h3>section</h3><pre>{_json(record.get('section'))}</pre></div>
-<div><h3>metrics</h3><pre>{_json(record.get('metrics'))}</pre></div></div></details>"""
+<div class="two"><div><h3>section</h3><pre>{_json(record.get("section"))}</pre></div>
+<div><h3>metrics</h3><pre>{_json(record.get("metrics"))}</pre></div></div></details>"""
 
 
 def _origin(given: Record) -> str:
     if "sources" in given:
-        return ", ".join(f"{html.escape(s['name'])} <code>{html.escape(s['digest'][:12])}</code>" for s in given["sources"])
+        return ", ".join(
+            f"{html.escape(s['name'])} <code>{html.escape(s['digest'][:12])}</code>" for s in given["sources"]
+        )
     return f'<a href="#{html.escape(given["stage"])}">{html.escape(given["stage"])}</a>' if given.get("stage") else ""
 
 
@@ -234,13 +283,30 @@ def _json(value: Any) -> str:
 
 
 def _tooltip(record: Record) -> str:
-    section = "\n".join(f"{k} = {json.dumps(v, ensure_ascii=False)[:120]}" for k, v in (record.get("section") or {}).items())
-    inputs = "\n".join(f"{g['name']}: {g.get('stage', '')} {(g.get('digest') or '')[:12]}" for g in record.get("inputs") or [])
-    return "\n".join(filter(None, [f"{record['stage']} {record.get('digest') or ''}", inputs and f"\ninputs\n{inputs}", section and f"\nsection\n{section}"]))
+    section = "\n".join(
+        f"{k} = {json.dumps(v, ensure_ascii=False)[:120]}" for k, v in (record.get("section") or {}).items()
+    )
+    inputs = "\n".join(
+        f"{g['name']}: {g.get('stage', '')} {(g.get('digest') or '')[:12]}" for g in record.get("inputs") or []
+    )
+    return "\n".join(
+        filter(
+            None,
+            [
+                f"{record['stage']} {record.get('digest') or ''}",
+                inputs and f"\ninputs\n{inputs}",
+                section and f"\nsection\n{section}",
+            ],
+        )
+    )
 
 
 def _source_line(record: Record) -> str:
-    return f"{record['files']:,} file{'s' * (record['files'] != 1)}, {record.get('bytes', 0) / 1e6:,.1f} MB" if "files" in record else ""
+    return (
+        f"{record['files']:,} file{'s' * (record['files'] != 1)}, {record.get('bytes', 0) / 1e6:,.1f} MB"
+        if "files" in record
+        else ""
+    )
 
 
 def _short(record: Record) -> str:

@@ -34,7 +34,8 @@ NOTE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Call:
-    """What a node needs to know: start ``worker`` (module and arguments) in ``run`` on ``resources``, whose rdzv_endpoint is the caller's address."""
+    """What a node needs to know: start ``worker`` (module and arguments) in ``run`` on ``resources``, whose
+    rdzv_endpoint is the caller's address."""
 
     id: str
     worker: list[str]
@@ -55,7 +56,8 @@ class Roll:
         self._seen: dict[int, tuple[str, float]] = {}
 
     def states(self) -> dict[int, dict[str, Any]]:
-        """What the nodes that have taken a number say of themselves, by number: ``host``, ``beat``, ``ended`` (why, or empty)."""
+        """What the nodes that have taken a number say of themselves, by number: ``host``, ``beat``, ``ended`` (why, or
+        empty)."""
         found = {}
         for number in range(1, self.nodes):
             with contextlib.suppress(OSError):
@@ -72,11 +74,15 @@ class Roll:
             if state["ended"]:
                 return f"node {number} ({state['host']}): {state['ended']}"
             if now - self._seen[number][1] > SILENCE_SECONDS:
-                return f"node {number} ({state['host']}) has not been heard of for {SILENCE_SECONDS:.0f} s: its machine or its `pipeline join` has died"
+                return (
+                    f"node {number} ({state['host']}) has not been heard of for {SILENCE_SECONDS:.0f} s: its machine or"
+                    " its `pipeline join` has died"
+                )
         return ""
 
     def wait(self, seconds: float, note: Callable[[str], None], go_on: Callable[[], None]) -> str:
-        """Let all nodes start when they are there (empty), or say what went wrong: one was lost, or after ``seconds`` (0: never) some are missing.
+        """Let all nodes start when they are there (empty), or say what went wrong: one was lost, or after ``seconds``
+        (0: never) some are missing.
 
         ``note`` gets a line now and then, and ``go_on`` is called a few times a second and may raise.
         """
@@ -91,7 +97,10 @@ class Roll:
                     return ""
                 now = time.monotonic()
                 known = ", ".join(sorted(hosts.values())) or "none yet"
-                missing = f"{self.nodes - 1 - len(hosts)} of {self.nodes - 1} other node(s) missing at {self.endpoint} (joined: {known})"
+                missing = (
+                    f"{self.nodes - 1 - len(hosts)} of {self.nodes - 1} other node(s) missing at {self.endpoint}"
+                    f" (joined: {known})"
+                )
                 if seconds and now - began > seconds:
                     return missing
                 if len(hosts) != here or now - told > NOTE_SECONDS:
@@ -106,9 +115,13 @@ class Roll:
         port = split(self.endpoint)[1]
         both = socket.has_dualstack_ipv6()
         try:
-            door = socket.create_server(("", port), family=socket.AF_INET6 if both else socket.AF_INET, backlog=128, dualstack_ipv6=both)
+            door = socket.create_server(
+                ("", port), family=socket.AF_INET6 if both else socket.AF_INET, backlog=128, dualstack_ipv6=both
+            )
         except OSError as error:
-            raise ValueError(f"resources.rdzv_endpoint: cannot listen at port {port} ({error.strerror}); choose another port") from None
+            raise ValueError(
+                f"resources.rdzv_endpoint: cannot listen at port {port} ({error.strerror}); choose another port"
+            ) from None
         with door:
             yield
 
@@ -126,8 +139,11 @@ def calling(home: Path, worker: list[str], run: Path, resources: dict[str, Any])
         shutil.rmtree(place, ignore_errors=True)
 
 
-def find(home: Path, known: set[str], unreachable: Callable[[str, OSError], None] = lambda what, error: None) -> tuple[Path, Call] | None:
-    """A call that is not among the ``known`` ids, has a number to take and whose caller can be reached, with its directory.
+def find(
+    home: Path, known: set[str], unreachable: Callable[[str, OSError], None] = lambda what, error: None
+) -> tuple[Path, Call] | None:
+    """A call that is not among the ``known`` ids, has a number to take and whose caller can be reached, with its
+    directory.
 
     ``unreachable`` is told (name and address, error) of calls whose caller cannot.
     """
@@ -174,7 +190,9 @@ class Claim:
         self.beats, self._last = self.beats + 1, time.monotonic()
         if (self.place / CALL).exists():
             with contextlib.suppress(OSError):  # the call may be over
-                _write(self.place / str(self.number), {"host": socket.gethostname(), "beat": self.beats, "ended": ended})
+                _write(
+                    self.place / str(self.number), {"host": socket.gethostname(), "beat": self.beats, "ended": ended}
+                )
 
 
 def claim(place: Path, nodes: int) -> Claim | None:
@@ -220,10 +238,13 @@ def own_endpoint() -> str:
 
 
 def interface_towards(host: str) -> str | None:
-    """Name of the network interface on the way to ``host``, for gloo, which otherwise goes by what the host name resolves to."""
+    """Name of the network interface on the way to ``host``, for gloo, which otherwise goes by what the host name
+    resolves to."""
     with contextlib.suppress(OSError):
         own = address_towards(host)
-        return next((name for name, found in psutil.net_if_addrs().items() if any(a.address == own for a in found)), None)
+        return next(
+            (name for name, found in psutil.net_if_addrs().items() if any(a.address == own for a in found)), None
+        )
     return None
 
 

@@ -16,7 +16,8 @@ from tasks.stage import Stage, key_of
 
 @dataclass
 class Planned:
-    """A stage call as planned. ``digest`` is known for a hit only; ``identity``, ``given`` (inputs) and ``base`` when all inputs are."""
+    """A stage call as planned. ``digest`` is known for a hit only; ``identity``, ``given`` (inputs) and ``base`` when
+    all inputs are."""
 
     stage: str
     state: str
@@ -58,13 +59,27 @@ class PlanRun(Run):
             cost = earlier[-1]["seconds"] if earlier else None
             return Planned(stage.name, "depends", [f"on the bytes of {', '.join(unknown)}, made anew"], seconds=cost)
         identity = stage.identity(cfg, inputs)
-        plan = Planned(stage.name, "miss", [], key_of(identity), identity=identity, given=stage.given(inputs), base=stage.base_key(inputs))
+        plan = Planned(
+            stage.name,
+            "miss",
+            [],
+            key_of(identity),
+            identity=identity,
+            given=stage.given(inputs),
+            base=stage.base_key(inputs),
+        )
         if stage.name in self.refresh:
             return replace(plan, reasons=["refresh asked for"], seconds=earlier[-1]["seconds"] if earlier else None)
         look = self.store.examine(stage.name, plan.key)
         if look.artifact and look.record:
-            return replace(plan, state="hit", reasons=[look.why or "unchanged"], digest=look.artifact.digest, seconds=look.record["seconds"],
-                           path=look.artifact.path)
+            return replace(
+                plan,
+                state="hit",
+                reasons=[look.why or "unchanged"],
+                digest=look.artifact.digest,
+                seconds=look.record["seconds"],
+                path=look.artifact.path,
+            )
         reasons, cost = why(identity, earlier)
         return replace(plan, reasons=[look.why] if look.why else reasons, seconds=cost)
 
@@ -86,11 +101,21 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def differences_by_kind(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[str]]:
     """Readable differences by the part of the identity they are in: section, inputs, code, libs, version."""
     before, after = flatten(old["section"]), flatten(new["section"])
-    found = {"section": [f"{new['stage']}.{name}: {_short(before.get(name))} → {_short(after.get(name))}" for name in _differing(before, after)]}
+    found = {
+        "section": [
+            f"{new['stage']}.{name}: {_short(before.get(name))} → {_short(after.get(name))}"
+            for name in _differing(before, after)
+        ]
+    }
     found["inputs"] = [f"input {name} changed" for name in _differing(old["inputs"], new["inputs"])]
     found["code"] = [f"code {name.replace('.', '/')}.py changed" for name in _differing(old["code"], new["code"])]
-    found["libs"] = [f"library {name}: {old['libs'].get(name)} → {new['libs'].get(name)}" for name in _differing(old["libs"], new["libs"])]
-    found["version"] = [f"stage version {old['version']} → {new['version']}"] if old["version"] != new["version"] else []
+    found["libs"] = [
+        f"library {name}: {old['libs'].get(name)} → {new['libs'].get(name)}"
+        for name in _differing(old["libs"], new["libs"])
+    ]
+    found["version"] = (
+        [f"stage version {old['version']} → {new['version']}"] if old["version"] != new["version"] else []
+    )
     return found
 
 

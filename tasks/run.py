@@ -50,7 +50,9 @@ class Run:
     ``<home>/runs/<id>/events.jsonl``, from which the tracker process fills MLflow.
     """
 
-    def __init__(self, run_id: str, resources: Resources, until: str | None = None, refresh: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, run_id: str, resources: Resources, until: str | None = None, refresh: tuple[str, ...] = ()
+    ) -> None:
         self.id, self.resources, self.until, self.refresh = run_id, resources, until, refresh
         self.directory = home() / "runs" / run_id
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
@@ -95,8 +97,13 @@ class Run:
 
     def summary(self, **facts: Any) -> dict[str, Any]:
         """What ``--json`` prints: every stage's state, key, digest, path, seconds and metrics, and the run's ids."""
-        stages = [{"name": name, **{k: e[k] for k in ("state", "key", "digest", "path", "seconds", "built_seconds", "metrics")}}
-                  for name, e in self.stages.items()]
+        stages = [
+            {
+                "name": name,
+                **{k: e[k] for k in ("state", "key", "digest", "path", "seconds", "built_seconds", "metrics")},
+            }
+            for name, e in self.stages.items()
+        ]
         result = {"run_id": self.id, **facts, "seconds": round(facts["seconds"], 3), "stages": stages}
         write_json(self.directory / "summary.json", result)
         return result
@@ -124,7 +131,9 @@ def git_state() -> dict[str, Any]:
     root = Path(__file__).resolve().parent.parent
 
     def git(*args: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *args], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
 
     try:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}

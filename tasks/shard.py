@@ -20,7 +20,8 @@ def shard(cfg: ShardSection, docs: Artifact, *, on: Resources, out: Path, report
 
 
 def history(docs: Artifact) -> dict[str, Path]:
-    """The artifacts that ``docs`` was made from, the first stage first, and ``docs``: of each its stage and path. Only those that this machine holds."""
+    """The artifacts that ``docs`` was made from, the first stage first, and ``docs``: of each its stage and path. Only
+    those that this machine holds."""
     store, found, step = Store(docs.path.parent.parent), {}, {"stage": docs.stage, "key": docs.key}
     while step["key"] and (path := store.directory(step["stage"], step["key"])).is_dir():
         found[step["stage"]] = path

@@ -1,4 +1,5 @@
-"""What a run is given from outside: text, chats, preferences and evaluation sets, resolved and hashed before anything runs."""
+"""What a run is given from outside: text, chats, preferences and evaluation sets, resolved and hashed before anything
+runs."""
 
 from __future__ import annotations
 
@@ -26,7 +27,10 @@ class SourceSet:
 
     def describe(self) -> list[dict[str, Any]]:
         """Name, digest, files and bytes of each source, for lineage."""
-        return [{"name": s.name, "digest": s.digest, "files": len(s.files), "bytes": sum(f.bytes for f in s.files)} for s in self.sources]
+        return [
+            {"name": s.name, "digest": s.digest, "files": len(s.files), "bytes": sum(f.bytes for f in s.files)}
+            for s in self.sources
+        ]
 
     def __bool__(self) -> bool:
         return bool(self.sources)
@@ -58,15 +62,21 @@ def given(config: Config) -> Inputs:
         names = list(getattr(config, section).sources)
         if kind == "exam" and not names and "teaching" in [*config.ingest.sources, *config.sft.sources]:
             names = ["teaching"]
-        return gather(f"{section}.sources", kind, lambda: resolve(names, kind)) if names or required else SourceSet(kind)
+        return (
+            gather(f"{section}.sources", kind, lambda: resolve(names, kind)) if names or required else SourceSet(kind)
+        )
 
     inputs = Inputs(
-        text=named("ingest", "text", required=True), chats=named("sft", "chat"), preferences=named("dpo", "preference"),
+        text=named("ingest", "text", required=True),
+        chats=named("sft", "chat"),
+        preferences=named("dpo", "preference"),
         exams=named("evaluate", "exam"),
         against=gather("dedup.against", "documents", lambda: [_documents(path) for path in config.dedup.against]),
     )
     if inputs.preferences and not inputs.chats:
-        problems.append("dpo.sources  preferences are learnt by a chat model: give sft.sources too, or set dpo.sources=[]")
+        problems.append(
+            "dpo.sources  preferences are learnt by a chat model: give sft.sources too, or set dpo.sources=[]"
+        )
     if problems:
         raise ConfigError(problems)
     return inputs
@@ -74,8 +84,12 @@ def given(config: Config) -> Inputs:
 
 def withdrawn(inputs: Inputs, store: Store) -> list[str]:
     """A line for every source that must not be used any more (``pipeline invalidate``); empty when all may."""
-    return [f"{field.name}  {source.name} was withdrawn: {why}; leave it out, or `pipeline invalidate {source.name} --undo`"
-            for field in fields(inputs) for source in getattr(inputs, field.name).sources if (why := store.withdrawals.source(source.digest))]
+    return [
+        f"{field.name}  {source.name} was withdrawn: {why}; leave it out, or `pipeline invalidate {source.name} --undo`"
+        for field in fields(inputs)
+        for source in getattr(inputs, field.name).sources
+        if (why := store.withdrawals.source(source.digest))
+    ]
 
 
 def _documents(path: str) -> Source:
@@ -84,5 +98,9 @@ def _documents(path: str) -> Source:
     if not any(root.glob("part-*.parquet")):
         raise ValueError(f"{path}: no part-*.parquet there; give the directory of a document artifact")
     recorded = (root / "lineage.json").is_file()
-    digest = Store(root.parent.parent).lineage(root.parent.name, root.name)["digest"] if recorded else digest_of(manifest(root))
+    digest = (
+        Store(root.parent.parent).lineage(root.parent.name, root.name)["digest"]
+        if recorded
+        else digest_of(manifest(root))
+    )
     return Source(root.name, digest, ())

@@ -24,8 +24,25 @@ from tasks.run import Reached, Run, current
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = frozenset({"flows", "tasks", "pipeline", "model", "storage"})
-HOW = frozenset({"storage", "flows", "pipeline.config", "pipeline.sections", "pipeline.executor", "pipeline.worker", "tasks.stage", "tasks.run",
-                 "tasks.sources", "tasks.training", "tasks.launch", "tasks.nodes", "tasks.guard", "tasks.failure", "tasks.tail"})
+HOW = frozenset(
+    {
+        "storage",
+        "flows",
+        "pipeline.config",
+        "pipeline.sections",
+        "pipeline.executor",
+        "pipeline.worker",
+        "tasks.stage",
+        "tasks.run",
+        "tasks.sources",
+        "tasks.training",
+        "tasks.launch",
+        "tasks.nodes",
+        "tasks.guard",
+        "tasks.failure",
+        "tasks.tail",
+    }
+)
 """Modules that decide how a stage runs and not what it makes; the values of sections enter the key themselves."""
 
 
@@ -56,7 +73,9 @@ class Stage:
 
     def bind(self, inputs: tuple[Any, ...]) -> dict[str, Any]:
         """Inputs by the names that the stage function gives them."""
-        names = [p.name for p in inspect.signature(self.fn).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD][1:]
+        names = [p.name for p in inspect.signature(self.fn).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD][
+            1:
+        ]
         if len(names) != len(inputs):
             raise TypeError(f"stage {self.name} takes {names}, got {len(inputs)} inputs")
         return dict(zip(names, inputs, strict=True))
@@ -76,7 +95,12 @@ class Stage:
         """The inputs as lineage tells them: name, stage, key, digest, and the sources that come from outside."""
         listed = []
         for name, value in inputs.items():
-            entry = {"name": name, "stage": getattr(value, "stage", "source"), "key": getattr(value, "key", ""), "digest": value.digest}
+            entry = {
+                "name": name,
+                "stage": getattr(value, "stage", "source"),
+                "key": getattr(value, "key", ""),
+                "digest": value.digest,
+            }
             entry |= {"path": str(value.path)} if with_path and isinstance(value, Artifact) else {}
             entry |= {"sources": value.describe()} if hasattr(value, "describe") else {}
             listed.append(entry)
@@ -87,9 +111,16 @@ class Stage:
         return inputs[self.base].key if self.base else None
 
 
-def stage(*, version: int, workers: str | tuple[str, ...] = (), libs: tuple[str, ...] = (), kind: str = "dataset",
-          base: str | None = None) -> Callable[[Callable[..., dict[str, Any]]], Stage]:
-    """Make a function a stage. ``workers``: modules it starts in other processes; ``libs``: packages whose version changes its bytes."""
+def stage(
+    *,
+    version: int,
+    workers: str | tuple[str, ...] = (),
+    libs: tuple[str, ...] = (),
+    kind: str = "dataset",
+    base: str | None = None,
+) -> Callable[[Callable[..., dict[str, Any]]], Stage]:
+    """Make a function a stage. ``workers``: modules it starts in other processes; ``libs``: packages whose version
+    changes its bytes."""
     modules = (workers,) if isinstance(workers, str) else tuple(workers)
     return lambda fn: Stage(fn, version, modules, libs, kind, base)
 
@@ -110,7 +141,8 @@ def key_of(identity: dict[str, Any]) -> str:
 
 
 class Report:
-    """What a running stage says about itself: ``report(done, total, unit)``, or ``report.training(metrics)`` from a worker's curve."""
+    """What a running stage says about itself: ``report(done, total, unit)``, or ``report.training(metrics)`` from a
+    worker's curve."""
 
     def __init__(self, run: Run, name: str, show: Callable[[float], None]) -> None:
         self.run, self.name, self.show, self._last = run, name, show, 0.0
@@ -213,9 +245,16 @@ class _Call:
         from prefect import task
 
         record = f"{self.stage.name}/{self.key}/prefect.json"
-        return task(lambda: self._build(), name=self.stage.name, description=inspect.getdoc(self.stage.fn), persist_result=True,
-                    result_serializer="json", result_storage=self.run.store.root, cache_key_fn=lambda context, parameters: record,
-                    refresh_cache=not self.hit)
+        return task(
+            lambda: self._build(),
+            name=self.stage.name,
+            description=inspect.getdoc(self.stage.fn),
+            persist_result=True,
+            result_serializer="json",
+            result_storage=self.run.store.root,
+            cache_key_fn=lambda context, parameters: record,
+            refresh_cache=not self.hit,
+        )
 
     def _build(self) -> dict[str, str]:
         """The body of the Prefect task: take the artifact if someone made it meanwhile, else make and publish it."""
@@ -232,16 +271,40 @@ class _Call:
     def _make(self, partial: Path, lease: Any) -> Artifact:
         self.hit = False
         name, began = self.stage.name, time.monotonic()
-        self.run.emit("stage_started", stage=name, key=self.key, section=self.identity["section"], partial=str(partial),
-                      resources=self.run.resources.model_dump(), inputs=self.stage.given(self.inputs, with_path=True))
-        metrics = self.stage.fn(self.cfg, *self.inputs.values(), on=self.run.resources, out=partial, report=Report(self.run, name, _progress_artifact(name)))
+        self.run.emit(
+            "stage_started",
+            stage=name,
+            key=self.key,
+            section=self.identity["section"],
+            partial=str(partial),
+            resources=self.run.resources.model_dump(),
+            inputs=self.stage.given(self.inputs, with_path=True),
+        )
+        metrics = self.stage.fn(
+            self.cfg,
+            *self.inputs.values(),
+            on=self.run.resources,
+            out=partial,
+            report=Report(self.run, name, _progress_artifact(name)),
+        )
         seconds = round(time.monotonic() - began, 3)
         lease.confirm()
-        artifact = self.run.store.publish(name, self.key, {
-            "identity": self.identity, "inputs": self.stage.given(self.inputs), "resources": self.run.resources.model_dump(), "metrics": metrics,
-            "sources": self.run.store.sources_of(self.stage.given(self.inputs)), "seconds": seconds, "kind": self.stage.kind,
-            "base": self.stage.base_key(self.inputs), "run": self.run.id,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+        artifact = self.run.store.publish(
+            name,
+            self.key,
+            {
+                "identity": self.identity,
+                "inputs": self.stage.given(self.inputs),
+                "resources": self.run.resources.model_dump(),
+                "metrics": metrics,
+                "sources": self.run.store.sources_of(self.stage.given(self.inputs)),
+                "seconds": seconds,
+                "kind": self.stage.kind,
+                "base": self.stage.base_key(self.inputs),
+                "run": self.run.id,
+                "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            },
+        )
         _table_artifact(name, metrics, seconds, artifact)
         return artifact
 
@@ -251,14 +314,31 @@ class _Call:
         event = {"stage": name, "key": self.key, "kind": self.stage.kind, "base": self.stage.base_key(self.inputs)}
         if not state.is_completed():
             error = _exception(state)
-            self.run.emit("stage_finished", **event, state="failed", digest=None, path=str(self.run.store.directory(name, self.key)) + ".partial",
-                          seconds=round(time.monotonic() - self.began, 3), metrics={}, error=f"{type(error).__name__}: {error}")
+            self.run.emit(
+                "stage_finished",
+                **event,
+                state="failed",
+                digest=None,
+                path=str(self.run.store.directory(name, self.key)) + ".partial",
+                seconds=round(time.monotonic() - self.began, 3),
+                metrics={},
+                error=f"{type(error).__name__}: {error}",
+            )
             raise error
         self.run.states[name, self.key] = state
         record = self.run.store.lineage(name, self.key)
         artifact = self.made = Artifact(name, self.key, record["digest"], self.run.store.directory(name, self.key))
-        self.run.emit("stage_finished", **event, state="cached" if self.hit else "ran", digest=artifact.digest, path=str(artifact.path),
-                      seconds=0.0 if self.hit else record["seconds"], built_seconds=record["seconds"], metrics=record["metrics"], error=None)
+        self.run.emit(
+            "stage_finished",
+            **event,
+            state="cached" if self.hit else "ran",
+            digest=artifact.digest,
+            path=str(artifact.path),
+            seconds=0.0 if self.hit else record["seconds"],
+            built_seconds=record["seconds"],
+            metrics=record["metrics"],
+            error=None,
+        )
         self.run.after(name)
         return artifact
 
@@ -291,8 +371,15 @@ def _table_artifact(name: str, metrics: dict[str, Any], seconds: float, artifact
     """What the stage did, as a table on its Prefect page."""
     from prefect.artifacts import create_table_artifact
 
-    rows = [{"what": key, "value": value if isinstance(value, (int, float, str)) else str(value)} for key, value in metrics.items()]
-    rows += [{"what": "seconds", "value": seconds}, {"what": "artifact", "value": artifact.ref}, {"what": "digest", "value": artifact.digest[:16]}]
+    rows = [
+        {"what": key, "value": value if isinstance(value, (int, float, str)) else str(value)}
+        for key, value in metrics.items()
+    ]
+    rows += [
+        {"what": "seconds", "value": seconds},
+        {"what": "artifact", "value": artifact.ref},
+        {"what": "digest", "value": artifact.digest[:16]},
+    ]
     create_table_artifact(table=rows, key=name, description=f"What **{name}** did. Files: `{artifact.path}`")
 
 

@@ -5,9 +5,9 @@ The flow appends events to ``<home>/runs/<id>/events.jsonl``; :func:`start_track
 only module that imports it; importing takes 1.5 s, which passes while the flow works). A pipe says when the flow is
 gone: without a ``run_finished`` event before, its runs become KILLED.
 
-When MLflow cannot be reached the events stay where they are and are tried again every few seconds, by later runs, and by
-``python -m tasks.tracking --sync <home>``. Applying an event twice changes nothing, so a part of a run that was already
-there is no obstacle. ``mlflow.json`` in the run's directory says what MLflow holds.
+When MLflow cannot be reached the events stay where they are and are tried again every few seconds, by later runs, and
+by ``python -m tasks.tracking --sync <home>``. Applying an event twice changes nothing, so a part of a run that was
+already there is no obstacle. ``mlflow.json`` in the run's directory says what MLflow holds.
 
 Where: ``MLFLOW_TRACKING_URI``, or SQLite and a folder of artifacts under ``<home>/mlflow``.
 """
@@ -38,8 +38,14 @@ log = logging.getLogger("tracking")
 POLL_SECONDS = 0.2
 RETRY_SECONDS = 10.0
 # A server that is down should be noticed in seconds; MLflow's defaults retry for minutes. Its telemetry stays off.
-ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-               "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
 
 
 class Tracker:
@@ -51,8 +57,9 @@ class Tracker:
     def close(self, timeout: float = 60.0) -> dict[str, Any]:
         """Wait until MLflow has the run (``run_finished`` must have been written) and say where it is.
 
-        Returns ``{"tracking_uri", "experiment_id", "parent_run_id", "stages": {stage: {"run_id", "model_id"}}, "complete",
-        "error"}``, or ``{}`` when nothing reached MLflow. After ``timeout`` seconds the tracker goes on alone.
+        Returns ``{"tracking_uri", "experiment_id", "parent_run_id", "stages": {stage: {"run_id", "model_id"}},
+        "complete", "error"}``, or ``{}`` when nothing reached MLflow. After ``timeout`` seconds the tracker goes on
+        alone.
         """
         deadline = time.monotonic() + timeout
         state = summary(self.run_dir)
@@ -64,14 +71,28 @@ class Tracker:
 
 
 def start_tracker(run_dir: Path) -> Tracker:
-    """Start the tracker of the run in ``run_dir`` (with its run.json); it lives until the run is finished or this process ends."""
+    """Start the tracker of the run in ``run_dir`` (with its run.json); it lives until the run is finished or this
+    process ends."""
     read, write = os.pipe()
-    environment = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID") and not k.startswith("PREFECT_")}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")]))
+    environment = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID") and not k.startswith("PREFECT_")
+    }
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")])
+    )
     try:
         with open(run_dir / "tracker.log", "ab") as output:
-            process = subprocess.Popen([sys.executable, "-m", "tasks.tracking", str(run_dir), "--pipe", str(read)], pass_fds=(read,), env=environment,
-                                       stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tasks.tracking", str(run_dir), "--pipe", str(read)],
+                pass_fds=(read,),
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
     finally:
         os.close(read)
     return Tracker(run_dir, process, write)
@@ -96,7 +117,9 @@ def follow(run_dir: Path, pipe: int | None) -> bool:
     again, tries = 0.0, 0
     over = pipe is None
     while True:
-        over = over or _closed(pipe, POLL_SECONDS if mirror else 0.0)  # at first MLflow's import is all there is to wait for
+        over = over or _closed(
+            pipe, POLL_SECONDS if mirror else 0.0
+        )  # at first MLflow's import is all there is to wait for
         waiting.extend(tail.read(last=over))
         over = over or any(event["event"] == "run_finished" for event in waiting)
         if time.monotonic() < again:
@@ -109,8 +132,13 @@ def follow(run_dir: Path, pipe: int | None) -> bool:
                 return True
             mirror.poll()
         except Exception as error:  # whatever MLflow raises: the run goes on, the spool stays
-            log.warning("MLflow: %s: %s", type(error).__name__, str(error).strip().splitlines()[0] if str(error) else "")
-            write_json(run_dir / "mlflow.json", {**summary(run_dir), "complete": False, "error": f"{type(error).__name__}: {error}"[:2000]})
+            log.warning(
+                "MLflow: %s: %s", type(error).__name__, str(error).strip().splitlines()[0] if str(error) else ""
+            )
+            write_json(
+                run_dir / "mlflow.json",
+                {**summary(run_dir), "complete": False, "error": f"{type(error).__name__}: {error}"[:2000]},
+            )
             tries += over
             if tries > 1:
                 return False
@@ -149,7 +177,8 @@ def _lock(run_dir: Path) -> Iterator[bool]:
 
 
 def sync(home: Path) -> dict[str, bool]:
-    """Fill MLflow with every run under ``home`` that it does not have whole yet. Returns {run id: whether it has now}."""
+    """Fill MLflow with every run under ``home`` that it does not have whole yet. Returns {run id: whether it has
+    now}."""
     done = {}
     for run_json in sorted([*(home / "runs").glob("*/run.json"), *(home / "sweeps").glob("*/run.json")]):
         run_dir = run_json.parent

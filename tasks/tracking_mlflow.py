@@ -25,15 +25,37 @@ from mlflow.exceptions import MlflowException
 
 from storage.digest import write_json
 from tasks.lineage_page import ancestry, note, page
-from tasks.tracking_parts import Building, as_datasets, as_key, as_tags, flat, lineage_record, local_server, milliseconds, numbers
+from tasks.tracking_parts import (
+    Building,
+    as_datasets,
+    as_key,
+    as_tags,
+    flat,
+    lineage_record,
+    local_server,
+    milliseconds,
+    numbers,
+)
 
 log = logging.getLogger("tracking")
 EXPERIMENT = "full-pipeline"
 ALIASES = {"pretrain": "base"}
 """Registry alias of a model stage's newest version; the stage's own name where not listed."""
 LARGEST_FILE = 20 << 20
-SHOWN = ("stats.json", "samples.jsonl", "*.html", "*.md", "*.svg", "*.png", "config.json", "meta.json", "_run/result.json", "_run/spec.json",
-         "_run/metrics.jsonl", "_run/logs/*.log")
+SHOWN = (
+    "stats.json",
+    "samples.jsonl",
+    "*.html",
+    "*.md",
+    "*.svg",
+    "*.png",
+    "config.json",
+    "meta.json",
+    "_run/result.json",
+    "_run/spec.json",
+    "_run/metrics.jsonl",
+    "_run/logs/*.log",
+)
 
 
 class Mirror:
@@ -43,7 +65,9 @@ class Mirror:
         self.run_dir, self.uri, self.live = run_dir, uri, live
         self.home = run_dir.parent.parent
         self.facts = json.loads((run_dir / "run.json").read_text("utf-8"))
-        self.preset = Path(str(self.facts.get("preset", "pipeline"))).stem  # a preset can be a file; a model's name has no slashes
+        self.preset = Path(
+            str(self.facts.get("preset", "pipeline"))
+        ).stem  # a preset can be a file; a model's name has no slashes
         logging.getLogger("alembic").setLevel(logging.ERROR)
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         self._prepare_sqlite()
@@ -78,7 +102,9 @@ class Mirror:
     def close(self) -> None:
         """The flow is gone: what is not finished was killed. Afterwards MLflow has all there is."""
         if not self.finished:
-            last = max(p.stat().st_mtime for p in (self.run_dir / "events.jsonl", self.run_dir / "run.json") if p.exists())
+            last = max(
+                p.stat().st_mtime for p in (self.run_dir / "events.jsonl", self.run_dir / "run.json") if p.exists()
+            )
             self._finish("KILLED", last, "the flow process ended without finishing the run")
         self._save(complete=True, error=None)
 
@@ -88,15 +114,26 @@ class Mirror:
         section, resources = flat(event.get("section") or {}), flat(event.get("resources") or {}, "resources.")
         self._log(run_id, params=section | resources)
         self._log_inputs(run_id, event.get("inputs") or [])
-        self.records[stage] = {"stage": stage, "key": event["key"], "section": event.get("section") or {}, "inputs": event.get("inputs") or [],
-                               "state": "running", "run_id": run_id, "metrics": {}}
+        self.records[stage] = {
+            "stage": stage,
+            "key": event["key"],
+            "section": event.get("section") or {},
+            "inputs": event.get("inputs") or [],
+            "state": "running",
+            "run_id": run_id,
+            "metrics": {},
+        }
         self.open[stage] = Building(run_id, Path(event["partial"]) / "_run", self.live)
         self._save()
 
     def _ended(self, event: dict[str, Any]) -> None:
         stage, path = event["stage"], Path(event["path"])
         entry = self.state["stages"].setdefault(stage, {"run_id": None, "model_id": None})
-        record = self.records[stage] = {**self.records.get(stage, {}), **lineage_record(path), **{k: v for k, v in event.items() if k not in ("event", "time")}}
+        record = self.records[stage] = {
+            **self.records.get(stage, {}),
+            **lineage_record(path),
+            **{k: v for k, v in event.items() if k not in ("event", "time")},
+        }
         if event["state"] == "cached":
             entry |= self._known(path)
             self._tag(self.parent, {f"stage.{stage}.cache": "hit", f"stage.{stage}.run_id": entry["run_id"] or ""})
@@ -109,7 +146,9 @@ class Mirror:
             if event["state"] == "ran" and record.get("kind") == "model":
                 record["model_id"] = self._model(run_id, record)
             self._tag(run_id, {"mlflow.note.content": note(record, self._lineage(stage), self._link, self._model_link)})
-            self.client.set_terminated(run_id, "FINISHED" if event["state"] == "ran" else "FAILED", end_time=milliseconds(event["time"]))
+            self.client.set_terminated(
+                run_id, "FINISHED" if event["state"] == "ran" else "FAILED", end_time=milliseconds(event["time"])
+            )
             if event["state"] == "ran" and (path / "_run").is_dir():
                 write_json(path / "_run" / "mlflow.json", {**entry, "tracking_uri": self.uri})
         self._save()
@@ -119,20 +158,30 @@ class Mirror:
         for file in event["files"]:
             self.client.log_artifact(self.parent, file)
         for pipeline_run, value in event["runs"].items():
-            for found in self.client.search_runs([self.state["experiment_id"]], f"tags.`pipeline.run_id` = '{pipeline_run}' and tags.`pipeline.part` = 'run'"):
+            for found in self.client.search_runs(
+                [self.state["experiment_id"]],
+                f"tags.`pipeline.run_id` = '{pipeline_run}' and tags.`pipeline.part` = 'run'",
+            ):
                 self._tag(found.info.run_id, {"mlflow.parentRunId": self.parent})
                 if value is not None:
-                    self._log(found.info.run_id, metrics=[Metric(as_key(event["metric"]), value, milliseconds(event["time"]), 0)])
+                    self._log(
+                        found.info.run_id,
+                        metrics=[Metric(as_key(event["metric"]), value, milliseconds(event["time"]), 0)],
+                    )
 
     def _finish(self, status: str, time: float, error: str | None) -> None:
         for stage, building in list(self.open.items()):
             self._close_building(stage, None)
             self._files(building.run_id, building.folder.parent)
-            self.client.set_terminated(building.run_id, "FAILED" if status == "FAILED" else "KILLED", end_time=milliseconds(time))
+            self.client.set_terminated(
+                building.run_id, "FAILED" if status == "FAILED" else "KILLED", end_time=milliseconds(time)
+            )
         tags = {"pipeline.error": error} if error else {}
         if self.records:
             everything = list(self.records.values())
-            (self.run_dir / "lineage.html").write_text(page(everything, f"{self.preset} {self.run_dir.name}", self._page_link), "utf-8")
+            (self.run_dir / "lineage.html").write_text(
+                page(everything, f"{self.preset} {self.run_dir.name}", self._page_link), "utf-8"
+            )
             for report in sorted(self.run_dir.glob("*.html")):  # lineage, and the funnel that the flow left there
                 self.client.log_artifact(self.parent, str(report))
             tags["mlflow.note.content"] = note(None, everything, self._link, self._model_link)
@@ -150,7 +199,9 @@ class Mirror:
             return found.experiment_id
         artifacts = (self.home / "mlflow" / "artifacts").as_uri() if self.uri.startswith("sqlite:") else None
         try:
-            return self.client.create_experiment(name, artifact_location=artifacts, tags={"mlflow.experimentKind": "custom_model_development"})
+            return self.client.create_experiment(
+                name, artifact_location=artifacts, tags={"mlflow.experimentKind": "custom_model_development"}
+            )
         except MlflowException:
             if found := self.client.get_experiment_by_name(name):  # another tracker was quicker
                 return found.experiment_id
@@ -158,14 +209,25 @@ class Mirror:
 
     def _parent(self) -> str:
         part = self.facts.get("part", "run")
-        if known := self.state.get("parent_run_id") or self._find(f"tags.`pipeline.run_id` = '{self.run_dir.name}' and tags.`pipeline.part` = '{part}'"):
+        if known := self.state.get("parent_run_id") or self._find(
+            f"tags.`pipeline.run_id` = '{self.run_dir.name}' and tags.`pipeline.part` = '{part}'"
+        ):
             self.state["parent_run_id"] = known
             return known
         git, prefect = self.facts.get("git") or {}, self.facts.get("prefect") or {}
-        tags = {"mlflow.runName": f"{self.preset} {self.run_dir.name}", "mlflow.source.name": " ".join(self.facts.get("argv") or []),
-                "mlflow.source.type": "JOB", "mlflow.source.git.commit": git.get("commit", ""), "git.dirty": str(git.get("dirty", "")).lower(),
-                "pipeline.run_id": self.run_dir.name, "pipeline.part": part, "preset": self.preset, "overrides": " ".join(self.facts.get("overrides") or []),
-                "prefect.flow_run_id": prefect.get("flow_run_id") or "", "prefect.url": prefect.get("url") or ""}
+        tags = {
+            "mlflow.runName": f"{self.preset} {self.run_dir.name}",
+            "mlflow.source.name": " ".join(self.facts.get("argv") or []),
+            "mlflow.source.type": "JOB",
+            "mlflow.source.git.commit": git.get("commit", ""),
+            "git.dirty": str(git.get("dirty", "")).lower(),
+            "pipeline.run_id": self.run_dir.name,
+            "pipeline.part": part,
+            "preset": self.preset,
+            "overrides": " ".join(self.facts.get("overrides") or []),
+            "prefect.flow_run_id": prefect.get("flow_run_id") or "",
+            "prefect.url": prefect.get("url") or "",
+        }
         tags |= self.facts.get("tags") or {}
         started = milliseconds((self.run_dir / "run.json").stat().st_mtime)
         run_id = self.client.create_run(self.state["experiment_id"], start_time=started, tags=as_tags(tags)).info.run_id
@@ -180,11 +242,22 @@ class Mirror:
     def _child(self, stage: str, key: str, time: float) -> str:
         """The run of a stage built in this pipeline run; made at first use."""
         entry = self.state["stages"].setdefault(stage, {"run_id": None, "model_id": None})
-        entry["run_id"] = entry["run_id"] or self._find(f"tags.`pipeline.run_id` = '{self.run_dir.name}' and tags.stage = '{stage}'")
+        entry["run_id"] = entry["run_id"] or self._find(
+            f"tags.`pipeline.run_id` = '{self.run_dir.name}' and tags.stage = '{stage}'"
+        )
         if entry["run_id"] is None:
-            tags = {"mlflow.runName": stage, "mlflow.parentRunId": self.parent, "pipeline.run_id": self.run_dir.name, "pipeline.part": "stage",
-                    "stage": stage, "artifact.key": key, "preset": self.preset}
-            entry["run_id"] = self.client.create_run(self.state["experiment_id"], start_time=milliseconds(time), tags=as_tags(tags)).info.run_id
+            tags = {
+                "mlflow.runName": stage,
+                "mlflow.parentRunId": self.parent,
+                "pipeline.run_id": self.run_dir.name,
+                "pipeline.part": "stage",
+                "stage": stage,
+                "artifact.key": key,
+                "preset": self.preset,
+            }
+            entry["run_id"] = self.client.create_run(
+                self.state["experiment_id"], start_time=milliseconds(time), tags=as_tags(tags)
+            ).info.run_id
             self._save()
         return entry["run_id"]
 
@@ -202,8 +275,11 @@ class Mirror:
         except (OSError, ValueError):
             told = {}
         same = told.get("tracking_uri") == self.uri
-        return {"run_id": told.get("run_id") if same else None, "model_id": told.get("model_id") if same else None,
-                **({"version": told["version"]} if same and "version" in told else {})}
+        return {
+            "run_id": told.get("run_id") if same else None,
+            "model_id": told.get("model_id") if same else None,
+            **({"version": told["version"]} if same and "version" in told else {}),
+        }
 
     # -- what a run holds --------------------------------------------------------------------------------------------
 
@@ -226,7 +302,11 @@ class Mirror:
         metrics = numbers(event.get("metrics") or {}) | {"seconds": event.get("seconds") or 0.0}
         step, when = int(metrics.get("steps", 0)), milliseconds(event["time"])
         self._log(run_id, metrics=[Metric(k, v, when, step) for k, v in metrics.items()])
-        tags = {"artifact.digest": event["digest"] or "", "artifact.path": str(path), "artifact.kind": event.get("kind") or ""}
+        tags = {
+            "artifact.digest": event["digest"] or "",
+            "artifact.path": str(path),
+            "artifact.kind": event.get("kind") or "",
+        }
         self._tag(run_id, tags | ({"stage.error": event["error"]} if event.get("error") else {}))
         self._files(run_id, path)
 
@@ -243,20 +323,54 @@ class Mirror:
         entry = self.state["stages"][stage]
         base = next((r for r in self.records.values() if r.get("key") == record.get("base") and r.get("model_id")), {})
         if entry["model_id"] is None:
-            found = self.client.search_logged_models([self.state["experiment_id"]], filter_string=f"source_run_id = '{run_id}'")
-            tags = {"stage": stage, "preset": self.preset, "artifact.digest": record["digest"], "artifact.key": record["key"], "artifact.path": str(path),
-                    "base_model_id": base.get("model_id") or "", "base_model": base.get("stage") or ""}
-            params = {k: v[:500] for k, v in flat(record.get("section") or {}).items()} | {"base_model_id": base.get("model_id") or ""}
-            model = found[0] if found else self.client.create_logged_model(
-                self.state["experiment_id"], f"{self.preset}-{ALIASES.get(stage, stage)}", run_id, as_tags(tags), params, "language-model")
+            found = self.client.search_logged_models(
+                [self.state["experiment_id"]], filter_string=f"source_run_id = '{run_id}'"
+            )
+            tags = {
+                "stage": stage,
+                "preset": self.preset,
+                "artifact.digest": record["digest"],
+                "artifact.key": record["key"],
+                "artifact.path": str(path),
+                "base_model_id": base.get("model_id") or "",
+                "base_model": base.get("stage") or "",
+            }
+            params = {k: v[:500] for k, v in flat(record.get("section") or {}).items()} | {
+                "base_model_id": base.get("model_id") or ""
+            }
+            model = (
+                found[0]
+                if found
+                else self.client.create_logged_model(
+                    self.state["experiment_id"],
+                    f"{self.preset}-{ALIASES.get(stage, stage)}",
+                    run_id,
+                    as_tags(tags),
+                    params,
+                    "language-model",
+                )
+            )
             entry["model_id"] = model.model_id
             self._save()
         model_id = record["model_id"] = entry["model_id"]
         metrics = numbers(record.get("metrics") or {})
         step = int(metrics.get("steps", 0))
-        data = next((d for given in record.get("inputs") or [] if not self.records.get(given["stage"], {}).get("model_id") for d in as_datasets(given)), None)
-        about = {"model_id": model_id, "run_id": run_id} | ({"dataset_name": data.name, "dataset_digest": data.digest} if data else {})
-        self._log(run_id, metrics=[Metric(k, v, milliseconds(path.stat().st_mtime), step, **about) for k, v in metrics.items()])
+        data = next(
+            (
+                d
+                for given in record.get("inputs") or []
+                if not self.records.get(given["stage"], {}).get("model_id")
+                for d in as_datasets(given)
+            ),
+            None,
+        )
+        about = {"model_id": model_id, "run_id": run_id} | (
+            {"dataset_name": data.name, "dataset_digest": data.digest} if data else {}
+        )
+        self._log(
+            run_id,
+            metrics=[Metric(k, v, milliseconds(path.stat().st_mtime), step, **about) for k, v in metrics.items()],
+        )
         for run in (run_id, self.parent):
             outputs = self.client.get_run(run).outputs
             if model_id not in [m.model_id for m in (outputs.model_outputs if outputs else [])]:
@@ -285,30 +399,49 @@ class Mirror:
 
     def _version(self, model_id: str, run_id: str, record: dict[str, Any], base: dict[str, Any], text: str) -> str:
         try:
-            self.client.create_registered_model(self.preset, tags={"preset": self.preset}, description=f"Models that `pipeline run {self.preset}` made.")
+            self.client.create_registered_model(
+                self.preset, tags={"preset": self.preset}, description=f"Models that `pipeline run {self.preset}` made."
+            )
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        tags = {"stage": record["stage"], "artifact.digest": record["digest"], "base_model_id": base.get("model_id") or "",
-                "base_version": str(self.state["stages"].get(base.get("stage"), {}).get("version") or "")}
+        tags = {
+            "stage": record["stage"],
+            "artifact.digest": record["digest"],
+            "base_model_id": base.get("model_id") or "",
+            "base_version": str(self.state["stages"].get(base.get("stage"), {}).get("version") or ""),
+        }
         found = self.client.search_model_versions(f"run_id = '{run_id}'") or [
-            self.client.create_model_version(self.preset, f"models:/{model_id}", run_id, as_tags(tags), description=text, model_id=model_id)]
+            self.client.create_model_version(
+                self.preset, f"models:/{model_id}", run_id, as_tags(tags), description=text, model_id=model_id
+            )
+        ]
         version = str(found[0].version)
         # A server adds this tag, by which the UI shows a model as registered, itself; the SQLite store does not.
-        self.client.set_logged_model_tags(model_id, {"mlflow.modelVersions": json.dumps([{"name": self.preset, "version": version}])})
+        self.client.set_logged_model_tags(
+            model_id, {"mlflow.modelVersions": json.dumps([{"name": self.preset, "version": version}])}
+        )
         return version
 
     def _aliases(self) -> None:
         """Point base, sft, dpo … at this run's models, made or cached, and champion at the last of the chain."""
-        versions = [(stage, str(entry["version"])) for stage in self.records if (entry := self.state["stages"].get(stage, {})).get("version")]
+        versions = [
+            (stage, str(entry["version"]))
+            for stage in self.records
+            if (entry := self.state["stages"].get(stage, {})).get("version")
+        ]
         if not versions:
             return
         wanted = {ALIASES.get(stage, stage): version for stage, version in versions}
-        wanted["champion"] = next((version for stage, version in reversed(versions) if stage != "export"), versions[-1][1])
+        wanted["champion"] = next(
+            (version for stage, version in reversed(versions) if stage != "export"), versions[-1][1]
+        )
         have = self._optional("aliases", lambda: self.client.get_registered_model(self.preset).aliases) or {}
         for alias, version in wanted.items():
             if str(have.get(alias)) != version:
-                self._optional("alias", lambda a=alias, v=version: self.client.set_registered_model_alias(self.preset, a, v))
+                self._optional(
+                    "alias", lambda a=alias, v=version: self.client.set_registered_model_alias(self.preset, a, v)
+                )
 
     # -- lineage and links -------------------------------------------------------------------------------------------
 
@@ -322,7 +455,8 @@ class Mirror:
         return f"#/experiments/{self.state['experiment_id']}/models/{model_id}"
 
     def _page_link(self, run_id: str) -> str | None:
-        """A link from a page that is shown in a frame or opened as a file, so with the server's address; None when unknown."""
+        """A link from a page that is shown in a frame or opened as a file, so with the server's address; None when
+        unknown."""
         server = self.uri if self.uri.startswith("http") else local_server(self.home)
         return f"{server.rstrip('/')}/{self._link(run_id)}" if server else None
 

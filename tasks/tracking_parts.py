@@ -32,7 +32,8 @@ class Building:
             self.monitor.start()
 
     def log_curve(self, client: Any, last: bool = False) -> None:
-        """Log what metrics.jsonl gained, as ``training/<name>`` over steps; steps that a resumed worker repeats are left out."""
+        """Log what metrics.jsonl gained, as ``training/<name>`` over steps; steps that a resumed worker repeats are
+        left out."""
         records = self.tail.read(last)
         if self.tail.restarts != self.restarts:
             self.restarts, self.known_step = self.tail.restarts, self.last_step
@@ -42,7 +43,11 @@ class Building:
             self.last_step = max(self.last_step, step)
             if step > self.known_step and self._shown(record, step):
                 when = milliseconds(_clock(record.get("time"), self.started))
-                batch += [Metric(f"training/{as_key(k)}", v, when, step) for k, v in numbers(record).items() if k not in NOT_CURVES]
+                batch += [
+                    Metric(f"training/{as_key(k)}", v, when, step)
+                    for k, v in numbers(record).items()
+                    if k not in NOT_CURVES
+                ]
         for i in range(0, len(batch), 1000):
             client.log_batch(self.run_id, metrics=batch[i : i + 1000])
 
@@ -94,7 +99,8 @@ def numbers(value: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def as_key(name: str) -> str:
-    """A name as MLflow takes it for parameters, metrics and tags: word characters, ``/ . - : `` and spaces, at most 250."""
+    """A name as MLflow takes it for parameters, metrics and tags: word characters, ``/ . - : `` and spaces, at most
+    250."""
     return re.sub(r"[^/\w.\- :]", "_", name)[:250]
 
 
@@ -109,14 +115,31 @@ def milliseconds(seconds: float) -> int:
 
 
 def as_datasets(given: dict[str, Any]) -> list[Dataset]:
-    """An input of a stage as MLflow datasets: its sources one by one, or the artifact. Digests hold 36 characters there."""
+    """An input of a stage as MLflow datasets: its sources one by one, or the artifact. Digests hold 36 characters
+    there."""
     if "sources" in given:
-        return [Dataset(name=s["name"][:500], digest=s["digest"][:36], source_type="local", source=json.dumps({"name": s["name"]}),
-                        profile=json.dumps({k: v for k, v in s.items() if k not in ("name", "digest")})) for s in given["sources"]]
+        return [
+            Dataset(
+                name=s["name"][:500],
+                digest=s["digest"][:36],
+                source_type="local",
+                source=json.dumps({"name": s["name"]}),
+                profile=json.dumps({k: v for k, v in s.items() if k not in ("name", "digest")}),
+            )
+            for s in given["sources"]
+        ]
     path = Path(given.get("path") or "")
     stage = given.get("stage") or given["name"]
-    return [Dataset(name=f"{stage}/{given.get('key', '')[:12]}", digest=given["digest"][:36], source_type="local", source=json.dumps({"uri": str(path)}),
-                    schema=_schema(path), profile=_profile(path))]
+    return [
+        Dataset(
+            name=f"{stage}/{given.get('key', '')[:12]}",
+            digest=given["digest"][:36],
+            source_type="local",
+            source=json.dumps({"uri": str(path)}),
+            schema=_schema(path),
+            profile=_profile(path),
+        )
+    ]
 
 
 def _schema(path: Path) -> str | None:
@@ -127,7 +150,10 @@ def _schema(path: Path) -> str | None:
     import pyarrow.parquet as parquet
 
     names = {"int64": "long", "double": "double", "bool": "boolean"}
-    columns = [{"name": field.name, "type": names.get(str(field.type), "string"), "required": not field.nullable} for field in parquet.read_schema(part)]
+    columns = [
+        {"name": field.name, "type": names.get(str(field.type), "string"), "required": not field.nullable}
+        for field in parquet.read_schema(part)
+    ]
     return json.dumps({"mlflow_colspec": columns})
 
 
@@ -144,7 +170,8 @@ def _there(path: Path) -> bool:
 
 
 def lineage_record(path: Path) -> dict[str, Any]:
-    """What an artifact's own lineage.json says, with the stage's section lifted out of its identity; {} when there is none."""
+    """What an artifact's own lineage.json says, with the stage's section lifted out of its identity; {} when there is
+    none."""
     try:
         record = json.loads((path / "lineage.json").read_text("utf-8"))
     except (OSError, ValueError):

@@ -17,16 +17,30 @@ from tasks.stage import Report
 Encode = Callable[..., dict[str, Any]]
 
 
-def train(cfg: TrainSection, *, data: Path, tokenizer: Path, init: Path | None, on: Resources, out: Path, report: Report) -> dict[str, Any]:
-    """Train in worker processes until ``out`` is a model directory; an earlier attempt's checkpoints in it are resumed from."""
+def train(
+    cfg: TrainSection, *, data: Path, tokenizer: Path, init: Path | None, on: Resources, out: Path, report: Report
+) -> dict[str, Any]:
+    """Train in worker processes until ``out`` is a model directory; an earlier attempt's checkpoints in it are resumed
+    from."""
     spec = cfg.spec(on, data=data, tokenizer=tokenizer, init=init, out=out)
     result = launch("model.train", dump(spec), out, on, report.training, note=report.note)
-    shutil.rmtree(out / "_run" / "checkpoints", ignore_errors=True)  # the published model is whole; checkpoints are for attempts
+    shutil.rmtree(
+        out / "_run" / "checkpoints", ignore_errors=True
+    )  # the published model is whole; checkpoints are for attempts
     return result
 
 
-def encode_records(encode: Encode, records: Artifact, cfg: TrainSection, model: Path, out: Path, report: Report) -> dict[str, Any]:
+def encode_records(
+    encode: Encode, records: Artifact, cfg: TrainSection, model: Path, out: Path, report: Report
+) -> dict[str, Any]:
     """Encode a stage's records into ``out/_run/data`` with the tokenizer of ``model``; returns counts."""
     from pipeline.jsonl import read_jsonl
 
-    return encode(read_jsonl(records.path / "records.jsonl"), model, out / "_run" / "data", max_tokens=cfg.seq_len, seed=cfg.seed, progress=report)
+    return encode(
+        read_jsonl(records.path / "records.jsonl"),
+        model,
+        out / "_run" / "data",
+        max_tokens=cfg.seq_len,
+        seed=cfg.seed,
+        progress=report,
+    )

@@ -10,8 +10,12 @@ import pytest
 from stage_helpers import Player
 
 ROOT = Path(__file__).parent.parent
-os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / ".pytest_cache" / "numba"))  # kernels are compiled once, not once for every home
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and models this small only wait for each other on more threads
+os.environ.setdefault(
+    "NUMBA_CACHE_DIR", str(ROOT / ".pytest_cache" / "numba")
+)  # kernels are compiled once, not once for every home
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # tests run side by side, and models this small only wait for each other on more threads
 MICRO = str(ROOT / "tests" / "micro.toml")
 
 
@@ -20,15 +24,23 @@ class Home:
 
     def __init__(self, path, **more):
         self.path = path
-        self.env = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))} | {"PIPELINE_HOME": str(path), "COLUMNS": "160"} | more
+        self.env = (
+            {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
+            | {"PIPELINE_HOME": str(path), "COLUMNS": "160"}
+            | more
+        )
 
     def command(self, *args):
         return [sys.executable, "-m", "flows.cli", *map(str, args)]
 
     def __call__(self, *args, code=0, timeout=600):
         """Run ``pipeline args…``; returns the finished process and checks its exit code."""
-        done = subprocess.run(self.command(*args), cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=timeout)
-        assert done.returncode == code, f"pipeline {' '.join(map(str, args))} -> {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        done = subprocess.run(
+            self.command(*args), cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=timeout
+        )
+        assert done.returncode == code, (
+            f"pipeline {' '.join(map(str, args))} -> {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        )
         return done
 
     def run(self, *args, timeout=600):
@@ -48,18 +60,27 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="session")
 def prefect_url(home):
     """The address of the Prefect server of ``home``."""
-    code = "from pathlib import Path; from flows.services import ensure_prefect; import sys; print(ensure_prefect(Path(sys.argv[1])))"
-    done = subprocess.run([sys.executable, "-c", code, str(home.path)], cwd=ROOT, env=home.env, capture_output=True, text=True, check=True)
+    code = (
+        "from pathlib import Path; from flows.services import ensure_prefect; import sys;"
+        " print(ensure_prefect(Path(sys.argv[1])))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(home.path)], cwd=ROOT, env=home.env, capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 
 @pytest.fixture(scope="session")
 def lab(prefect_url, tmp_path_factory):
-    """A second home, on the Prefect server of the first, with good and bad documents in ``lab.good`` and ``lab.bad``."""
+    """A second home, on the Prefect server of the first, with good and bad documents in ``lab.good`` and
+    ``lab.bad``."""
     place = Home(tmp_path_factory.mktemp("lab"), PREFECT_API_URL=prefect_url)
     place.good, place.bad = place.path / "good.jsonl", place.path / "bad.jsonl"
-    told = "tells in plain words what a pipeline does with the text it is given. First the files are read, and every line that is broken is counted. " \
-        "Then repeated and empty documents leave, a tokenizer learns its vocabulary from what is left, and a small model is trained on it overnight."
+    told = (
+        "tells in plain words what a pipeline does with the text it is given. First the files are read, and every line"
+        " that is broken is counted. Then repeated and empty documents leave, a tokenizer learns its vocabulary from"
+        " what is left, and a small model is trained on it overnight."
+    )
     lines = [json.dumps({"text": f"Document {i} {told}"}) for i in range(60)]
     place.good.write_text("\n".join(lines))
     place.bad.write_text("{not json\n" * 50)
@@ -69,13 +90,26 @@ def lab(prefect_url, tmp_path_factory):
 @pytest.fixture(scope="session")
 def swept(lab):
     """A sweep over sources (one of them broken) and a rule of the clean stage, in the lab."""
-    return json.loads(lab("sweep", MICRO, f"ingest.sources={lab.good},{lab.bad}", "clean.max_spam_density=0.5,1000", "--until", "clean",
-                          "--metric", "clean.docs_out", "--json", code=1).stdout)
+    return json.loads(
+        lab(
+            "sweep",
+            MICRO,
+            f"ingest.sources={lab.good},{lab.bad}",
+            "clean.max_spam_density=0.5,1000",
+            "--until",
+            "clean",
+            "--metric",
+            "clean.docs_out",
+            "--json",
+            code=1,
+        ).stdout
+    )
 
 
 @pytest.fixture(scope="session")
 def player(prefect_url, tmp_path_factory):
-    """A function that runs the tiny stages of stage_helpers.py; ``player.another()`` starts a second process for them."""
+    """A function that runs the tiny stages of stage_helpers.py; ``player.another()`` starts a second process for
+    them."""
     place = tmp_path_factory.mktemp("players")
     players = []
 

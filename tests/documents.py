@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 from pipeline.documents import SCHEMA
 
 ENGLISH = (
-    "A tokenizer cuts text into pieces that a model can count. The pieces are learned from the data, so that common words are one "
-    "piece and rare words are several. What the tokenizer has never seen it spells in bytes, and nothing is ever lost on the way."
+    "A tokenizer cuts text into pieces that a model can count. The pieces are learned from the data, so that common"
+    " words are one piece and rare words are several. What the tokenizer has never seen it spells in bytes, and nothing"
+    " is ever lost on the way."
 )
 CHINESE = (
     "分词器把文本切成模型能够处理的小块。这些小块是从语料里学来的，常见的词是一个整"
@@ -31,7 +32,11 @@ def write(directory: Path, texts: list[str] | list[dict], parts: int = 1, **comm
     directory.mkdir(parents=True, exist_ok=True)
     step = -(-len(rows) // parts)
     for p in range(parts):
-        pq.write_table(pa.Table.from_pylist(rows[p * step : (p + 1) * step], SCHEMA), directory / f"part-{p:05d}.parquet", row_group_size=64)
+        pq.write_table(
+            pa.Table.from_pylist(rows[p * step : (p + 1) * step], SCHEMA),
+            directory / f"part-{p:05d}.parquet",
+            row_group_size=64,
+        )
     return directory
 
 

@@ -1,4 +1,5 @@
-"""Three tiny stages in a real Prefect flow, for tests of what a stage is wrapped in. Run by :func:`play` in a process of its own."""
+"""Three tiny stages in a real Prefect flow, for tests of what a stage is wrapped in. Run by :func:`play` in a process
+of its own."""
 
 import json
 import os
@@ -78,7 +79,12 @@ def main(options):
             chain(cfgs, digest)
         if options.get("adopt"):
             record = plan.store.find(options["adopt"])[0]
-            return adopt(plan.store, record, next(p for p in plan.planned if p.stage == record["stage"]), options.get("force", False)).key
+            return adopt(
+                plan.store,
+                record,
+                next(p for p in plan.planned if p.stage == record["stage"]),
+                options.get("force", False),
+            ).key
         return [[p.stage, p.state, p.reasons, p.key] for p in plan.planned]
     from prefect import flow
 
@@ -86,7 +92,12 @@ def main(options):
 
     @flow(name="tiny-stages")
     def tiny():
-        run = PrefectRun(f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", Resources(), options.get("until"), tuple(options.get("refresh", [])))
+        run = PrefectRun(
+            f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
+            Resources(),
+            options.get("until"),
+            tuple(options.get("refresh", [])),
+        )
         run.listeners.append(lambda event: lines.append(event["text"]) if event["event"] == "note" else None)
         run.store.check()
         run.open()
@@ -96,7 +107,11 @@ def main(options):
         return run
 
     run = tiny()
-    return {"stages": {name: [e["state"], e["key"], e["digest"]] for name, e in run.stages.items()}, "notes": lines, "run": run.id}
+    return {
+        "stages": {name: [e["state"], e["key"], e["digest"]] for name, e in run.stages.items()},
+        "notes": lines,
+        "run": run.id,
+    }
 
 
 def serve():
@@ -123,9 +138,19 @@ class Player:
 
     def __init__(self, prefect_url, scratch):
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "PIPELINE_"))}
-        environment |= {"PREFECT_API_URL": prefect_url, "PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_HOME": str(scratch)}
-        self.process = subprocess.Popen([sys.executable, "-c", "from tests.stage_helpers import serve; serve()"], cwd=ROOT, env=environment,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        environment |= {
+            "PREFECT_API_URL": prefect_url,
+            "PREFECT_LOGGING_LEVEL": "CRITICAL",
+            "PREFECT_HOME": str(scratch),
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", "from tests.stage_helpers import serve; serve()"],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         assert self.process.stdout.readline() == "ready\n"
 
     def start(self, place, env=None, **options):

@@ -24,7 +24,11 @@ def test_deployments_name_the_flow_its_pools_and_parameters_it_has():
         flow = getattr(importlib.import_module(module), name)
         assert flow.name == "full-pipeline"
         assert flow.validate_parameters(deployment["parameters"])
-        assert {"preset", "overrides", "until", "refresh"} == set(deployment["parameters"]) <= set(flow.parameters.properties)
+        assert (
+            {"preset", "overrides", "until", "refresh"}
+            == set(deployment["parameters"])
+            <= set(flow.parameters.properties)
+        )
 
 
 def test_services_are_pinned_healthy_and_stop_in_time():
@@ -32,7 +36,11 @@ def test_services_are_pinned_healthy_and_stop_in_time():
         assert re.fullmatch(r"[\w./-]+:[\w.-]*\d[\w.-]*", service["image"]), f"{name}: pin {service['image']}"
         assert service["init"] is True
         if name not in JOBS:
-            assert service["healthcheck"]["test"] and service["stop_grace_period"] and service["restart"] == "unless-stopped", name
+            assert (
+                service["healthcheck"]["test"]
+                and service["stop_grace_period"]
+                and service["restart"] == "unless-stopped"
+            ), name
 
 
 def test_services_depend_on_services_that_are_there():
@@ -43,7 +51,9 @@ def test_services_depend_on_services_that_are_there():
             assert other in services and how == {"condition": wanted}, f"{name} -> {other}"
         for volume in service.get("volumes", []):
             source = volume.partition(":")[0]
-            assert (ROOT / source).exists() if source.startswith(".") else source in COMPOSE["volumes"], f"{name}: {volume}"
+            assert (ROOT / source).exists() if source.startswith(".") else source in COMPOSE["volumes"], (
+                f"{name}: {volume}"
+            )
         for config in service.get("configs", []):
             assert config["source"] in COMPOSE["configs"]
 
@@ -69,7 +79,9 @@ def test_the_image_copies_what_exists_and_commands_name_what_exists():
     commands = [part for service in COMPOSE["services"].values() for part in service.get("command", [])]
     assert {part for part in commands if re.fullmatch(r"\w+-pool", part)} == pools
     assert all((ROOT / part).exists() for part in commands if part.startswith("deploy/"))
-    assert json.loads(re.sub(r"\$\{\w+\}", "x", COMPOSE["configs"]["s3-identities"]["content"]))["identities"][0]["actions"]
+    assert json.loads(re.sub(r"\$\{\w+\}", "x", COMPOSE["configs"]["s3-identities"]["content"]))["identities"][0][
+        "actions"
+    ]
 
 
 def test_compose_itself_accepts_the_file(tmp_path):
@@ -77,5 +89,7 @@ def test_compose_itself_accepts_the_file(tmp_path):
     docker = shutil.which("docker")
     if docker and subprocess.run([docker, "compose", "version"], capture_output=True).returncode == 0:
         files = ["--env-file", str(ROOT / "deploy/env.example"), "-f", str(ROOT / "docker-compose.yml")]
-        done = subprocess.run([docker, "compose", "--profile", "gpu", *files, "config", "-q"], capture_output=True, text=True)
+        done = subprocess.run(
+            [docker, "compose", "--profile", "gpu", *files, "config", "-q"], capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr

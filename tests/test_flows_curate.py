@@ -6,7 +6,11 @@ from conftest import MICRO
 
 
 def plan(lab):
-    found = json.loads(lab("plan", MICRO, f"ingest.sources={lab.good}", "clean.max_spam_density=0.5", "--until", "clean", "--json").stdout)
+    found = json.loads(
+        lab(
+            "plan", MICRO, f"ingest.sources={lab.good}", "clean.max_spam_density=0.5", "--until", "clean", "--json"
+        ).stdout
+    )
     return {p["stage"]: p for p in found}
 
 
@@ -20,7 +24,10 @@ def test_adopt_takes_the_preset_of_the_run_that_made_it(lab, swept):
     (place / ("0" * 32) / "lineage.json").write_text(json.dumps({**record, "key": "0" * 32}))
     assert plan(lab)["clean"]["state"] == "miss"
     assert f"clean/{clean['key'][:12]} adopted from clean/000000000000" in lab("adopt", "clean/0000").stdout
-    assert plan(lab)["clean"]["state"] == "hit" and "adopted from clean/0000" in lab("lineage", f"clean/{clean['key'][:12]}").stdout
+    assert (
+        plan(lab)["clean"]["state"] == "hit"
+        and "adopted from clean/0000" in lab("lineage", f"clean/{clean['key'][:12]}").stdout
+    )
     assert "although code pipeline/clean.py changed" in lab("show", f"clean/{clean['key'][:12]}").stdout
     other = lab("adopt", "clean/0000", MICRO, f"ingest.sources={lab.good}", "clean.max_spam_density=7", code=2).stderr
     assert "clean.max_spam_density: 0.5 → 7" in other and "--force" in other
@@ -39,8 +46,20 @@ def test_invalidate_withdraws_refuses_and_is_undone(lab, swept):
     assert "WITHDRAWN: licence withdrawn" in lab("lineage", name, "--down").stdout
     refused = lab("run", MICRO, f"ingest.sources={lab.good}", "--until", "clean", code=2)
     assert "licence withdrawn" in refused.stderr and "--undo" in refused.stderr
-    assert "licence withdrawn" in lab("sweep", MICRO, f"ingest.sources={lab.good}", "clean.max_spam_density=1,2", "--until", "clean",
-                                      "--metric", "clean.docs_out", code=2).stderr
+    assert (
+        "licence withdrawn"
+        in lab(
+            "sweep",
+            MICRO,
+            f"ingest.sources={lab.good}",
+            "clean.max_spam_density=1,2",
+            "--until",
+            "clean",
+            "--metric",
+            "clean.docs_out",
+            code=2,
+        ).stderr
+    )
     assert name in lab("invalidate", "something-else", "--undo", code=2).stderr
     assert "no longer withdrawn" in lab("invalidate", name, "--undo").stdout
     assert plan(lab)["ingest"]["state"] == "hit"
@@ -56,7 +75,9 @@ def test_chat_refuses_a_withdrawn_model_unless_forced(lab, tmp_path, monkeypatch
     monkeypatch.setenv("PIPELINE_HOME", str(tmp_path))
     store = Store(tmp_path / "store")
     (store.partial("sft", "a" * 32) / "config.json").write_text("{}")
-    path = store.publish("sft", "a" * 32, {"inputs": [], "created": "2026", "run": "r", "sources": [{"name": "web", "digest": "d" * 64}]}).path
+    path = store.publish(
+        "sft", "a" * 32, {"inputs": [], "created": "2026", "run": "r", "sources": [{"name": "web", "digest": "d" * 64}]}
+    ).path
     assert find_model("sft/aaaa") == find_model(str(path)) == path
     store.withdrawals.add(rule_for(store.everywhere(), "web", "not ours"))
     for ref in ("sft/aaaa", str(path)):

@@ -1,4 +1,5 @@
-"""The main job, end to end through the command line with real processes: Prefect server, torchrun ranks, MLflow store."""
+"""The main job, end to end through the command line with real processes: Prefect server, torchrun ranks, MLflow
+store."""
 
 import json
 import os
@@ -23,9 +24,16 @@ def states(result):
 def test_the_whole_dag_runs_and_says_what_it_did(first):
     assert set(states(first)) == set(STAGES) and set(states(first).values()) == {"ran"}
     for stage in first["stages"]:
-        assert len(stage["digest"]) == 64 and len(stage["key"]) == 32 and Path(stage["path"]).is_dir() and stage["seconds"] > 0
+        assert (
+            len(stage["digest"]) == 64
+            and len(stage["key"]) == 32
+            and Path(stage["path"]).is_dir()
+            and stage["seconds"] > 0
+        )
     for name in ("pretrain", "sft", "dpo"):
-        assert {"tokens_per_second", "mfu", "steps", "val_loss", "val_bits_per_byte"} <= set(first["by"][name]["metrics"])
+        assert {"tokens_per_second", "mfu", "steps", "val_loss", "val_bits_per_byte"} <= set(
+            first["by"][name]["metrics"]
+        )
     assert first["mlflow"]["parent_run_id"] and first["flow_run_id"]
     card = json.loads(Path(first["by"]["shard"]["path"], "datacard.json").read_text())
     assert [stage["stage"] for stage in card["stages"]] == ["ingest", "clean", "language", "dedup", "decontaminate"]
@@ -56,7 +64,13 @@ def prefect_states(home, flow_run_id):
 
 def test_one_changed_field_reruns_what_depends_on_its_bytes_only(home, first):
     plan = {p["stage"]: p for p in json.loads(home("plan", MICRO, "sft.optim.lr=2e-3", "--json").stdout)}
-    assert [plan[s]["state"] for s in ("ingest", "encode", "pretrain", "sft", "dpo")] == ["hit", "hit", "hit", "miss", "depends"]
+    assert [plan[s]["state"] for s in ("ingest", "encode", "pretrain", "sft", "dpo")] == [
+        "hit",
+        "hit",
+        "hit",
+        "miss",
+        "depends",
+    ]
     assert plan["sft"]["reasons"] == ["sft.optim.lr: 0.001 → 0.002"]
     changed = home.run("sft.optim.lr=2e-3", "--until", "dpo")
     assert states(changed) == {s: "cached" for s in STAGES[: STAGES.index("sft")]} | {"sft": "ran", "dpo": "ran"}
@@ -65,12 +79,22 @@ def test_one_changed_field_reruns_what_depends_on_its_bytes_only(home, first):
 def test_adapters_on_weights_as_they_are_learn_from_a_teacher_of_an_earlier_run(home, first):
     teacher, spoken = (first["by"][name]["path"] for name in ("dpo", "tokenizer"))
     base = first["by"]["pretrain"]["path"]
-    run = home.run(f"tokenizer.existing={spoken}", f"pretrain.init={base}", "pretrain.steps=0", "pretrain.epochs=0",
-                   f"sft.distill.teacher={teacher}", "sft.lora.rank=4", "--until", "sft")
+    run = home.run(
+        f"tokenizer.existing={spoken}",
+        f"pretrain.init={base}",
+        "pretrain.steps=0",
+        "pretrain.epochs=0",
+        f"sft.distill.teacher={teacher}",
+        "sft.lora.rank=4",
+        "--until",
+        "sft",
+    )
     kept, before = (load_file(Path(path) / "model.safetensors") for path in (run["by"]["pretrain"]["path"], base))
     assert kept.keys() == before.keys() and all(torch.equal(kept[name], before[name]) for name in kept)
     assert run["by"]["sft"]["metrics"]["val_divergence"] > 0
-    assert {"adapter_model.safetensors", "adapter_config.json"} == {p.name for p in (Path(run["by"]["sft"]["path"]) / "adapter").iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json"} == {
+        p.name for p in (Path(run["by"]["sft"]["path"]) / "adapter").iterdir()
+    }
 
 
 def test_a_change_that_gives_the_same_bytes_stops_there(home, first):
@@ -97,7 +121,9 @@ def test_a_damaged_artifact_is_set_aside_and_made_anew(home, first):
 
 
 def test_a_bad_config_is_refused_before_anything_runs(home):
-    refused = home("run", "tiny", "pretrain.stpes=3", "ingest.sources=/no/such/file.jsonl", "--until", "nowhere", code=2)
+    refused = home(
+        "run", "tiny", "pretrain.stpes=3", "ingest.sources=/no/such/file.jsonl", "--until", "nowhere", code=2
+    )
     assert "did you mean steps" in refused.stderr and "nowhere" in refused.stderr and "Traceback" not in refused.stderr
     missing = home("run", "tiny", "ingest.sources=/no/such/file.jsonl", "sft.sources=/none.jsonl", code=2)
     assert "ingest.sources" in missing.stderr and "sft.sources" in missing.stderr
@@ -135,8 +161,17 @@ def tree_of(pid):
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_kill_9_of_the_flow_leaves_no_process_and_resumes_to_the_same_weights(home, first, launcher):
-    how = [f"resources.launcher={launcher}", "resources.nproc=2", f"pretrain.seed={len(launcher)}", "pretrain.steps=16", "--until", "pretrain"]
-    flow = subprocess.Popen(home.command("run", MICRO, *how), cwd=ROOT, env=home.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    how = [
+        f"resources.launcher={launcher}",
+        "resources.nproc=2",
+        f"pretrain.seed={len(launcher)}",
+        "pretrain.steps=16",
+        "--until",
+        "pretrain",
+    ]
+    flow = subprocess.Popen(
+        home.command("run", MICRO, *how), cwd=ROOT, env=home.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     store = home.path / "store" / "pretrain"
     deadline = time.time() + 180
     while not any(store.glob("*.partial/_run/checkpoints/*")):

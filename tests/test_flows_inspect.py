@@ -21,13 +21,19 @@ def artifact(place, stage, key, inputs=(), run="r", sources=()):
     store = Store(place / "store")
     (store.partial(stage, key) / "a.txt").write_text(stage + key)
     listed = [{"name": s, "stage": s, "key": k, "digest": "d"} for s, k in inputs]
-    return store.publish(stage, key, {"inputs": listed, "created": "2026", "seconds": 1.0, "run": run, "metrics": {}, "sources": list(sources)})
+    return store.publish(
+        stage,
+        key,
+        {"inputs": listed, "created": "2026", "seconds": 1.0, "run": run, "metrics": {}, "sources": list(sources)},
+    )
 
 
 def events(place, run, *entries):
     directory = place / "runs" / run
     directory.mkdir(parents=True)
-    (directory / "events.jsonl").write_text("".join(json.dumps({"event": e, "stage": s, "key": k}) + "\n" for e, s, k in entries))
+    (directory / "events.jsonl").write_text(
+        "".join(json.dumps({"event": e, "stage": s, "key": k}) + "\n" for e, s, k in entries)
+    )
     return directory
 
 

@@ -67,34 +67,71 @@ def test_up_takes_a_free_port_and_is_found_again(home):
 def test_both_deployments_are_there(home):
     found = post(told(home)["prefect"]["url"] + "/api/deployments/filter", {})
     assert {d["name"]: (d["work_pool_name"], d["entrypoint"], d["parameters"]["preset"]) for d in found} == {
-        "cpu": ("cpu-pool", "flows.full_pipeline.full_pipeline", "tiny"), "gpu": ("gpu-pool", "flows.full_pipeline.full_pipeline", "gpu")}
+        "cpu": ("cpu-pool", "flows.full_pipeline.full_pipeline", "tiny"),
+        "gpu": ("gpu-pool", "flows.full_pipeline.full_pipeline", "gpu"),
+    }
     assert all(d["parameter_openapi_schema"]["properties"]["overrides"]["type"] == "array" for d in found)
 
 
 def test_a_deployment_runs_and_is_tracked(home, tmp_path):
     text = tmp_path / "text.jsonl"
-    text.write_text("".join(json.dumps({"text": f"Document number {i} about nothing in particular."}) + "\n" for i in range(20)))
+    text.write_text(
+        "".join(json.dumps({"text": f"Document number {i} about nothing in particular."}) + "\n" for i in range(20))
+    )
     api = told(home)["prefect"]["url"] + "/api"
-    prefect = [sys.executable, "-m", "prefect", "deployment", "run", "full-pipeline/cpu", "--watch", "-p", 'until="ingest"',
-               "-p", f"overrides={json.dumps([f'ingest.sources=[{json.dumps(str(text))}]'])}"]
-    done = subprocess.run(prefect, env={**os.environ, "PREFECT_API_URL": api, "PREFECT_HOME": str(home / "prefect")}, capture_output=True, text=True)
-    assert done.returncode == 0 and "Completed" in done.stdout, done.stdout + done.stderr + (home / "logs/worker-cpu-pool.log").read_text()
+    prefect = [
+        sys.executable,
+        "-m",
+        "prefect",
+        "deployment",
+        "run",
+        "full-pipeline/cpu",
+        "--watch",
+        "-p",
+        'until="ingest"',
+        "-p",
+        f"overrides={json.dumps([f'ingest.sources=[{json.dumps(str(text))}]'])}",
+    ]
+    done = subprocess.run(
+        prefect,
+        env={**os.environ, "PREFECT_API_URL": api, "PREFECT_HOME": str(home / "prefect")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "Completed" in done.stdout, (
+        done.stdout + done.stderr + (home / "logs/worker-cpu-pool.log").read_text()
+    )
     (run,) = (home / "runs").iterdir()
     tracked = json.loads((run / "mlflow.json").read_text())
-    found = post(told(home)["mlflow"]["url"] + "/api/2.0/mlflow/runs/search", {"experiment_ids": [tracked["experiment_id"]]})
-    assert {r["info"]["run_name"]: r["info"]["status"] for r in found["runs"]} == {"ingest": "FINISHED", f"tiny {run.name}": "FINISHED"}
+    found = post(
+        told(home)["mlflow"]["url"] + "/api/2.0/mlflow/runs/search", {"experiment_ids": [tracked["experiment_id"]]}
+    )
+    assert {r["info"]["run_name"]: r["info"]["status"] for r in found["runs"]} == {
+        "ingest": "FINISHED",
+        f"tiny {run.name}": "FINISHED",
+    }
 
 
 def test_down_ends_all_that_was_started_and_nothing_else(home):
     entries = told(home)
-    mine = {p.pid for entry in entries.values() for p in [psutil.Process(entry["pid"]), *psutil.Process(entry["pid"]).children(recursive=True)]}
+    mine = {
+        p.pid
+        for entry in entries.values()
+        for p in [psutil.Process(entry["pid"]), *psutil.Process(entry["pid"]).children(recursive=True)]
+    }
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    reused = {"pid": other.pid, "started": psutil.Process(other.pid).create_time() - 1000, "log": ""}  # a number that went to another process
+    reused = {
+        "pid": other.pid,
+        "started": psutil.Process(other.pid).create_time() - 1000,
+        "log": "",
+    }  # a number that went to another process
     services.write_json(home / "services.json", {**entries, "worker old": reused})
     try:
         printed = call(home, "down(home)")
         assert "stopped prefect" in printed and "worker old" not in printed
-        assert len(mine) >= 3 and not [pid for pid in mine if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+        assert len(mine) >= 3 and not [
+            pid for pid in mine if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        ]
         assert other.poll() is None and told(home) == {}
         assert call(home, "down(home)") == "nothing to stop\n"
     finally:
@@ -118,7 +155,11 @@ def test_given_addresses_are_used_and_must_answer(tmp_path, monkeypatch):
 
 def test_a_server_that_dies_is_reported_with_its_log(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(services, "_mlflow", lambda port, log: ([sys.executable, "-c", "raise SystemExit('the database is from the future')"], {}))
+    monkeypatch.setattr(
+        services,
+        "_mlflow",
+        lambda port, log: ([sys.executable, "-c", "raise SystemExit('the database is from the future')"], {}),
+    )
     began = time.monotonic()
     with pytest.raises(ServiceError, match=r"(?s)ended while starting.*from the future"):
         ensure_mlflow(tmp_path)

@@ -20,8 +20,15 @@ WORKERS_NEVER = {"prefect", "mlflow", "pydantic", "pyarrow", "pandas"}
 def imports(path):
     """Every imported dotted name with whether it runs at import time."""
     tree = ast.parse(path.read_text())
-    lazy = {id(n) for f in ast.walk(tree) if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef)) for n in ast.walk(f)}
-    lazy |= {id(n) for b in ast.walk(tree) if isinstance(b, ast.If) and "TYPE_CHECKING" in ast.dump(b.test) for n in ast.walk(b)}
+    lazy = {
+        id(n) for f in ast.walk(tree) if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef)) for n in ast.walk(f)
+    }
+    lazy |= {
+        id(n)
+        for b in ast.walk(tree)
+        if isinstance(b, ast.If) and "TYPE_CHECKING" in ast.dump(b.test)
+        for n in ast.walk(b)
+    }
     for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.Import):
@@ -42,14 +49,21 @@ def test_imports_only_point_down():
     wrong = []
     for package, path in modules():
         for name, _ in imports(path):
-            if name.split(".")[0] in PACKAGES and not any(name == ok or name.startswith(ok + ".") for ok in MAY[package]):
+            if name.split(".")[0] in PACKAGES and not any(
+                name == ok or name.startswith(ok + ".") for ok in MAY[package]
+            ):
                 wrong.append(f"{path.relative_to(ROOT)} imports {name}")
     assert not wrong, "\n".join(wrong)
 
 
 def test_workers_never_import_the_orchestrator():
-    wrong = [f"{path.relative_to(ROOT)} imports {name}" for package, path in modules() if package == "model"
-             for name, _ in imports(path) if name.split(".")[0] in WORKERS_NEVER]
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for package, path in modules()
+        if package == "model"
+        for name, _ in imports(path)
+        if name.split(".")[0] in WORKERS_NEVER
+    ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -84,7 +98,10 @@ def test_no_import_cycles():
 
 
 def test_importing_the_dag_leaves_the_heavy_packages_unloaded():
-    code = "import sys, flows.dag, flows.cli; print([m for m in ('torch', 'mlflow', 'pandas', 'numba', 'prefect', 'transformers') if m in sys.modules])"
+    code = (
+        "import sys, flows.dag, flows.cli; print([m for m in ('torch', 'mlflow', 'pandas', 'numba', 'prefect',"
+        " 'transformers') if m in sys.modules])"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert out.stdout.strip() == "[]"
     code = "import sys, flows.full_pipeline; print([m for m in ('torch', 'mlflow', 'pandas') if m in sys.modules])"

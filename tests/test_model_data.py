@@ -13,8 +13,15 @@ from hypothesis import strategies as st
 from model.data import PADDING, Order, Packed, Windows, pack, read_split, share
 
 
-def write_tokens(path: Path, sequences: list[list[int]], masks: list[list[int]] | None = None, kind: str = "text", vocab: int = 64,
-                 val: list[list[int]] | None = None, val_masks: list[list[int]] | None = None) -> Path:
+def write_tokens(
+    path: Path,
+    sequences: list[list[int]],
+    masks: list[list[int]] | None = None,
+    kind: str = "text",
+    vocab: int = 64,
+    val: list[list[int]] | None = None,
+    val_masks: list[list[int]] | None = None,
+) -> Path:
     """A token dataset directory as the encode stage writes it."""
     path.mkdir(parents=True, exist_ok=True)
     splits = {}
@@ -25,7 +32,15 @@ def write_tokens(path: Path, sequences: list[list[int]], masks: list[list[int]] 
         if marks is not None:
             np.array([m for s in marks for m in s], np.uint8).tofile(path / f"{name}.mask.bin")
         splits[name] = {"sequences": len(parts), "tokens": len(flat), "bytes": 3 * len(flat), "supervised": len(flat)}
-    meta = {"format": "tokens/1", "kind": kind, "dtype": "uint16", "vocab_size": vocab, "eos_id": 0, "bos_id": 1, "pad_id": 0}
+    meta = {
+        "format": "tokens/1",
+        "kind": kind,
+        "dtype": "uint16",
+        "vocab_size": vocab,
+        "eos_id": 0,
+        "bos_id": 1,
+        "pad_id": 0,
+    }
     meta |= {"tokenizer": "t", "splits": splits}
     (path / "meta.json").write_text(json.dumps(meta))
     return path
@@ -49,7 +64,9 @@ def test_packed_rows_hold_every_sequence_with_its_own_targets(tmp_path) -> None:
     read = rows.read(np.arange(rows.rows))
     for number in range(4):
         here = read.doc == number
-        assert read.ids[here].tolist() == sequences[number][:-1] and read.targets[here].tolist() == sequences[number][1:]
+        assert (
+            read.ids[here].tolist() == sequences[number][:-1] and read.targets[here].tolist() == sequences[number][1:]
+        )
         assert read.weight[here].astype(int).tolist() == masks[number][1:]
     assert rows.units.sum() == read.weight.sum()
     assert (read.weight[read.doc == PADDING] == 0).all()
@@ -57,7 +74,11 @@ def test_packed_rows_hold_every_sequence_with_its_own_targets(tmp_path) -> None:
 
 def test_pairs_stay_in_one_row(tmp_path) -> None:
     sequences = [[1] * (3 + i % 5) for i in range(20)]
-    rows = Packed(read_split(write_tokens(tmp_path, sequences, [[1] * len(s) for s in sequences], "pairs"), "train"), 16, together=2)
+    rows = Packed(
+        read_split(write_tokens(tmp_path, sequences, [[1] * len(s) for s in sequences], "pairs"), "train"),
+        16,
+        together=2,
+    )
     for number in range(rows.rows):
         found = set(rows.read(np.array([number])).sequence[0]) - {PADDING}
         assert all(s ^ 1 in found for s in found)
@@ -73,7 +94,9 @@ def test_packing_fits_and_keeps_all(lengths: list[int], capacity: int) -> None:
 
 
 @given(st.integers(1, 40), st.integers(0, 200), st.integers(1, 60), st.integers(1, 5), st.integers(1, 4))
-def test_order_is_the_same_from_any_position_and_for_any_number_of_ranks(rows: int, begin: int, count: int, world: int, micro: int) -> None:
+def test_order_is_the_same_from_any_position_and_for_any_number_of_ranks(
+    rows: int, begin: int, count: int, world: int, micro: int
+) -> None:
     whole = Order(rows, 3)(0, begin + count)
     assert (Order(rows, 3)(begin, begin + count) == whole[begin:]).all()
     assert sorted(whole[:rows].tolist()) == list(range(rows)) or begin + count < rows

@@ -1,4 +1,5 @@
-"""The calculator against what torch counts: saved activations, FLOPs, the engine's own tensors, and published speeds."""
+"""The calculator against what torch counts: saved activations, FLOPs, the engine's own tensors, and published
+speeds."""
 
 from __future__ import annotations
 
@@ -16,24 +17,43 @@ from torch.utils.flop_counter import FlopCounterMode
 from flows import cli
 from model.config import ModelConfig, OptimConfig, TrainSpec
 from model.engine import Replicas
-from model.estimate import ENGINES, GPUS, REFERENCE, Device, Plan, activation_bytes, compare, estimate, matrices, memory, references
+from model.estimate import (
+    ENGINES,
+    GPUS,
+    REFERENCE,
+    Device,
+    Plan,
+    activation_bytes,
+    compare,
+    estimate,
+    matrices,
+    memory,
+    references,
+)
 from model.objective import Batch, NextToken
 from model.transformer import Transformer, initialize
 
-SHAPES = [ModelConfig(vocab_size=64, dim=64, layers=6, heads=4, kv_heads=4, ffn=176),
-          ModelConfig(vocab_size=64, dim=96, layers=6, heads=6, kv_heads=2, ffn=320),
-          ModelConfig(vocab_size=64, dim=64, layers=6, heads=4, kv_heads=2, ffn=176, qk_norm=False)]
+SHAPES = [
+    ModelConfig(vocab_size=64, dim=64, layers=6, heads=4, kv_heads=4, ffn=176),
+    ModelConfig(vocab_size=64, dim=96, layers=6, heads=6, kv_heads=2, ffn=320),
+    ModelConfig(vocab_size=64, dim=64, layers=6, heads=4, kv_heads=2, ffn=176, qk_norm=False),
+]
 
 
 def plan(model: ModelConfig = SHAPES[0], **fields) -> Plan:
-    return Plan(**{"model": model, "optim": OptimConfig(), "seq_len": 1024, "batch_tokens": 1 << 19, "tokens": 1e9} | fields)
+    return Plan(
+        **{"model": model, "optim": OptimConfig(), "seq_len": 1024, "batch_tokens": 1 << 19, "tokens": 1e9} | fields
+    )
 
 
 CPU = Device("CPU", "cpu float32", 1e11, 24e9, 1e10, 1e9, 1e9, 4)
 
 
-def kept_by_a_layer(config: ModelConfig, rows: int, seq_len: int, compiled: bool, dtype: torch.dtype, attention: str) -> tuple[int, int]:
-    """Bytes of activations and of the weights' casts that autograd keeps for one block; nothing is computed, so any shape goes."""
+def kept_by_a_layer(
+    config: ModelConfig, rows: int, seq_len: int, compiled: bool, dtype: torch.dtype, attention: str
+) -> tuple[int, int]:
+    """Bytes of activations and of the weights' casts that autograd keeps for one block; nothing is computed, so any
+    shape goes."""
     kept: dict[int, tuple[int, torch.Tensor]] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -71,7 +91,9 @@ def test_a_layer_of_one_and_of_seven_billion_keeps_the_bytes_that_are_calculated
 @pytest.mark.parametrize("config", SHAPES)
 @pytest.mark.parametrize("attention, seq_len", [("plain", 128), ("plain", 512), ("masked", 1024)])
 @pytest.mark.parametrize("width", [2, 4])
-def test_a_layer_on_a_cpu_keeps_the_bytes_that_are_calculated(config: ModelConfig, attention: str, seq_len: int, width: int) -> None:
+def test_a_layer_on_a_cpu_keeps_the_bytes_that_are_calculated(
+    config: ModelConfig, attention: str, seq_len: int, width: int
+) -> None:
     dtype = {2: torch.bfloat16, 4: torch.float32}[width]
     kept, _ = kept_by_a_layer(config, 2, seq_len, False, dtype, attention)
     assert kept == pytest.approx(2 * seq_len * activation_bytes(config, False, width, attention, seq_len), rel=0.02)
@@ -107,11 +129,21 @@ class Living(TorchDispatchMode):
 MIDDLE = ModelConfig(vocab_size=2000, dim=128, layers=4, heads=4, kv_heads=2, ffn=352)
 
 
-@pytest.mark.parametrize("config, rows, seq_len, fields", [
-    (MIDDLE, 4, 128, {}), (MIDDLE, 4, 256, {}), (MIDDLE, 1, 32, {}), (MIDDLE, 8, 128, {"checkpointing": True}),
-    (MIDDLE, 4, 128, {"optim": OptimConfig(name="adamw")}), (replace(MIDDLE, qk_norm=False, kv_heads=4, vocab_size=20000, tied=False), 2, 128, {}),
-    (replace(MIDDLE, experts=4, expert_ffn=176), 4, 128, {})])
-def test_the_most_bytes_that_live_in_an_update_are_calculated(config: ModelConfig, rows: int, seq_len: int, fields: dict) -> None:
+@pytest.mark.parametrize(
+    "config, rows, seq_len, fields",
+    [
+        (MIDDLE, 4, 128, {}),
+        (MIDDLE, 4, 256, {}),
+        (MIDDLE, 1, 32, {}),
+        (MIDDLE, 8, 128, {"checkpointing": True}),
+        (MIDDLE, 4, 128, {"optim": OptimConfig(name="adamw")}),
+        (replace(MIDDLE, qk_norm=False, kv_heads=4, vocab_size=20000, tied=False), 2, 128, {}),
+        (replace(MIDDLE, experts=4, expert_ffn=176), 4, 128, {}),
+    ],
+)
+def test_the_most_bytes_that_live_in_an_update_are_calculated(
+    config: ModelConfig, rows: int, seq_len: int, fields: dict
+) -> None:
     wanted = plan(config, seq_len=seq_len, gpus=1, device=CPU, compiled=False, **fields)
     model = Transformer(config)
     initialize(model, 0)
@@ -121,7 +153,13 @@ def test_the_most_bytes_that_live_in_an_update_are_calculated(config: ModelConfi
     for tensor in (engine.grad, *(p.detach() for group in engine.optimizer.param_groups for p in group["params"])):
         living.hold(tensor)
     ids, targets = torch.randint(0, config.vocab_size, (2, slots), generator=torch.Generator().manual_seed(0))
-    batch = Batch(ids.view(rows, seq_len), torch.zeros(rows, seq_len, dtype=torch.int32), None, targets, torch.full((slots,), 1 / slots))
+    batch = Batch(
+        ids.view(rows, seq_len),
+        torch.zeros(rows, seq_len, dtype=torch.int32),
+        None,
+        targets,
+        torch.full((slots,), 1 / slots),
+    )
     with living:
         for _ in range(2):  # the second has the optimizer's state
             loss, _ = engine(batch)
@@ -138,7 +176,9 @@ def test_flops_are_torchs() -> None:
     model.attention = "manual"
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 128, dtype=torch.long)).sum().backward()
-    full = config.flops_per_token(128) + 6.0 * config.layers * config.heads * config.head_size * 128  # the plain form computes the masked half too
+    full = (
+        config.flops_per_token(128) + 6.0 * config.layers * config.heads * config.head_size * 128
+    )  # the plain form computes the masked half too
     assert counter.get_total_flops() == pytest.approx(128 * full, rel=0.02)
 
 
@@ -151,18 +191,34 @@ def test_weights_gradients_and_optimizer_are_the_engines(name: str) -> None:
     engine.step(1.0)
     state = sum(v.nbytes for s in engine.optimizer.state.values() for v in s.values() if v.numel() > 1)
     need = memory(plan(config, optim=optim), "ddp", 1)
-    assert (need["weights"], need["gradients"], need["optimizer"]) == (sum(p.nbytes for p in model.parameters()), engine.grad.nbytes, state)
+    assert (need["weights"], need["gradients"], need["optimizer"]) == (
+        sum(p.nbytes for p in model.parameters()),
+        engine.grad.nbytes,
+        state,
+    )
     assert matrices(config) == sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n)
 
 
-@pytest.mark.parametrize("gpu, gpus, shape, seq_len, batch, measured", [
-    ("h100", 16, (2560, 32, 20, 6912), 2048, 983040, 24142), ("h100", 64, (2048, 24, 16, 5461), 2048, 2621440, 44402),
-    ("a100", 8, (2560, 32, 20, 6912), 2048, 327680, 10811), ("a100", 8, (1536, 24, 12, 4096), 2048, 786432, 32434)])
+@pytest.mark.parametrize(
+    "gpu, gpus, shape, seq_len, batch, measured",
+    [
+        ("h100", 16, (2560, 32, 20, 6912), 2048, 983040, 24142),
+        ("h100", 64, (2048, 24, 16, 5461), 2048, 2621440, 44402),
+        ("a100", 8, (2560, 32, 20, 6912), 2048, 327680, 10811),
+        ("a100", 8, (1536, 24, 12, 4096), 2048, 786432, 32434),
+    ],
+)
 def test_published_runs_that_are_not_in_the_table_are_met(gpu, gpus, shape, seq_len, batch, measured) -> None:
-    """llm-foundry's tokens a second and GPU (scripts/train/benchmarking/README.md) for MPT's shapes as SwiGLU of equal size."""
+    """llm-foundry's tokens a second and GPU (scripts/train/benchmarking/README.md) for MPT's shapes as SwiGLU of equal
+    size."""
     dim, layers, heads, ffn = shape
-    model = ModelConfig(vocab_size=50368, dim=dim, layers=layers, heads=heads, kv_heads=heads, ffn=ffn, max_seq_len=seq_len)
-    found = estimate(plan(model, optim=OptimConfig(name="adamw"), seq_len=seq_len, batch_tokens=batch, gpus=gpus, device=GPUS[gpu]), "fsdp2")
+    model = ModelConfig(
+        vocab_size=50368, dim=dim, layers=layers, heads=heads, kv_heads=heads, ffn=ffn, max_seq_len=seq_len
+    )
+    found = estimate(
+        plan(model, optim=OptimConfig(name="adamw"), seq_len=seq_len, batch_tokens=batch, gpus=gpus, device=GPUS[gpu]),
+        "fsdp2",
+    )
     assert found["fits"] and found["tokens_per_second"] / gpus == pytest.approx(measured, rel=0.2)
 
 
@@ -196,7 +252,12 @@ def test_the_command_prints_a_table_and_json(capsys) -> None:
     assert done.value.code == 0 and "zero3" in (text := capsys.readouterr().out) and "7B x64" in text
     with pytest.raises(SystemExit) as done:
         cli.main(["estimate", "tiny", "--gpu", "cpu", "--gpus", "2", "--utilisation", "0.5"])
-    assert done.value.code == 0 and "2 x CPU rank" in (text := capsys.readouterr().out) and "utilisation 50%: as given" in text and "7B" not in text
+    assert (
+        done.value.code == 0
+        and "2 x CPU rank" in (text := capsys.readouterr().out)
+        and "utilisation 50%: as given" in text
+        and "7B" not in text
+    )
     with pytest.raises(SystemExit) as done:
         cli.main(["estimate", "tiny", "pretrain.stpes=10"])
     assert done.value.code == 2 and "did you mean steps" in capsys.readouterr().err

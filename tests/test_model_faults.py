@@ -1,4 +1,5 @@
-"""Faults of single ranks under the real launcher: one is killed, one hangs; both end readable, leave nothing behind, and resume to the bit."""
+"""Faults of single ranks under the real launcher: one is killed, one hangs; both end readable, leave nothing behind,
+and resume to the bit."""
 
 from __future__ import annotations
 
@@ -25,7 +26,11 @@ def ranks_of(out: Path) -> dict[int, psutil.Process]:
     for process in psutil.process_iter():
         try:
             line, rank = process.cmdline(), process.environ().get("RANK")
-            if rank is not None and str(out / "_run" / "spec.json") in line and process.status() != psutil.STATUS_ZOMBIE:
+            if (
+                rank is not None
+                and str(out / "_run" / "spec.json") in line
+                and process.status() != psutil.STATUS_ZOMBIE
+            ):
                 found[int(rank)] = process
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
@@ -50,13 +55,26 @@ def test_a_killed_and_a_hung_rank_end_the_run_readably_and_it_resumes_to_the_sam
     monkeypatch.setattr(launching, "POLL_SECONDS", 0.05)
     monkeypatch.setenv("PIPELINE_GRACE_SECONDS", "1")
     monkeypatch.setenv("PIPELINE_HOME", str(tmp_path / "home"))
-    write_tokens(tmp_path / "text", [[*range(3 + i % 40, 60), 0] for i in range(200)], None, "text", 64, [[*range(3, 60), 0]] * 4)
+    write_tokens(
+        tmp_path / "text", [[*range(3 + i % 40, 60), 0] for i in range(200)], None, "text", 64, [[*range(3, 60), 0]] * 4
+    )
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "tokenizer.json").write_text('{"added_tokens": []}')
     (tmp_path / "tokenizer" / "tokenizer_config.json").write_text("{}")
     shape = {"dim": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 96}
-    base = {"objective": "pretrain", "data": str(tmp_path / "text"), "tokenizer": str(tmp_path / "tokenizer"), "model": shape, "seq_len": 64, "dtype": "fp32",
-            "batch_tokens": 512, "threads": 1, "steps": 120, "checkpoint_every": 10, "compile": "off"}
+    base = {
+        "objective": "pretrain",
+        "data": str(tmp_path / "text"),
+        "tokenizer": str(tmp_path / "tokenizer"),
+        "model": shape,
+        "seq_len": 64,
+        "dtype": "fp32",
+        "batch_tokens": 512,
+        "threads": 1,
+        "steps": 120,
+        "checkpoint_every": 10,
+        "compile": "off",
+    }
     whole, broken = (parse(TrainSpec, base | {"out": str(tmp_path / name)}) for name in ("whole", "broken"))
     undisturbed = threading.Thread(target=train, args=(whole,))
     undisturbed.start()
@@ -74,5 +92,8 @@ def test_a_killed_and_a_hung_rank_end_the_run_readably_and_it_resumes_to_the_sam
     assert log.count("resumed at step") == 2
     ours, theirs = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("broken", "whole"))
     assert ours == theirs
-    curves = [[json.loads(line) for line in (tmp_path / name / "_run" / "metrics.jsonl").open()] for name in ("broken", "whole")]
+    curves = [
+        [json.loads(line) for line in (tmp_path / name / "_run" / "metrics.jsonl").open()]
+        for name in ("broken", "whole")
+    ]
     assert [(r["step"], r.get("loss")) for r in curves[0]] == [(r["step"], r.get("loss")) for r in curves[1]]

@@ -1,4 +1,5 @@
-"""fp8 products on the CPU, whose kernel has the same arguments as the GPU's: close to exact, in both passes and compiled."""
+"""fp8 products on the CPU, whose kernel has the same arguments as the GPU's: close to exact, in both passes and
+compiled."""
 
 from __future__ import annotations
 
@@ -23,7 +24,11 @@ def test_products_and_gradients_are_within_the_rounding_of_fp8() -> None:
         mine = x.clone().requires_grad_()
         out = forward(mine)
         out.backward(grad)
-        exact = {"out": x.float() @ layer.weight.t(), "x": grad.float() @ layer.weight, "weight": torch.einsum("bto,bti->oi", grad.float(), x.float())}
+        exact = {
+            "out": x.float() @ layer.weight.t(),
+            "x": grad.float() @ layer.weight,
+            "weight": torch.einsum("bto,bti->oi", grad.float(), x.float()),
+        }
         for name, got in (("out", out), ("x", mine.grad), ("weight", layer.weight.grad)):
             assert (got.float() - exact[name]).norm() < 0.08 * exact[name].norm(), name
     values, scale = quantize(torch.tensor([[-3.0, 1e-3], [0.0, 12.0]]), E4M3)

@@ -54,14 +54,20 @@ def test_sampling_follows_its_seed_and_not_the_batch(model):
     )
 
 
-@pytest.mark.parametrize("narrow", [Sampling(temperature=1.0, top_k=1), Sampling(temperature=1.0, top_p=1e-6), Sampling(temperature=1e-4)])
+@pytest.mark.parametrize(
+    "narrow", [Sampling(temperature=1.0, top_k=1), Sampling(temperature=1.0, top_p=1e-6), Sampling(temperature=1e-4)]
+)
 def test_the_narrowest_sampling_is_greedy(model, narrow):
-    assert generate(model, PROMPTS, stop=STOP, max_new_tokens=8, sampling=narrow) == generate(model, PROMPTS, stop=STOP, max_new_tokens=8)
+    assert generate(model, PROMPTS, stop=STOP, max_new_tokens=8, sampling=narrow) == generate(
+        model, PROMPTS, stop=STOP, max_new_tokens=8
+    )
 
 
 def test_draws_have_the_frequencies_of_the_distribution(model):
     wanted = torch.softmax(model(torch.tensor([PROMPTS[0]]))[0, -1], -1).detach()
-    drawn = torch.tensor(generate(model, PROMPTS[:1] * 4000, stop=set(), max_new_tokens=1, sampling=Sampling(temperature=1.0))).flatten()
+    drawn = torch.tensor(
+        generate(model, PROMPTS[:1] * 4000, stop=set(), max_new_tokens=1, sampling=Sampling(temperature=1.0))
+    ).flatten()
     found = torch.bincount(drawn, minlength=len(wanted)) / len(drawn)
     top = wanted.topk(5).indices
     assert torch.allclose(found[top], wanted[top], atol=0.03)
@@ -84,9 +90,16 @@ def test_what_cannot_be_generated_is_said(model):
 
 
 def test_chat_prints_the_answer_and_nothing_else():
-    done = subprocess.run([sys.executable, "-m", "model.chat", str(taught_dir()), "--prompt", "什么是词元？"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "model.chat", str(taught_dir()), "--prompt", "什么是词元？"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout == FACTS["什么是词元？"] + "\n"
-    wrong = subprocess.run([sys.executable, "-m", "model.chat", "no-such-directory", "--prompt", "x"], capture_output=True, text=True)
+    wrong = subprocess.run(
+        [sys.executable, "-m", "model.chat", "no-such-directory", "--prompt", "x"], capture_output=True, text=True
+    )
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("chat: no-such-directory")
 

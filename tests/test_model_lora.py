@@ -32,7 +32,9 @@ def base(tokens, tmp_path_factory) -> TrainSpec:
 
 @pytest.fixture(scope="module")
 def adapted(base, tokens, tmp_path_factory) -> TrainSpec:
-    spec = make_spec(tokens, tmp_path_factory.mktemp("adapted"), "sft", init=base.out, lora=LORA, dtype="fp32", steps=12)
+    spec = make_spec(
+        tokens, tmp_path_factory.mktemp("adapted"), "sft", init=base.out, lora=LORA, dtype="fp32", steps=12
+    )
     finish(start(spec), spec)
     return spec
 
@@ -41,7 +43,9 @@ def test_the_adapter_is_pefts_and_the_model_is_the_base_with_it(base, adapted) -
     ids = torch.randint(3, 100, (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         plain = AutoModelForCausalLM.from_pretrained(base.out)(ids).logits
-        theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base.out), Path(adapted.out) / "adapter")(ids).logits
+        theirs = PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(base.out), Path(adapted.out) / "adapter"
+        )(ids).logits
         ours = AutoModelForCausalLM.from_pretrained(adapted.out)(ids).logits
     torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
     assert (plain - ours).abs().max() > 0.01
@@ -55,12 +59,18 @@ def test_only_the_targets_change_and_little_is_kept_for_them(base, tokens, tmp_p
     before, after = (load_file(Path(path) / "model.safetensors") for path in (base.out, spec.out))
     changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"q_proj", "k_proj", "v_proj", "o_proj"}
-    saved = FileSystemReader(sorted((tmp_path / "_run" / "checkpoints").iterdir())[-1]).read_metadata().state_dict_metadata
-    assert len(saved) == 3 * 2 * 4 * 2 and all(".lora_" in name for name in saved)  # values and two moments of A and B, four matrices, two layers
+    saved = (
+        FileSystemReader(sorted((tmp_path / "_run" / "checkpoints").iterdir())[-1]).read_metadata().state_dict_metadata
+    )
+    assert len(saved) == 3 * 2 * 4 * 2 and all(
+        ".lora_" in name for name in saved
+    )  # values and two moments of A and B, four matrices, two layers
 
 
 def test_a_killed_adapter_training_resumes_to_the_bit(base, tokens, tmp_path) -> None:
-    specs = [make_spec(tokens, tmp_path / name, "dpo", init=base.out, lora=LORA, steps=25) for name in ("whole", "killed")]
+    specs = [
+        make_spec(tokens, tmp_path / name, "dpo", init=base.out, lora=LORA, steps=25) for name in ("whole", "killed")
+    ]
     whole = start(specs[0])
     assert interrupt(start(specs[1]), specs[1], 8, signal.SIGKILL) == -signal.SIGKILL
     finish(whole, specs[0])
@@ -76,10 +86,14 @@ def test_sharded_adapters_train_like_one_rank(how: dict, base, adapted, tokens, 
 
 
 @pytest.mark.parametrize("known, share, temperature", [(50, 0.5, 1.5), (40, 1.0, 1.0), (60, 0.25, 3.0)])
-def test_distillation_is_the_formula_whatever_the_teacher_knows(known: int, share: float, temperature: float, monkeypatch) -> None:
+def test_distillation_is_the_formula_whatever_the_teacher_knows(
+    known: int, share: float, temperature: float, monkeypatch
+) -> None:
     monkeypatch.setitem(loss.CHUNK, "cpu", 13)
     g = torch.Generator().manual_seed(0)
-    h, head, taught, teacher = (torch.randn(shape, generator=g) for shape in ((30, 16), (50, 16), (30, 24), (known, 24)))
+    h, head, taught, teacher = (
+        torch.randn(shape, generator=g) for shape in ((30, 16), (50, 16), (30, 24), (known, 24))
+    )
     targets, weight = torch.randint(0, 40, (30,), generator=g), torch.rand(30, generator=g)
     weight[::4] = 0
     theirs = [h.clone().requires_grad_(), head.clone().requires_grad_()]
@@ -93,7 +107,9 @@ def test_distillation_is_the_formula_whatever_the_teacher_knows(known: int, shar
     total, sums = loss.distillation(*ours, taught, teacher, targets, weight, share, temperature)
     total.backward()
     kept = weight > 0
-    torch.testing.assert_close((total, sums), (expected.detach(), torch.stack((nll[kept].sum(), divergence[kept].sum())).detach()))
+    torch.testing.assert_close(
+        (total, sums), (expected.detach(), torch.stack((nll[kept].sum(), divergence[kept].sum())).detach())
+    )
     torch.testing.assert_close([p.grad for p in ours], [p.grad for p in theirs])
 
 
@@ -104,12 +120,31 @@ def test_a_student_comes_closer_to_its_teacher_than_without_one(base, tokens, tm
     train.train(small, Alone())
     results = {}
     for weight in (0.01, 0.9):
-        spec = make_spec(tokens, tmp_path / f"student-{weight}", "sft", init=small.out, steps=30, distill={"teacher": teacher.out, "weight": weight})
+        spec = make_spec(
+            tokens,
+            tmp_path / f"student-{weight}",
+            "sft",
+            init=small.out,
+            steps=30,
+            distill={"teacher": teacher.out, "weight": weight},
+        )
         results[weight] = train.train(spec, Alone())
         first = next(json.loads(line) for line in (Path(spec.out) / "_run" / "metrics.jsonl").open())
-        assert results[weight]["val_divergence"] < 0.7 * first["val_divergence"] and results[weight]["val_bits_per_byte"] > 0
+        assert (
+            results[weight]["val_divergence"] < 0.7 * first["val_divergence"]
+            and results[weight]["val_bits_per_byte"] > 0
+        )
     assert results[0.9]["val_divergence"] < results[0.01]["val_divergence"]
-    same = make_spec(tokens, tmp_path / "same", "sft", init=teacher.out, steps=1, distill={"teacher": teacher.out}, lora=LORA, dtype="fp32")
+    same = make_spec(
+        tokens,
+        tmp_path / "same",
+        "sft",
+        init=teacher.out,
+        steps=1,
+        distill={"teacher": teacher.out},
+        lora=LORA,
+        dtype="fp32",
+    )
     assert train.train(same, Alone())["val_divergence"] < 0.05
 
 

@@ -43,21 +43,31 @@ def test_log_probs_and_preference_are_the_formula(monkeypatch) -> None:
     ours = loss.log_probs(c, d, targets)
     (ours * torch.arange(10)).sum().backward()
     torch.testing.assert_close((ours, c.grad, d.grad), (expected, a.grad, b.grad))
-    value, margin = loss.preference(torch.tensor([-1.0]), torch.tensor([-3.0]), torch.tensor([-2.0]), torch.tensor([-2.5]), 0.5)
+    value, margin = loss.preference(
+        torch.tensor([-1.0]), torch.tensor([-3.0]), torch.tensor([-2.0]), torch.tensor([-2.5]), 0.5
+    )
     assert margin.item() == pytest.approx(0.75) and value.item() == pytest.approx(math.log(1 + math.exp(-0.75)))
 
 
 def test_muon_is_torchs_and_adamw_is_torchs() -> None:
     config = OptimConfig(lr=0.02, weight_decay=0.1, embed_lr=0.01)
-    shapes = {"q_proj.weight": (8, 8), "up_proj.weight": (24, 8), "down_proj.weight": (8, 24), "k_proj.weight": (8, 8), "embed_tokens.weight": (10, 8)}
+    shapes = {
+        "q_proj.weight": (8, 8),
+        "up_proj.weight": (24, 8),
+        "down_proj.weight": (8, 24),
+        "k_proj.weight": (8, 8),
+        "embed_tokens.weight": (10, 8),
+    }
     torch.manual_seed(0)
     values = {name: torch.randn(shape) for name, shape in shapes.items()}
     ours = {name: torch.nn.Parameter(v.clone()) for name, v in values.items()}
     theirs = {name: torch.nn.Parameter(v.clone()) for name, v in values.items()}
     mine = MuonAdamW(groups(ours.items(), config), config)
     matrices = [p for n, p in theirs.items() if "embed" not in n]
-    peers = [torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-             torch.optim.AdamW([theirs["embed_tokens.weight"]], lr=0.01, betas=(0.9, 0.95), weight_decay=0.0)]
+    peers = [
+        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([theirs["embed_tokens.weight"]], lr=0.01, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
     for _ in range(3):
         for name, shape in shapes.items():
             grad = torch.randn(shape)

@@ -23,17 +23,32 @@ def exams(path):
     facts, answers = list(FACTS.items()), list(FACTS.values())
     lang = ["zh", "zh", "en", "en"]
     rows = {
-        "choices": [{"id": f"c{i}", "set": "training", "lang": lang[i], "question": q, "choices": answers, "correct": i} for i, (q, _) in enumerate(facts)],
-        "answers": [{"id": f"a{i}", "set": "training", "lang": lang[i], "question": q, "answer": a, "keywords": [[a[-5:]]]} for i, (q, a) in enumerate(facts)],
+        "choices": [
+            {"id": f"c{i}", "set": "training", "lang": lang[i], "question": q, "choices": answers, "correct": i}
+            for i, (q, _) in enumerate(facts)
+        ],
+        "answers": [
+            {"id": f"a{i}", "set": "training", "lang": lang[i], "question": q, "answer": a, "keywords": [[a[-5:]]]}
+            for i, (q, a) in enumerate(facts)
+        ],
         "preferences": [
-            {"id": f"p{i}", "set": "heldout", "lang": lang[i], "overlap": ["clean", "overlapping"][i // 3], "prompt": q + "\u2028",
-             "chosen": a, "rejected": answers[i - 1]}
+            {
+                "id": f"p{i}",
+                "set": "heldout",
+                "lang": lang[i],
+                "overlap": ["clean", "overlapping"][i // 3],
+                "prompt": q + "\u2028",
+                "chosen": a,
+                "rejected": answers[i - 1],
+            }
             for i, (q, a) in enumerate(facts)
         ],
     }
     path.mkdir()
     for name, items in rows.items():
-        (path / f"{name}.jsonl").write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
+        (path / f"{name}.jsonl").write_text(
+            "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items), encoding="utf-8"
+        )
     return str(path)
 
 
@@ -43,9 +58,21 @@ def scored(tmp_path_factory):
     root = tmp_path_factory.mktemp("scores")
     save_model(new_model(), root / "base", tokenizer_dir())
     write_shards(root / "shards", documents())
-    encode_text(EncodeSection(), write_shards(root / "shards", documents()[:4], split="val"), tokenizer_dir(), root / "tokens")
-    models = [{"name": "base", "path": str(root / "base")}, {"name": "sft", "path": str(taught_dir())}, {"name": "dpo", "path": str(taught_dir())}]
-    spec = {"models": models, "reference": "sft", "exams": exams(root / "exams"), "tokens": str(root / "tokens"), "out": str(root / "out")}
+    encode_text(
+        EncodeSection(), write_shards(root / "shards", documents()[:4], split="val"), tokenizer_dir(), root / "tokens"
+    )
+    models = [
+        {"name": "base", "path": str(root / "base")},
+        {"name": "sft", "path": str(taught_dir())},
+        {"name": "dpo", "path": str(taught_dir())},
+    ]
+    spec = {
+        "models": models,
+        "reference": "sft",
+        "exams": exams(root / "exams"),
+        "tokens": str(root / "tokens"),
+        "out": str(root / "out"),
+    }
     (root / "spec.json").write_text(json.dumps({**spec, "settings": SETTINGS, "device": "cpu", "dtype": "auto"}))
     subprocess.run([sys.executable, "-m", "model.score", "--spec", str(root / "spec.json")], check=True)
     return root
@@ -78,7 +105,12 @@ def test_files_hold_every_item_and_the_result_is_flat(scored):
     result = json.loads((scored / "out" / "_run" / "result.json").read_text())
     assert result["sft.answers_training.en"] == 1
     assert result["sft.choices"] == 1
-    assert {"base.bits_per_byte", "dpo.against_reference_margin", "base.preferences_margin.zh", "seconds"} <= result.keys()
+    assert {
+        "base.bits_per_byte",
+        "dpo.against_reference_margin",
+        "base.preferences_margin.zh",
+        "seconds",
+    } <= result.keys()
     last = json.loads((scored / "out" / "_run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == last["total_steps"]
 
@@ -87,7 +119,10 @@ def test_scores_are_the_same_again_and_in_other_batches(scored, tmp_path):
     spec = json.loads((scored / "spec.json").read_text())
     run({**spec, "models": spec["models"][:1], "out": str(tmp_path), "settings": {**SETTINGS, "batch": 64}})
     for name, key in (("answers", "said"), ("choices", "picked")):
-        first, second = ([json.loads(line)[key]["base"] for line in (path / f"{name}.jsonl").open()] for path in (scored / "out", tmp_path))
+        first, second = (
+            [json.loads(line)[key]["base"] for line in (path / f"{name}.jsonl").open()]
+            for path in (scored / "out", tmp_path)
+        )
         assert first == second
 
 
@@ -129,7 +164,10 @@ def test_token_bytes_are_utf8_bytes():
     assert token_bytes(chat)[[0, 1, 2]].sum() == 0
 
 
-@pytest.mark.parametrize(("right", "asked", "low", "high"), [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662)])
+@pytest.mark.parametrize(
+    ("right", "asked", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662)],
+)
 def test_wilson_gives_the_published_values(right, asked, low, high):
     assert wilson(right, asked) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
 

@@ -23,7 +23,10 @@ def test_the_template_is_what_transformers_makes_of_it(chat):
     theirs = AutoTokenizer.from_pretrained(tokenizer_dir())
     for messages in (CONVERSATION, CONVERSATION[:2], CONVERSATION[1:3]):
         assert chat.chat(messages)[0] == theirs.apply_chat_template(messages, return_dict=True)["input_ids"]
-        assert chat.prompt(messages) == theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+        assert (
+            chat.prompt(messages)
+            == theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+        )
         assert render_chat(messages) == theirs.apply_chat_template(messages, tokenize=False)
     assert (theirs.pad_token_id, theirs.bos_token_id, theirs.eos_token_id) == (0, 1, 2)
 

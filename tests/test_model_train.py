@@ -1,4 +1,5 @@
-"""The training worker as real processes: stopped in every way and started again, alone, under torchrun and under DeepSpeed."""
+"""The training worker as real processes: stopped in every way and started again, alone, under torchrun and under
+DeepSpeed."""
 
 from __future__ import annotations
 
@@ -59,8 +60,19 @@ def tokens(tmp_path_factory) -> Path:
 
 def make_spec(tokens: Path, out: Path, objective: str = "pretrain", **fields) -> TrainSpec:
     data = {"pretrain": "text", "sft": "chat", "dpo": "pairs"}[objective]
-    base = {"objective": objective, "data": str(tokens / data), "tokenizer": str(tokens / "tokenizer"), "out": str(out), "seq_len": 64,
-            "batch_tokens": 512, "threads": 1, "steps": 40, "checkpoint_every": 3, "compile": "off", "optim": {"lr": 3e-3}}
+    base = {
+        "objective": objective,
+        "data": str(tokens / data),
+        "tokenizer": str(tokens / "tokenizer"),
+        "out": str(out),
+        "seq_len": 64,
+        "batch_tokens": 512,
+        "threads": 1,
+        "steps": 40,
+        "checkpoint_every": 3,
+        "compile": "off",
+        "optim": {"lr": 3e-3},
+    }
     if "init" not in fields:
         base["model"] = MODEL
     return parse(TrainSpec, base | fields)
@@ -73,8 +85,14 @@ def start(spec: TrainSpec, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
     env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
     env |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     log = open(run / "log", "ab")  # noqa: SIM115 - lives as long as the process
-    return subprocess.Popen([sys.executable, "-m", *launcher, "model.train", "--spec", str(run / "spec.json")], env=env, cwd=ROOT, stdout=log, stderr=log,
-                            start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", *launcher, "model.train", "--spec", str(run / "spec.json")],
+        env=env,
+        cwd=ROOT,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
 
 
 def torchrun(ranks: int) -> tuple[str, ...]:
@@ -92,7 +110,9 @@ def interrupt(process: subprocess.Popen, spec: TrainSpec, step: int, number: int
     metrics = Path(spec.out) / "_run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not metrics.is_file() or f'"step": {step},' not in metrics.read_text():
-        assert process.poll() is None and time.monotonic() < deadline, (Path(spec.out) / "_run" / "log").read_text()[-3000:]
+        assert process.poll() is None and time.monotonic() < deadline, (Path(spec.out) / "_run" / "log").read_text()[
+            -3000:
+        ]
         time.sleep(0.01)
     os.killpg(process.pid, number)
     return process.wait(60)
@@ -112,7 +132,9 @@ def base(tokens, tmp_path_factory) -> TrainSpec:
     """A small pretrained model, trained without a stop."""
     spec = make_spec(tokens, tmp_path_factory.mktemp("base"))
     result = finish(start(spec), spec)
-    assert result["val_loss"] < 3.5 and result["val_bits_per_byte"] == pytest.approx(result["val_loss"] / math.log(2) / 3, rel=0.02)
+    assert result["val_loss"] < 3.5 and result["val_bits_per_byte"] == pytest.approx(
+        result["val_loss"] / math.log(2) / 3, rel=0.02
+    )
     assert result["steps"] == 40 and result["tokens"] == 40 * 512
     return spec
 
@@ -128,12 +150,19 @@ def test_killed_pretraining_resumes_to_the_same_bits_and_curve(base, tokens, tmp
 
 def bytes_per_target(data: Path) -> float:
     """What meta.json says a validation target spells."""
-    return json.loads((data / "meta.json").read_text())["splits"]["val"]["bytes"] / (data / "val.mask.bin").read_bytes().count(1)
+    return json.loads((data / "meta.json").read_text())["splits"]["val"]["bytes"] / (
+        data / "val.mask.bin"
+    ).read_bytes().count(1)
 
 
 @pytest.mark.parametrize("objective", ["sft", "dpo"])
-def test_sft_and_dpo_stopped_by_sigterm_checkpoint_and_resume_to_the_same_bits(objective: str, base, tokens, tmp_path) -> None:
-    specs = [make_spec(tokens, tmp_path / name, objective, init=base.out, nll_weight=0.1, checkpoint_every=1000) for name in ("whole", "stopped")]
+def test_sft_and_dpo_stopped_by_sigterm_checkpoint_and_resume_to_the_same_bits(
+    objective: str, base, tokens, tmp_path
+) -> None:
+    specs = [
+        make_spec(tokens, tmp_path / name, objective, init=base.out, nll_weight=0.1, checkpoint_every=1000)
+        for name in ("whole", "stopped")
+    ]
     whole, stopped = start(specs[0]), start(specs[1])
     assert interrupt(stopped, specs[1], 7, signal.SIGTERM) == 143
     assert len(list((Path(specs[1].out) / "_run" / "checkpoints").glob("step-*"))) == 1
@@ -165,10 +194,21 @@ def test_two_killed_ranks_resume_to_the_bit_and_another_number_of_ranks_goes_on(
 
 
 @pytest.mark.parametrize("first, then", [("fsdp2", "deepspeed"), ("deepspeed", "fsdp2")])
-def test_sharded_experts_train_like_one_rank_and_the_other_engine_goes_on_from_a_shard_each(first: str, then: str, tokens, tmp_path) -> None:
+def test_sharded_experts_train_like_one_rank_and_the_other_engine_goes_on_from_a_shard_each(
+    first: str, then: str, tokens, tmp_path
+) -> None:
     # the balance loss is one of each micro-batch; of one row each they are the same on any number of ranks
-    moe = {"model": MODEL | {"experts": 4, "experts_per_token": 2}, "dtype": "fp32", "steps": 9, "zero_stage": 3, "micro_batch": 1}
-    sharded, alone = make_spec(tokens, tmp_path / "sharded", engine=first, **moe), make_spec(tokens, tmp_path / "alone", **moe)
+    moe = {
+        "model": MODEL | {"experts": 4, "experts_per_token": 2},
+        "dtype": "fp32",
+        "steps": 9,
+        "zero_stage": 3,
+        "micro_batch": 1,
+    }
+    sharded, alone = (
+        make_spec(tokens, tmp_path / "sharded", engine=first, **moe),
+        make_spec(tokens, tmp_path / "alone", **moe),
+    )
     other = start(alone)
     interrupt(start(sharded, torchrun(2)), sharded, 5, signal.SIGKILL)
     assert len(list((Path(sharded.out) / "_run" / "checkpoints" / "step-00000003").glob("*.distcp"))) == 2
@@ -225,7 +265,9 @@ def test_steps_that_are_not_finite_are_skipped_and_many_of_them_fail(tokens, tmp
 
 
 @pytest.mark.parametrize("spike, skipped", [(6.0, 1), (0.0, 0)])
-def test_an_update_of_a_gradient_spike_is_skipped_and_training_goes_on(spike: float, skipped: int, tokens, tmp_path, monkeypatch, capsys) -> None:
+def test_an_update_of_a_gradient_spike_is_skipped_and_training_goes_on(
+    spike: float, skipped: int, tokens, tmp_path, monkeypatch, capsys
+) -> None:
     measure = Loop._gradient
 
     def spiked(self, rows, norm_by):
@@ -235,17 +277,19 @@ def test_an_update_of_a_gradient_spike_is_skipped_and_training_goes_on(spike: fl
         return sums
 
     monkeypatch.setattr(Loop, "_gradient", spiked)
-    result = train.train(make_spec(tokens, tmp_path, steps=50, optim={"lr": 3e-3, "name": "adamw", "spike": spike}), Alone())
+    result = train.train(
+        make_spec(tokens, tmp_path, steps=50, optim={"lr": 3e-3, "name": "adamw", "spike": spike}), Alone()
+    )
     assert result["skipped_steps"] == skipped and ("step 46: gradient norm" in capsys.readouterr().out) == bool(skipped)
 
 
 def test_the_spike_guard_needs_company_and_follows_a_new_level() -> None:
     guard = SpikeGuard(6.0, torch.device("cpu"))
     noise = (1 + 0.1 * torch.randn(300, generator=torch.Generator().manual_seed(0))).abs()
-    for norm in [100.0, *noise[:LEAST - 1]]:  # the first may be large
+    for norm in [100.0, *noise[: LEAST - 1]]:  # the first may be large
         guard.saw(torch.as_tensor(norm), guard.limit())
     assert guard.counts.tolist() == [0, 0, 0]
-    for norm in noise[LEAST:LEAST + WINDOW]:
+    for norm in noise[LEAST : LEAST + WINDOW]:
         guard.saw(norm, guard.limit())
     other = SpikeGuard(6.0, torch.device("cpu"))
     other.load(json.loads(json.dumps(guard.state())))
@@ -262,7 +306,12 @@ def test_the_batch_warms_up_from_a_quarter_and_an_epoch_stays_one(tokens, tmp_pa
     rows = train.read_data(spec).train.rows
     plan = Plan(spec, rows)
     counts = [plan.rows(step) for step in range(plan.steps)]
-    assert counts[0] == 2 and counts[-1] == 8 and counts == sorted(counts) and counts[plan.steps // 2:] == [8] * (plan.steps - plan.steps // 2)
+    assert (
+        counts[0] == 2
+        and counts[-1] == 8
+        and counts == sorted(counts)
+        and counts[plan.steps // 2 :] == [8] * (plan.steps - plan.steps // 2)
+    )
     assert sum(counts) == pytest.approx(2 * rows, abs=8)
     result = train.train(spec, Alone())
     assert result["tokens"] == sum(counts) * spec.seq_len
@@ -276,14 +325,27 @@ def test_the_newest_checkpoints_stay_and_the_one_that_validated_best(tokens, tmp
     assert [path.name[-1] for path in checkpoints.whole()] == ["2", "4", "5"]
     spec = make_spec(tokens, tmp_path / "run", steps=10, eval_every=2, checkpoint_every=4, keep_checkpoints=1)
     train.train(spec, Alone())
-    kept = [json.loads((path / "state.json").read_text()) for path in sorted((tmp_path / "run" / "_run" / "checkpoints").iterdir())]
-    losses = {r["step"]: r["val_loss"] for r in map(json.loads, (tmp_path / "run" / "_run" / "metrics.jsonl").open()) if "val_loss" in r}
+    kept = [
+        json.loads((path / "state.json").read_text())
+        for path in sorted((tmp_path / "run" / "_run" / "checkpoints").iterdir())
+    ]
+    losses = {
+        r["step"]: r["val_loss"]
+        for r in map(json.loads, (tmp_path / "run" / "_run" / "metrics.jsonl").open())
+        if "val_loss" in r
+    }
     losses.pop(10)
-    assert [k["step"] for k in kept] == [min(losses, key=losses.get), 10] and kept[0]["val_loss"] == min(losses.values())
+    assert [k["step"] for k in kept] == [min(losses, key=losses.get), 10] and kept[0]["val_loss"] == min(
+        losses.values()
+    )
 
 
 def test_a_full_disk_leaves_no_checkpoint_that_looks_whole(tokens, tmp_path, monkeypatch) -> None:
-    spec, save, limits = make_spec(tokens, tmp_path, steps=9), Checkpoints.save, resource.getrlimit(resource.RLIMIT_FSIZE)
+    spec, save, limits = (
+        make_spec(tokens, tmp_path, steps=9),
+        Checkpoints.save,
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+    )
 
     def full(self, pieces, state):
         if state["step"] == 6:

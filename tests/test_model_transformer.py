@@ -40,7 +40,9 @@ def test_saved_directory_opens_in_transformers_with_equal_logits(kind: str, tmp_
     with torch.no_grad():
         torch.testing.assert_close(model(ids), theirs(ids).logits, atol=2e-5, rtol=1e-4)
     back = load_model(tmp_path)
-    assert back.config == from_hf(to_hf(model.config)) and all(torch.equal(a, b) for a, b in zip(back.parameters(), model.parameters(), strict=True))
+    assert back.config == from_hf(to_hf(model.config)) and all(
+        torch.equal(a, b) for a, b in zip(back.parameters(), model.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "manual"])
@@ -61,7 +63,9 @@ def test_attention_in_blocks_of_queries_is_torchs_also_in_the_gradient() -> None
     ours = [torch.randn(2, heads, length, 8, generator=g).requires_grad_() for heads in (4, 2, 2)]
     theirs = [x.detach().clone().requires_grad_() for x in ours]
     doc = torch.arange(length)[None] // (QUERIES - 10)
-    mask = (torch.ones(length, length, dtype=torch.bool).tril() & (doc[:, :, None] == doc[:, None, :]))[:, None].expand(2, -1, -1, -1)
+    mask = (torch.ones(length, length, dtype=torch.bool).tril() & (doc[:, :, None] == doc[:, None, :]))[:, None].expand(
+        2, -1, -1, -1
+    )
     weight = torch.randn(2, 4, length, 8, generator=g)
     (attend(*ours, (mask,)) * weight).sum().backward()
     (attend(*theirs, mask) * weight).sum().backward()
@@ -75,7 +79,10 @@ def test_cache_gives_the_logits_of_the_full_pass_also_for_padded_prompts() -> No
     pad = torch.tensor([0, 6])
     cache = model.cache(2, 20, pad)
     with torch.no_grad():
-        parts = [model(ids[:, :9], cache=cache), *(model(ids[:, i:i + 1], cache=cache, last=True) for i in range(9, 20))]
+        parts = [
+            model(ids[:, :9], cache=cache),
+            *(model(ids[:, i : i + 1], cache=cache, last=True) for i in range(9, 20)),
+        ]
         cached = torch.cat(parts, 1)
         torch.testing.assert_close(cached[:1], model(ids[:1]), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(cached[1:, 6:], model(ids[1:, 6:]), atol=1e-5, rtol=1e-4)

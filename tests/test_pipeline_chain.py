@@ -1,4 +1,5 @@
-"""The data stages in a row: 1,000 hostile records are all accounted for, and a worker killed with -9 costs its own job alone."""
+"""The data stages in a row: 1,000 hostile records are all accounted for, and a worker killed with -9 costs its own job
+alone."""
 
 from __future__ import annotations
 
@@ -43,10 +44,21 @@ def hostile(seed: int, count: int):
         elif kind == 2:
             text = "".join(rng.choice(ODD) if rng.random() < 0.1 else c for c in text)
         elif kind == 3:
-            text = text.encode().decode("latin-1") if rng.random() < 0.5 else f"<html><body><nav>menu</nav><p>{text}</p></body></html>"
+            text = (
+                text.encode().decode("latin-1")
+                if rng.random() < 0.5
+                else f"<html><body><nav>menu</nav><p>{text}</p></body></html>"
+            )
         elif kind == 4:
-            text = "".join(chr(rng.choice((rng.randrange(0x20, 0xD800), rng.randrange(0xE000, 0x110000)))) for _ in range(rng.randrange(300)))
-        line = rng.choice(JUNK) if kind == 5 else json.dumps({"id": i, "text": text}, ensure_ascii=rng.random() < 0.3).encode()
+            text = "".join(
+                chr(rng.choice((rng.randrange(0x20, 0xD800), rng.randrange(0xE000, 0x110000))))
+                for _ in range(rng.randrange(300))
+            )
+        line = (
+            rng.choice(JUNK)
+            if kind == 5
+            else json.dumps({"id": i, "text": text}, ensure_ascii=rng.random() < 0.3).encode()
+        )
         if kind == 6:
             at = rng.randrange(1, len(line))
             line = line[:at] + bytes([rng.choice((0, 0x22, 0x5C, 0x7D, 0x80, 0xC3, 0xED, 0xFF))]) + line[at + 1 :]
@@ -74,8 +86,12 @@ def test_a_thousand_hostile_records_are_all_accounted_for(tmp_path):
     assert stages[0]["docs_in"] == sum(bool(line.strip()) for line in lines)
     lost = [sum(n for rule, n in stage.items() if rule.startswith("dropped/")) for stage in stages]
     for before, stage, dropped in zip([None, *stages], stages, lost, strict=False):
-        assert stage["docs_in"] == stage["docs_out"] + dropped and (before is None or stage["docs_in"] == before["docs_out"])
-    assert stages[0]["docs_in"] == stages[-1]["docs_out"] + sum(lost) and all(lost[:-1]) and stages[-1]["docs_out"] > 100
+        assert stage["docs_in"] == stage["docs_out"] + dropped and (
+            before is None or stage["docs_in"] == before["docs_out"]
+        )
+    assert (
+        stages[0]["docs_in"] == stages[-1]["docs_out"] + sum(lost) and all(lost[:-1]) and stages[-1]["docs_out"] > 100
+    )
     assert {"dropped/broken_json", "dropped/invalid_utf8", "dropped/wrong_type", "dropped/too_long"} <= set(stages[0])
     assert chain(tmp_path / "in.jsonl", tmp_path / "two", 2) == stages
     for stage in ("ingest", "clean", "language", "dedup", "decontaminate", "shard/train", "shard/val"):
@@ -83,11 +99,16 @@ def test_a_thousand_hostile_records_are_all_accounted_for(tmp_path):
 
 
 def workers_of_this_process() -> list[int]:
-    children = [int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+    children = [
+        int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()
+    ]
     return [pid for pid in children if b"pipeline.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-@pytest.mark.parametrize("stage, section", [(clean, cleaning.CleanSection()), (language, cleaning.LanguageSection()), (dedup, cleaning.DedupSection())])
+@pytest.mark.parametrize(
+    "stage, section",
+    [(clean, cleaning.CleanSection()), (language, cleaning.LanguageSection()), (dedup, cleaning.DedupSection())],
+)
 def test_a_worker_killed_mid_stage_costs_its_own_job_alone(tmp_path, stage, section):
     rng = random.Random(1)
     words = [w for text in (ENGLISH, CHINESE) for w in text.replace("，", " ").split()]
@@ -103,7 +124,9 @@ def test_a_worker_killed_mid_stage_costs_its_own_job_alone(tmp_path, stage, sect
     close_workers()
     with pytest.raises(ShardFailed, match="killed by signal 9"):
         stage(section, docs, out, workers=2, progress=kill)
-    markers = out / "_run" / ("dedup/done/filter" if stage is dedup else "done")  # a part whose marker the kill forestalled is made again
+    markers = (
+        out / "_run" / ("dedup/done/filter" if stage is dedup else "done")
+    )  # a part whose marker the kill forestalled is made again
     marked = [out / f"part-{int(marker.stem):05d}.parquet" for marker in markers.glob("*.json")]
     finished = {path: path.stat().st_mtime_ns for path in marked}
     assert killed and 0 < len(finished) < 12
@@ -115,7 +138,13 @@ def test_a_worker_killed_mid_stage_costs_its_own_job_alone(tmp_path, stage, sect
 def test_one_enormous_document_is_dropped_with_a_reason_or_goes_through_whole(tmp_path):
     """Eight million characters in a line: more than a batch may hold, in a file of pieces of a megabyte."""
     rng = random.Random(0)
-    words = ["".join(rng.choices("bcdfglmnprstaeiou", k=rng.randrange(2, 9))) for _ in range(20_000)] + ["the", "of", "and", "to", "in"] * 2000
+    words = ["".join(rng.choices("bcdfglmnprstaeiou", k=rng.randrange(2, 9))) for _ in range(20_000)] + [
+        "the",
+        "of",
+        "and",
+        "to",
+        "in",
+    ] * 2000
     enormous = "\n".join(" ".join(rng.choices(words, k=12)).capitalize() + "." for _ in range(130_000))
     assert len(enormous) > 8_000_000
     texts = [f"{ENGLISH} Number {i} of those around it, which are {i} more." for i in range(20)]
@@ -127,7 +156,12 @@ def test_one_enormous_document_is_dropped_with_a_reason_or_goes_through_whole(tm
     clean(cleaning.CleanSection(max_characters=10**8), tmp_path / "ingest", tmp_path / "clean")
     language(cleaning.LanguageSection(), tmp_path / "clean", tmp_path / "language")
     dedup(cleaning.DedupSection(), tmp_path / "language", tmp_path / "dedup")
-    decontaminate(cleaning.DecontaminateSection(), tmp_path / "dedup", [{"id": "1", "set": "made", "text": EXAM}], tmp_path / "decontaminate")
+    decontaminate(
+        cleaning.DecontaminateSection(),
+        tmp_path / "dedup",
+        [{"id": "1", "set": "made", "text": EXAM}],
+        tmp_path / "decontaminate",
+    )
     stats = shard(data.ShardSection(val_share=0), tmp_path / "decontaminate", tmp_path / "shard")
     assert stats["train_chars"] > len(enormous)
 

@@ -19,13 +19,23 @@ def talk(*turns, system=None, line=1):
 
 
 def pair(prompt, chosen, rejected, line=1):
-    return {"prompt": [{"role": "user", "content": prompt}], "chosen": chosen, "rejected": rejected, "source": "mine", "path": "p.jsonl", "line": line}
+    return {
+        "prompt": [{"role": "user", "content": prompt}],
+        "chosen": chosen,
+        "rejected": rejected,
+        "source": "mine",
+        "path": "p.jsonl",
+        "line": line,
+    }
 
 
 def rows(path, split="train"):
     """(text, text of the targets) of every sequence."""
     meta = json.loads((path / "meta.json").read_text())
-    ids, mask = np.fromfile(path / f"{split}.bin", dtype=meta["dtype"]), np.fromfile(path / f"{split}.mask.bin", dtype=np.uint8)
+    ids, mask = (
+        np.fromfile(path / f"{split}.bin", dtype=meta["dtype"]),
+        np.fromfile(path / f"{split}.mask.bin", dtype=np.uint8),
+    )
     offsets = np.load(path / f"{split}.idx.npy")
     spell = lambda values: CHAT.decode(values.tolist(), skip_special=False)  # noqa: E731
     return [(spell(ids[a:b]), spell(ids[a:b][mask[a:b] == 1])) for a, b in pairwise(offsets)]
@@ -56,11 +66,24 @@ def test_a_long_conversation_loses_its_oldest_exchanges(tmp_path):
 
 
 def test_what_cannot_be_trained_on_is_counted_with_its_line(tmp_path):
-    records = [talk("hi", "hello", line=3), talk("x " * 200, "too long", line=7), talk("nobody answers", line=9), talk("empty", " ", line=11)]
+    records = [
+        talk("hi", "hello", line=3),
+        talk("x " * 200, "too long", line=7),
+        talk("nobody answers", line=9),
+        talk("empty", " ", line=11),
+    ]
     metrics = encode_chats(records, tokenizer_dir(), tmp_path, max_tokens=40)
-    assert {k: v for k, v in metrics.items() if k.startswith("dropped")} == {"dropped": 3, "dropped_no_answer": 2, "dropped_too_long": 1}
+    assert {k: v for k, v in metrics.items() if k.startswith("dropped")} == {
+        "dropped": 3,
+        "dropped_no_answer": 2,
+        "dropped_too_long": 1,
+    }
     dropped = [json.loads(line) for line in (tmp_path / "dropped.jsonl").read_text().splitlines()]
-    assert [(d["reason"], d["path"], d["line"]) for d in dropped] == [("too_long", "a.jsonl", 7), ("no_answer", "a.jsonl", 9), ("no_answer", "a.jsonl", 11)]
+    assert [(d["reason"], d["path"], d["line"]) for d in dropped] == [
+        ("too_long", "a.jsonl", 7),
+        ("no_answer", "a.jsonl", 9),
+        ("no_answer", "a.jsonl", 11),
+    ]
     with pytest.raises(ValueError, match="no chat records left"):
         encode_chats(records[1:], tokenizer_dir(), tmp_path / "none", max_tokens=40)
 
@@ -88,7 +111,9 @@ def test_copies_stay_on_one_side_and_the_split_is_stable(tmp_path):
     train, val = {t for t, _ in rows(tmp_path / "a")}, {t for t, _ in rows(tmp_path / "a", "val")}
     assert not train & val
     assert len(val) >= 6
-    digest = lambda name: [hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((tmp_path / name).iterdir()) if p.is_file()]  # noqa: E731
+    digest = lambda name: [
+        hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((tmp_path / name).iterdir()) if p.is_file()
+    ]
     assert digest("a") == digest("b")
 
 

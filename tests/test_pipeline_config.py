@@ -16,8 +16,15 @@ def test_every_preset_is_valid_and_says_what_it_is():
             canonical_json(getattr(config, stage).identity())
 
 
-@pytest.mark.parametrize(("preset", "vocabulary", "low", "high"), [
-    ("gpt-teacher", 2048, 3.0e6, 4.0e6), ("minimind-small", 6400, 25e6, 29e6), ("minimind2", 6400, 100e6, 108e6), ("gpt2-124m", 50304, 115e6, 128e6)])
+@pytest.mark.parametrize(
+    ("preset", "vocabulary", "low", "high"),
+    [
+        ("gpt-teacher", 2048, 3.0e6, 4.0e6),
+        ("minimind-small", 6400, 25e6, 29e6),
+        ("minimind2", 6400, 100e6, 108e6),
+        ("gpt2-124m", 50304, 115e6, 128e6),
+    ],
+)
 def test_presets_have_the_size_they_claim(preset, vocabulary, low, high):
     import dataclasses
 
@@ -26,8 +33,19 @@ def test_presets_have_the_size_they_claim(preset, vocabulary, low, high):
 
 
 def test_overrides_reach_every_depth():
-    config = load("tiny", ["pretrain.optim.lr=1e-3", "pretrain.seed=7", "ingest.sources=a.jsonl,b/*.txt", "resources.nproc=1", "dpo.sources=[]",
-                           "resources.launcher=deepspeed", "sft.optim.lr=0.002", "dpo.optim.lr=1e-5"])
+    config = load(
+        "tiny",
+        [
+            "pretrain.optim.lr=1e-3",
+            "pretrain.seed=7",
+            "ingest.sources=a.jsonl,b/*.txt",
+            "resources.nproc=1",
+            "dpo.sources=[]",
+            "resources.launcher=deepspeed",
+            "sft.optim.lr=0.002",
+            "dpo.optim.lr=1e-5",
+        ],
+    )
     assert config.pretrain.optim.lr == 1e-3 and config.pretrain.seed == 7
     assert list(config.ingest.sources) == ["a.jsonl", "b/*.txt"] and list(config.dpo.sources) == []
     assert config.resources.launcher == "deepspeed" and config.resources.nproc == 1
@@ -35,8 +53,18 @@ def test_overrides_reach_every_depth():
 
 def test_all_problems_come_at_once_path_first():
     with pytest.raises(ConfigError) as caught:
-        load("tiny", ["pretrain.stpes=3", "pretrain.optim.lr=-1", "resources.launcher=slurm", "pretain.steps=1", "nonsense", "shard.val_share=3",
-                      "pretrain.model.dims=4"])
+        load(
+            "tiny",
+            [
+                "pretrain.stpes=3",
+                "pretrain.optim.lr=-1",
+                "resources.launcher=slurm",
+                "pretain.steps=1",
+                "nonsense",
+                "shard.val_share=3",
+                "pretrain.model.dims=4",
+            ],
+        )
     lines = caught.value.problems
     assert len(lines) == 7
     assert "pretrain.stpes  unknown key; did you mean steps?" in lines

@@ -10,19 +10,37 @@ from documents import CHINESE, ENGLISH, files, rows, write
 from pipeline.decontaminate import decontaminate
 from pipeline.sections.cleaning import DecontaminateSection
 
-OTHER = "Nothing in this document was ever asked in an examination, however long one looks for it in the books of the world."
+OTHER = (
+    "Nothing in this document was ever asked in an examination, however long one looks for it in the books of the"
+    " world."
+)
 EVALS = [
-    {"id": "1", "set": "quiz", "text": "What the tokenizer has never seen it spells in bytes, and nothing is ever lost on the way."},
+    {
+        "id": "1",
+        "set": "quiz",
+        "text": "What the tokenizer has never seen it spells in bytes, and nothing is ever lost on the way.",
+    },
     {"id": "2", "set": "quiz", "text": "这些小块是从语料里学来的，常见的词是一个整体，少见的词由几块拼成。"},
     {"id": "3", "set": "quiz", "text": "rare words are several PIECES? What the"},
-    {"id": "4", "set": "quiz", "text": "Why does the sky look blue by day and red in the evening over the sea in the far west of the land?"},
+    {
+        "id": "4",
+        "set": "quiz",
+        "text": "Why does the sky look blue by day and red in the evening over the sea in the far west of the land?",
+    },
     {"id": "5", "set": "quiz", "text": "Why?"},
-    {"id": "6", "set": "own", "text": "Nothing in this document was ever asked in an examination, however long one looks for it"},
+    {
+        "id": "6",
+        "set": "own",
+        "text": "Nothing in this document was ever asked in an examination, however long one looks for it",
+    },
 ]
 
 
 def results(out) -> dict[str, tuple[str, int]]:
-    return {e["id"]: (e["result"], e["documents"]) for e in map(json.loads, (out / "contamination.jsonl").read_text().splitlines())}
+    return {
+        e["id"]: (e["result"], e["documents"])
+        for e in map(json.loads, (out / "contamination.jsonl").read_text().splitlines())
+    }
 
 
 def test_documents_that_hold_items_are_dropped_and_items_judged(tmp_path):

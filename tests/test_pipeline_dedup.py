@@ -1,4 +1,5 @@
-"""The dedup stage: signatures equal to datasketch's, exact and near copies, the copy that stays, earlier artifacts, same bytes."""
+"""The dedup stage: signatures equal to datasketch's, exact and near copies, the copy that stays, earlier artifacts,
+same bytes."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def essay(seed: int, language: str, size: int = 220) -> list[str]:
 
 
 def corpus(pairs: int) -> list[str]:
-    """Essays and copies of them with one to twelve replaced tokens: Jaccard similarities from 0.5 to 0.96, both languages."""
+    """Essays and copies of them with one to twelve replaced tokens: Jaccard similarities from 0.5 to 0.96, both
+    languages."""
     texts = []
     for i in range(pairs):
         language = ("zh", "en")[i % 2]
@@ -105,7 +107,13 @@ def test_near_copies_by_true_similarity(tmp_path):
 def test_the_longest_then_the_smallest_id_stays_and_chats_lose_exact_copies_only(tmp_path):
     longer = f"{CHINESE}还有一句。"
     ids = {"id": "b" * 32}, {"id": "a" * 32}, {"id": "c" * 32}
-    texts = [{"text": ENGLISH, **ids[0]}, {"text": ENGLISH.replace(" ", "\n"), **ids[1]}, {"text": ENGLISH, **ids[2]}, CHINESE, longer]
+    texts = [
+        {"text": ENGLISH, **ids[0]},
+        {"text": ENGLISH.replace(" ", "\n"), **ids[1]},
+        {"text": ENGLISH, **ids[2]},
+        CHINESE,
+        longer,
+    ]
     chat = {"text": "<|im_start|>user\n" + ENGLISH, "kind": "chat"}
     docs = write(tmp_path / "in", [*texts, chat, dict(chat), {**chat, "text": chat["text"] + " x"}])
     stats = dedup(DedupSection(), docs, tmp_path / "out")

@@ -60,7 +60,12 @@ def test_the_bytes_do_not_depend_on_workers(tmp_path, monkeypatch):
 
 def test_chat_marks_are_parsed_in_chats_and_never_in_texts(tmp_path):
     text = render_chat([{"role": "user", "content": ZH}, {"role": "assistant", "content": EN}])
-    encode_text(EncodeSection(), write_shards(tmp_path / "s", [(text, "zh", "chat"), (text, "zh", "text")]), tokenizer_dir(), tmp_path / "out")
+    encode_text(
+        EncodeSection(),
+        write_shards(tmp_path / "s", [(text, "zh", "chat"), (text, "zh", "text")]),
+        tokenizer_dir(),
+        tmp_path / "out",
+    )
     chat, plain = sequences(tmp_path / "out")
     assert chat[:-1] == PLAIN.chat([{"role": "user", "content": ZH}, {"role": "assistant", "content": EN}])[0]
     assert not {PLAIN.bos_id, PLAIN.eos_id} & set(plain)

@@ -20,7 +20,9 @@ FACT = {
 
 
 def source(path, *rows, name="mine"):
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + "\n" for row in rows))
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + "\n" for row in rows)
+    )
     return SimpleNamespace(name=name, files=[SimpleNamespace(relpath=path.name, location=str(path))])
 
 
@@ -51,14 +53,28 @@ def test_the_right_choice_may_be_named_in_many_ways(row, tmp_path):
 def test_users_questions_and_preferences_are_read(tmp_path):
     items, _ = read_exams([source(tmp_path / "f.jsonl", {"prompt": "问", "completion": "答案"}, {"question": "q", "keywords": ["a", ["b", "c"]]},
                                   {"prompt": "p", "chosen": "a", "rejected": "b", "lang": "fr"})])  # fmt: skip
-    assert [(a["lang"], a["keywords"], a["answer"]) for a in items["answers"]] == [("zh", [], "答案"), ("en", [["a"], ["b", "c"]], "")]
+    assert [(a["lang"], a["keywords"], a["answer"]) for a in items["answers"]] == [
+        ("zh", [], "答案"),
+        ("en", [["a"], ["b", "c"]], ""),
+    ]
     assert items["preferences"][0]["lang"] == "fr"
 
 
 def test_what_is_no_item_is_skipped_with_its_line(tmp_path):
-    bad = ["{broken", "[1]", {"question": "q"}, {"question": "", "answer": "a"}, {"question": "q", "choices": ["a"], "correct": 0},
-           {"question": "q", "choices": ["a", "b"], "correct": 7}, {"question": "q", "keywords": [[]]}, {"prompt": "p", "chosen": "a", "rejected": 3},
-           {"zh": {"questions": 3}}, {"question": "q", "choices": ["a", "b"], "answer": None}, "[" * 100_000]  # fmt: skip
+    bad = [
+        "{broken",
+        "[1]",
+        {"question": "q"},
+        {"question": "", "answer": "a"},
+        {"question": "q", "choices": ["a"], "correct": 0},
+        {"question": "q", "choices": ["a", "b"], "correct": 7},
+        {"question": "q", "keywords": [[]]},
+        {"prompt": "p", "chosen": "a", "rejected": 3},
+        # fmt: skip
+        {"zh": {"questions": 3}},
+        {"question": "q", "choices": ["a", "b"], "answer": None},
+        "[" * 100_000,
+    ]
     given = source(tmp_path / "f.jsonl", *bad, {"question": "q", "answer": "fine"})
     counts = write_exams(EvaluateSection(), [given], tmp_path / "out")
     assert counts == {"choices": 0, "answers": 1, "preferences": 0, "skipped": len(bad)}

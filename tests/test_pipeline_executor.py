@@ -80,7 +80,9 @@ def test_jobs_are_drawn_while_the_first_ones_run(tmp_path, workers):
         yield jobs_for(tmp_path, 4)[3]
 
     for _ in range(2):
-        assert run_shards(square, jobs(), workers=workers, done=tmp_path / "done") == [{"square": i * i} for i in range(4)]
+        assert run_shards(square, jobs(), workers=workers, done=tmp_path / "done") == [
+            {"square": i * i} for i in range(4)
+        ]
     assert runs(tmp_path) == [0, 1, 2, 3]
 
     def broken():
@@ -100,10 +102,16 @@ def test_unfit_functions_and_engines_are_refused(tmp_path):
 
 def test_workers_end_with_their_parent(tmp_path):
     program = (
-        "import os, signal, sys; from pathlib import Path; from pipeline import executor; from pipeline.documents import parts\n"
-        "worker = executor._take(); print(worker.process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+        "import os, signal, sys; from pathlib import Path; from pipeline import executor; from pipeline.documents"
+        " import parts\nworker = executor._take(); print(worker.process.pid, flush=True); os.kill(os.getpid(),"
+        " signal.SIGKILL)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)))
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)),
+    )
     pid = int(done.stdout)
     for _ in range(100):
         try:
@@ -123,13 +131,21 @@ def test_ray_cluster_of_two_nodes_leaves_the_same_markers(tmp_path):
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     cluster.add_node(num_cpus=1)
     try:
-        ray.init(address=cluster.address, runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}, log_to_driver=False)
+        ray.init(
+            address=cluster.address,
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}},
+            log_to_driver=False,
+        )
         jobs = jobs_for(tmp_path, job2={"kill": str(tmp_path / "killed")})  # Ray starts the job again elsewhere
-        assert run_shards(square, jobs, workers=2, done=tmp_path / "done", engine="ray") == [{"square": i * i} for i in range(6)]
+        assert run_shards(square, jobs, workers=2, done=tmp_path / "done", engine="ray") == [
+            {"square": i * i} for i in range(6)
+        ]
         markers = {p.name: json.loads(p.read_text())["result"] for p in (tmp_path / "done").glob("*.json")}
         assert markers == {f"{i}.json": {"square": i * i} for i in range(6)}
         with pytest.raises(ShardFailed, match=r"shard-1.*disk on fire"):
-            run_shards(square, jobs_for(tmp_path, job1={"fail": True}), workers=2, done=tmp_path / "again", engine="ray")
+            run_shards(
+                square, jobs_for(tmp_path, job1={"fail": True}), workers=2, done=tmp_path / "again", engine="ray"
+            )
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -15,7 +15,10 @@ from pipeline.sections.evaluation import ExportSection
 
 FACTS = {
     "sources": {"teaching": {"files": 4, "bytes": 12345, "digest": "ab" * 32, "stage": "ingest"}},
-    "stages": {"sft": {"digest": "cd" * 32, "section": {"optim": {"lr": 0.001}, "epochs": 3}}, "pretrain": {"digest": "ef" * 32, "section": {}}},
+    "stages": {
+        "sft": {"digest": "cd" * 32, "section": {"optim": {"lr": 0.001}, "epochs": 3}},
+        "pretrain": {"digest": "ef" * 32, "section": {}},
+    },
 }
 
 
@@ -24,7 +27,12 @@ def files(path):
 
 
 def test_rounding_to_bf16_is_torch_s():
-    values = torch.cat([torch.randn(5000) * 10.0 ** torch.randint(-38, 38, (5000,)), torch.tensor([0.0, -0.0, float("inf"), float("-inf"), 1.00390625])])
+    values = torch.cat(
+        [
+            torch.randn(5000) * 10.0 ** torch.randint(-38, 38, (5000,)),
+            torch.tensor([0.0, -0.0, float("inf"), float("-inf"), 1.00390625]),
+        ]
+    )
     ours = to_bf16(values.numpy())
     assert np.array_equal(ours, values.bfloat16().view(torch.uint16).numpy())
     assert np.array_equal(from_bf16(ours), values.bfloat16().float().numpy())
@@ -46,7 +54,9 @@ def test_the_published_model_is_checked_against_transformers(tmp_path):
 def test_a_model_that_transformers_reads_otherwise_does_not_pass(tmp_path):
     save_model(new_model(), tmp_path / "model", tokenizer_dir())
     config = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
-    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": CHAT_TEMPLATE.replace("\\n", " ")}))
+    (tmp_path / "model" / "tokenizer_config.json").write_text(
+        json.dumps({**config, "chat_template": CHAT_TEMPLATE.replace("\\n", " ")})
+    )
     problem = run({"model": str(tmp_path / "model"), "prompts": ["什么是词元？"], "out": str(tmp_path)})
     assert "differs in template_equal" in problem
     assert not json.loads((tmp_path / "_run" / "result.json").read_text())["template_equal"]
@@ -63,10 +73,21 @@ def test_other_layouts_open_in_transformers_too(shape, tmp_path):
 
 def test_the_card_says_what_it_was_made_from_and_bytes_are_stable(tmp_path):
     for name in ("a", "b"):
-        export(ExportSection(verify=False, gguf="f16", licence="mit", title="My model"), taught_dir(), tmp_path / name, facts=FACTS)
+        export(
+            ExportSection(verify=False, gguf="f16", licence="mit", title="My model"),
+            taught_dir(),
+            tmp_path / name,
+            facts=FACTS,
+        )
     assert files(tmp_path / "a") == files(tmp_path / "b")
     card = (tmp_path / "a" / "README.md").read_text()
-    for part in ("license: mit", "# My model", "| teaching | ingest | 4 | 12,345 | `abababababab` |", "sft.optim.lr = 0.001", "Qwen3ForCausalLM"):
+    for part in (
+        "license: mit",
+        "# My model",
+        "| teaching | ingest | 4 | 12,345 | `abababababab` |",
+        "sft.optim.lr = 0.001",
+        "Qwen3ForCausalLM",
+    ):
         assert part in card
     assert card.index("| pretrain |") < card.index("| sft |")
 
@@ -74,7 +95,12 @@ def test_the_card_says_what_it_was_made_from_and_bytes_are_stable(tmp_path):
 def test_sampling_asked_for_is_in_the_generation_config(tmp_path):
     export(ExportSection(verify=False, temperature=0.7, top_p=0.9), taught_dir(), tmp_path)
     config = json.loads((tmp_path / "generation_config.json").read_text())
-    assert (config["do_sample"], config["temperature"], config["top_p"], config["max_new_tokens"]) == (True, 0.7, 0.9, 256)
+    assert (config["do_sample"], config["temperature"], config["top_p"], config["max_new_tokens"]) == (
+        True,
+        0.7,
+        0.9,
+        256,
+    )
 
 
 def test_llama_cpp_s_reader_takes_the_gguf(tmp_path):
@@ -82,11 +108,23 @@ def test_llama_cpp_s_reader_takes_the_gguf(tmp_path):
     reader = gguf.GGUFReader(tmp_path / "model-bf16.gguf")
     value = lambda name: reader.fields[name].contents()  # noqa: E731
     chat = ChatTokenizer.load(taught_dir())
-    assert (value("general.architecture"), value("tokenizer.ggml.model"), value("tokenizer.ggml.pre")) == ("qwen3", "gpt2", "qwen2")
-    assert (value("tokenizer.ggml.bos_token_id"), value("tokenizer.ggml.eos_token_id"), value("tokenizer.ggml.padding_token_id")) == (1, 2, 0)
+    assert (value("general.architecture"), value("tokenizer.ggml.model"), value("tokenizer.ggml.pre")) == (
+        "qwen3",
+        "gpt2",
+        "qwen2",
+    )
+    assert (
+        value("tokenizer.ggml.bos_token_id"),
+        value("tokenizer.ggml.eos_token_id"),
+        value("tokenizer.ggml.padding_token_id"),
+    ) == (1, 2, 0)
     assert value("tokenizer.ggml.tokens") == [chat.backend.id_to_token(i) for i in range(chat.vocab_size)]
     assert value("tokenizer.chat_template") == CHAT_TEMPLATE
-    assert (value("qwen3.block_count"), value("qwen3.attention.head_count"), value("qwen3.attention.head_count_kv")) == (2, 4, 2)
+    assert (
+        value("qwen3.block_count"),
+        value("qwen3.attention.head_count"),
+        value("qwen3.attention.head_count_kv"),
+    ) == (2, 4, 2)
     tensors = {t.name: t for t in reader.tensors}
     weights = load_file(taught_dir() / "model.safetensors")
     stored = gguf.quants.dequantize(tensors["blk.1.ffn_down.weight"].data, tensors["blk.1.ffn_down.weight"].tensor_type)

@@ -1,4 +1,5 @@
-"""Every record form that the field's projects document comes out in one normal form; what cannot is refused with a reason."""
+"""Every record form that the field's projects document comes out in one normal form; what cannot is refused with a
+reason."""
 
 import json
 
@@ -42,7 +43,10 @@ CHATS = {
         {"prompt": "q0\n助手:a0\n用户:q", "completion": "a"},
         [user("q0"), assistant("a0"), *QA],
     ),
-    "gpt_teacher full-width colon": ({"prompt": "q0\n助手：a0\n用户：q", "completion": "a"}, [user("q0"), assistant("a0"), *QA]),
+    "gpt_teacher full-width colon": (
+        {"prompt": "q0\n助手：a0\n用户：q", "completion": "a"},
+        [user("q0"), assistant("a0"), *QA],
+    ),
     "trl conversational": ({"prompt": [user("q")], "completion": [assistant("a")]}, QA),
     "gsm8k": ({"question": "q", "answer": "a"}, QA),
     "parts": ({"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, assistant("a")]}, QA),
@@ -70,7 +74,10 @@ def test_tools_are_folded_into_contents():
     assert turns[1] == assistant('<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>')
     assert turns[2] == user("<tool_response>\n3\n</tool_response>")
     openai = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}]
-    assert as_chat({"messages": [user("q"), {"role": "assistant", "content": None, "tool_calls": openai}]})["messages"][1] == turns[1]
+    assert (
+        as_chat({"messages": [user("q"), {"role": "assistant", "content": None, "tool_calls": openai}]})["messages"][1]
+        == turns[1]
+    )
     sharegpt = [{"from": "human", "value": "q"}, {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
                 {"from": "observation", "value": "3"}, {"from": "gpt", "value": "a"}]  # fmt: skip
     assert as_chat({"conversations": sharegpt})["messages"] == turns
@@ -87,12 +94,19 @@ PREFERENCES = {
     "llama-factory alpaca": ({"instruction": "q", "input": "", "chosen": "c", "rejected": "r"}, PAIR),
     "llama-factory old": ({"instruction": "q", "input": "", "output": ["c", "r"]}, PAIR),
     "llama-factory sharegpt": (
-        {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "c"}, "rejected": {"from": "gpt", "value": "r"}},
+        {
+            "conversations": [{"from": "human", "value": "q"}],
+            "chosen": {"from": "gpt", "value": "c"},
+            "rejected": {"from": "gpt", "value": "r"},
+        },
         PAIR,
     ),
     "trl strings": ({"prompt": "q", "chosen": "c", "rejected": "r"}, PAIR),
     "trl conversational": ({"prompt": [user("q")], "chosen": [assistant("c")], "rejected": [assistant("r")]}, PAIR),
-    "ultrafeedback": ({"prompt": "q", "chosen": [user("q"), assistant("c")], "rejected": [user("q"), assistant("r")]}, PAIR),
+    "ultrafeedback": (
+        {"prompt": "q", "chosen": [user("q"), assistant("c")], "rejected": [user("q"), assistant("r")]},
+        PAIR,
+    ),
     "hh-rlhf": ({"chosen": "\n\nHuman: q\n\nAssistant: c", "rejected": "\n\nHuman: q\n\nAssistant: r"}, PAIR),
     "implicit strings": (
         {"chosen": "The sky is blue.", "rejected": "The sky is green."},
@@ -140,11 +154,20 @@ def test_bad_preferences_say_why(record, reason):
 def test_texts_and_what_is_none():
     assert kind_of({"text": "x", "url": "u"}, FIELDS) == "text" and text_of({"content": "x"}, FIELDS) == "x"
     assert kind_of({"text": "x", "answer": "a"}, FIELDS) == "text"
-    for record, reason in (({"title": "x"}, "unknown_form"), (3, "not_an_object"), (None, "not_an_object"), ({"prompt": "q"}, "unknown_form")):
+    for record, reason in (
+        ({"title": "x"}, "unknown_form"),
+        (3, "not_an_object"),
+        (None, "not_an_object"),
+        ({"prompt": "q"}, "unknown_form"),
+    ):
         with pytest.raises(BadRecord) as error:
             kind_of(record, FIELDS)
         assert error.value.reason == reason
-    for record, reason in (({"text": 3}, "wrong_type"), ({"text": " \n"}, "empty_text"), ({"text": None}, "empty_text")):
+    for record, reason in (
+        ({"text": 3}, "wrong_type"),
+        ({"text": " \n"}, "empty_text"),
+        ({"text": None}, "empty_text"),
+    ):
         with pytest.raises(BadRecord) as error:
             text_of(record, FIELDS)
         assert error.value.reason == reason
@@ -152,4 +175,6 @@ def test_texts_and_what_is_none():
 
 def test_own_id_takes_strings_and_integers():
     assert own_id({"id": 7}, ("id",)) == "7" and own_id({"uid": "a"}, ("id", "uid")) == "a"
-    assert own_id({"id": None}, ("id",)) is None and own_id({"id": True}, ("id",)) is None and own_id([], ("id",)) is None
+    assert (
+        own_id({"id": None}, ("id",)) is None and own_id({"id": True}, ("id",)) is None and own_id([], ("id",)) is None
+    )

@@ -1,4 +1,5 @@
-"""The funnel page is made from what the stages leave, is self-contained, escapes what the data says, and is the same bytes again."""
+"""The funnel page is made from what the stages leave, is self-contained, escapes what the data says, and is the same
+bytes again."""
 
 import json
 from html.parser import HTMLParser
@@ -36,10 +37,21 @@ class Page(HTMLParser):
 
 def stage(path, samples=(), pairs=(), **stats):
     path.mkdir(parents=True, exist_ok=True)
-    base = {"docs_in": 0, "docs_out": 0, "chars_in": 0, "chars_out": 0, "dropped": {}, "changed": {}, "by_source": {}, "by_lang": {}}
+    base = {
+        "docs_in": 0,
+        "docs_out": 0,
+        "chars_in": 0,
+        "chars_out": 0,
+        "dropped": {},
+        "changed": {},
+        "by_source": {},
+        "by_lang": {},
+    }
     (path / "stats.json").write_text(json.dumps({**base, **stats}))
     for name, lines in (("samples.jsonl", samples), ("pairs.jsonl", pairs)):
-        (path / name).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        (path / name).write_text(
+            "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
+        )
     return path
 
 
@@ -63,7 +75,9 @@ def test_a_page_from_all_that_stages_can_leave(tmp_path):
     (tmp_path / "tokens").mkdir()
     splits = {"train": {"sequences": 10, "tokens": 1000, "bytes": 3500, "supervised": 1000}}
     (tmp_path / "tokens/meta.json").write_text(json.dumps({"splits": splits, "vocab_size": 6400}))
-    chats = stage(tmp_path / "chats", docs_in=321, docs_out=300, dropped={"no_answer": 21}, evaluation={"mmlu": {"clean": 10}})
+    chats = stage(
+        tmp_path / "chats", docs_in=321, docs_out=300, dropped={"no_answer": 21}, evaluation={"mmlu": {"clean": 10}}
+    )
     path = write_funnel(stages, tmp_path, tokens=tmp_path / "tokens", records={"chats": chats})
     text = path.read_text(encoding="utf-8")
     page = Page()
@@ -75,7 +89,10 @@ def test_a_page_from_all_that_stages_can_leave(tmp_path):
         "threshold 0.75", "near duplicate", "mmlu", "Personal data", "321", "no answer", "prefers-color-scheme: dark",
     ]  # fmt: skip
     assert not [part for part in parts if part not in text]
-    assert path.read_bytes() == write_funnel(stages, tmp_path, tokens=tmp_path / "tokens", records={"chats": chats}).read_bytes()
+    assert (
+        path.read_bytes()
+        == write_funnel(stages, tmp_path, tokens=tmp_path / "tokens", records={"chats": chats}).read_bytes()
+    )
 
 
 def test_a_page_from_real_stages(tmp_path, monkeypatch):
@@ -84,8 +101,15 @@ def test_a_page_from_real_stages(tmp_path, monkeypatch):
     source.write_text("".join(json.dumps({"text": f"document {i}"}) + "\n" for i in range(60)) + "broken\n")
     ingest(IngestSection(), resolve([str(source)], "text"), tmp_path / "ingest")
     shard(ShardSection(), tmp_path / "ingest", tmp_path / "shard", history={"ingest": tmp_path / "ingest"})
-    text = write_funnel({"ingest": tmp_path / "ingest", "shard": tmp_path / "shard"}, tmp_path).read_text(encoding="utf-8")
-    assert "61 → 60" in text and "broken json" in text and "in.jsonl, line 61" in text and "Training and validation" in text
+    text = write_funnel({"ingest": tmp_path / "ingest", "shard": tmp_path / "shard"}, tmp_path).read_text(
+        encoding="utf-8"
+    )
+    assert (
+        "61 → 60" in text
+        and "broken json" in text
+        and "in.jsonl, line 61" in text
+        and "Training and validation" in text
+    )
     with pytest.raises(ValueError, match="nothing to report"):
         write_funnel({"none": tmp_path / "home"}, tmp_path)
 

@@ -1,4 +1,5 @@
-"""Every format is read, every record is a document or a counted loss, and the bytes do not depend on how the work was divided."""
+"""Every format is read, every record is a document or a counted loss, and the bytes do not depend on how the work was
+divided."""
 
 import bz2
 import gzip
@@ -32,7 +33,9 @@ def _home(tmp_path, monkeypatch):
 def run(tmp_path, *specs, workers=1, name="out", **options):
     """Ingest and return (metrics, rows)."""
     out = tmp_path / name
-    metrics = ingest(IngestSection(**{"max_bad_share": 1, **options}), resolve([str(s) for s in specs], "text"), out, workers=workers)
+    metrics = ingest(
+        IngestSection(**{"max_bad_share": 1, **options}), resolve([str(s) for s in specs], "text"), out, workers=workers
+    )
     return metrics, rows(out)
 
 
@@ -60,7 +63,9 @@ def test_json_lines_plain_and_compressed(tmp_path, name, squeeze):
     path = put(tmp_path / name, squeeze(lines(*DOCS[:2])) + squeeze(b"\n" + lines(*DOCS[2:])))
     metrics, found = run(tmp_path, path)
     assert metrics["docs_in"] == metrics["docs_out"] == 5
-    assert [(r["text"], r["origin_id"], r["line"]) for r in found] == [(d["text"], str(d["id"]), i) for d, i in zip(DOCS, (1, 2, 4, 5, 6), strict=True)]
+    assert [(r["text"], r["origin_id"], r["line"]) for r in found] == [
+        (d["text"], str(d["id"]), i) for d, i in zip(DOCS, (1, 2, 4, 5, 6), strict=True)
+    ]
     assert {(r["source"], r["path"], r["lang"], r["kind"]) for r in found} == {(name, name, None, "text")}
     assert len({r["id"] for r in found}) == 5 and all(len(r["id"]) == 32 for r in found)
 
@@ -97,7 +102,11 @@ def test_a_long_array_is_read_in_pieces():
 
 def test_chats_become_text_through_the_chat_template(tmp_path):
     pair = {"prompt": "q", "chosen": "good", "rejected": "bad"}
-    path = put(tmp_path / "a.jsonl", lines({"instruction": "q", "output": "a"}, pair) + b'[{"role":"user","content":"q"},{"role":"assistant","content":"a"}]\n')
+    path = put(
+        tmp_path / "a.jsonl",
+        lines({"instruction": "q", "output": "a"}, pair)
+        + b'[{"role":"user","content":"q"},{"role":"assistant","content":"a"}]\n',
+    )
     _, found = run(tmp_path, path)
     assert [r["kind"] for r in found] == ["chat"] * 3
     assert found[0]["text"] == found[2]["text"] == "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"
@@ -108,8 +117,15 @@ def test_tables(tmp_path):
     put(tmp_path / "a.csv", 'id,text\n1,"two\nlines, and a comma"\n2,plain\n3\n4,\xff\n5,last\n'.encode("latin-1"))
     put(tmp_path / "b.tsv", b"text\tid\nx\t1\n")
     put(tmp_path / "c.csv", "\ufefftext;id\nx;1\n".encode())
-    pq.write_table(pa.table({"text": ["a", None, "b"], "id": [1, 2, 3], "noise": [[1], [2], [3]]}), tmp_path / "d.parquet", row_group_size=1)
-    pq.write_table(pa.table({"conversations": [[{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]]}), tmp_path / "e.parquet")
+    pq.write_table(
+        pa.table({"text": ["a", None, "b"], "id": [1, 2, 3], "noise": [[1], [2], [3]]}),
+        tmp_path / "d.parquet",
+        row_group_size=1,
+    )
+    pq.write_table(
+        pa.table({"conversations": [[{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]]}),
+        tmp_path / "e.parquet",
+    )
     (tmp_path / "f.parquet").write_bytes(b"PAR1 not really")
     metrics, found = run(tmp_path, *sorted(tmp_path.glob("?.*")))
     assert [(r["path"], r["line"], r["origin_id"], r["text"][:12]) for r in found] == [
@@ -134,35 +150,49 @@ def test_texts_and_pages(tmp_path):
     assert by_path["a.txt"][0]["text"].startswith("第一段") and by_path["a.txt"][0]["line"] == 3
     assert "caf\ufffd" in by_path["b.md"][0]["text"] and metrics["changed/replaced_bytes"] == 1
     assert "<p>你好</p>" in by_path["d.html"][0]["text"]
-    assert [r["line"] for r in by_path["f.txt"]] == [1, 41, 81] and max(len(r["text"]) for r in by_path["f.txt"]) < 11_000
+    assert [r["line"] for r in by_path["f.txt"]] == [1, 41, 81] and max(
+        len(r["text"]) for r in by_path["f.txt"]
+    ) < 11_000
     assert metrics["dropped/not_utf8"] == 1 and metrics["dropped/empty_file"] == 1
 
 
 def warc_record(kind, body, content_type, extra=b""):
-    head = b"WARC/1.0\r\nWARC-Type: %s\r\nWARC-Record-ID: <urn:uuid:%d>\r\nContent-Type: %s\r\n%sContent-Length: %d\r\n\r\n"
+    head = (
+        b"WARC/1.0\r\nWARC-Type: %s\r\nWARC-Record-ID: <urn:uuid:%d>\r\nContent-Type: %s\r\n%sContent-Length:"
+        b" %d\r\n\r\n"
+    )
     return head % (kind, len(body), content_type, extra, len(body)) + body + b"\r\n\r\n"
 
 
 def test_web_archives(tmp_path):
     http = b"HTTP/1.1 %s\r\nContent-Type: %s\r\n\r\n%s"
-    page = warc_record(b"response", http % (b"200 OK", b"text/html; charset=gbk", "<p>你好</p>".encode("gbk")), b"application/http")
+    page = warc_record(
+        b"response", http % (b"200 OK", b"text/html; charset=gbk", "<p>你好</p>".encode("gbk")), b"application/http"
+    )
     gone = warc_record(b"response", http % (b"404 Not Found", b"text/html", b"gone"), b"application/http")
     image = warc_record(b"response", http % (b"200 OK", b"image/png", b"\x89PNG"), b"application/http")
     plain = warc_record(b"conversion", b"extracted text", b"text/plain")
     info = warc_record(b"warcinfo", b"software: x", b"application/warc-fields")
     data = b"".join(gzip.compress(r) for r in (info, page, gone, image, plain, page))
     metrics, found = run(tmp_path, put(tmp_path / "a.warc.gz", data[:-10]), put(tmp_path / "b.warc", info + plain))
-    assert [r["text"] for r in found][:2] == ["<p>你好</p>", "extracted text"] and found[0]["origin_id"].startswith("<urn:uuid:")
+    assert [r["text"] for r in found][:2] == ["<p>你好</p>", "extracted text"] and found[0]["origin_id"].startswith(
+        "<urn:uuid:"
+    )
     assert metrics["dropped/http_error"] == metrics["dropped/not_a_page"] == metrics["dropped/truncated_gzip"] == 1
     assert metrics["docs_in"] == metrics["docs_out"] + 3
 
 
 def test_losses_are_counted_by_reason_and_sampled_with_their_line(tmp_path):
-    data = lines(DOCS[0]) + b'{broken\n{"text": "\xff"}\n3\n{"title": "x"}\n{"text": 7}\n{"text": ""}\n{"text": "half \\ud83d pair"}\n'
+    data = (
+        lines(DOCS[0])
+        + b'{broken\n{"text": "\xff"}\n3\n{"title": "x"}\n{"text": 7}\n{"text": ""}\n{"text": "half \\ud83d pair"}\n'
+    )
     data += b'{"text": "' + b"x" * (1 << 20) + b'"}\n'
     metrics, found = run(tmp_path, put(tmp_path / "a.jsonl", data), max_record_mb=1)
     losses = {k.removeprefix("dropped/"): v for k, v in metrics.items() if k.startswith("dropped/")}
-    assert losses == dict.fromkeys(["broken_json", "invalid_utf8", "not_an_object", "unknown_form", "wrong_type", "empty_text", "too_long"], 1)
+    assert losses == dict.fromkeys(
+        ["broken_json", "invalid_utf8", "not_an_object", "unknown_form", "wrong_type", "empty_text", "too_long"], 1
+    )
     assert metrics["docs_in"] == 9 and found[1]["text"] == "half \ufffd pair" and metrics["changed/lone_surrogate"] == 1
     samples = {s["rule"]: s for s in map(json.loads, (tmp_path / "out/samples.jsonl").read_text().splitlines())}
     assert {rule: s["line"] for rule, s in samples.items()} == {
@@ -171,11 +201,16 @@ def test_losses_are_counted_by_reason_and_sampled_with_their_line(tmp_path):
     assert samples["broken_json"]["path"] == "a.jsonl" and samples["broken_json"]["before"] == "{broken"
 
 
-@pytest.mark.parametrize(("name", "squeeze"), [("a.jsonl.gz", gzip.compress), ("a.jsonl.zst", zstandard.compress), ("a.jsonl.xz", lzma.compress)])
+@pytest.mark.parametrize(
+    ("name", "squeeze"),
+    [("a.jsonl.gz", gzip.compress), ("a.jsonl.zst", zstandard.compress), ("a.jsonl.xz", lzma.compress)],
+)
 @pytest.mark.parametrize("many", [5000, 25_000])
 def test_what_is_before_a_truncation_is_kept(tmp_path, name, squeeze, many):
     random.seed(1)
-    records = [{"text": random.randbytes(40).hex()} for _ in range(many)]  # 25,000 are above the size at which files are cut
+    records = [
+        {"text": random.randbytes(40).hex()} for _ in range(many)
+    ]  # 25,000 are above the size at which files are cut
     whole = squeeze(lines(*records))
     metrics, found = run(tmp_path, put(tmp_path / name, whole[: len(whole) * 2 // 3]), part_mb=1)
     (reason,) = [k for k in metrics if k.startswith("dropped/")]
@@ -187,15 +222,29 @@ def test_what_is_before_a_truncation_is_kept(tmp_path, name, squeeze, many):
 def test_a_line_too_long_to_be_spooled_costs_itself_alone(tmp_path):
     random.seed(3)
     texts = [random.randbytes(1000).hex() for _ in range(1500)]
-    data = b"\xef\xbb\xbf" + lines(*[{"text": t} for t in texts]) + b'{"text": "' + random.randbytes(3 << 19).hex().encode() + b'"}\n' + lines(*DOCS)
-    metrics, found = run(tmp_path, put(tmp_path / "a.jsonl.gz", gzip.compress(data, 1)), max_record_mb=1, part_mb=1, workers=2)
-    assert [(r["line"], r["text"]) for r in found] == [*enumerate(texts, 1), *((1502 + i, d["text"]) for i, d in enumerate(DOCS))]
+    data = (
+        b"\xef\xbb\xbf"
+        + lines(*[{"text": t} for t in texts])
+        + b'{"text": "'
+        + random.randbytes(3 << 19).hex().encode()
+        + b'"}\n'
+        + lines(*DOCS)
+    )
+    metrics, found = run(
+        tmp_path, put(tmp_path / "a.jsonl.gz", gzip.compress(data, 1)), max_record_mb=1, part_mb=1, workers=2
+    )
+    assert [(r["line"], r["text"]) for r in found] == [
+        *enumerate(texts, 1),
+        *((1502 + i, d["text"]) for i, d in enumerate(DOCS)),
+    ]
     assert metrics["dropped/too_long"] == 1 and metrics["docs_in"] == len(found) + 1
 
 
 def test_too_much_loss_names_the_source_the_reasons_and_the_knob(tmp_path):
     good, bad = put(tmp_path / "good.jsonl", lines(*DOCS)), put(tmp_path / "bad.jsonl", lines(*DOCS) + b"x\n")
-    with pytest.raises(ValueError, match=r"source bad.jsonl: 1 of 6 .*broken_json 1.*samples.jsonl.*ingest.max_bad_share = 0.1"):
+    with pytest.raises(
+        ValueError, match=r"source bad.jsonl: 1 of 6 .*broken_json 1.*samples.jsonl.*ingest.max_bad_share = 0.1"
+    ):
         run(tmp_path, good, bad, max_bad_share=0.1)
     assert (tmp_path / "out/samples.jsonl").read_text()
     assert run(tmp_path, good, bad, max_bad_share=0.2)[0]["docs_out"] == 10
@@ -223,9 +272,13 @@ def test_same_bytes_for_any_workers_and_every_cut_keeps_the_lines(tmp_path):
     assert one["docs_out"] == 60_050 and two["docs_out"] == again["docs_out"] > 60_050
     for name in ("plain.jsonl", "squeezed.jsonl.gz", "table.parquet"):
         mine = [r for r in found if r["path"] == name]
-        assert [(r["line"], r["origin_id"], r["text"]) for r in mine] == [(i + 1, str(i), d["text"]) for i, d in enumerate(records)]
+        assert [(r["line"], r["origin_id"], r["text"]) for r in mine] == [
+            (i + 1, str(i), d["text"]) for i, d in enumerate(records)
+        ]
     ids = {r["id"] for r in found}
-    assert len(ids) == len(found) and ids == {r["id"] for r in run(tmp_path, tmp_path / "in", name="other", part_mb=64)[1]}
+    assert len(ids) == len(found) and ids == {
+        r["id"] for r in run(tmp_path, tmp_path / "in", name="other", part_mb=64)[1]
+    }
 
 
 def test_a_share_of_a_source_and_unknown_names(tmp_path):
@@ -277,7 +330,9 @@ def test_objects_of_an_s3_store(tmp_path, s3):
     for key, data in objects.items():
         s3.put_object(Bucket="texts", Key=key, Body=data)
     _, found = run(tmp_path, "s3://texts/en/", "s3://texts/zh/d.txt")
-    assert [(r["source"], r["path"]) for r in found] == [("en", "a.jsonl")] * 5 + [("en", "c.parquet")] + [("en", "deep/b.jsonl.gz")] * 5 + [("d.txt", "d.txt")]
+    assert [(r["source"], r["path"]) for r in found] == [("en", "a.jsonl")] * 5 + [("en", "c.parquet")] + [
+        ("en", "deep/b.jsonl.gz")
+    ] * 5 + [("d.txt", "d.txt")]
     assert [s.skipped for s in resolve(["s3://texts/en"], "text")] == [("x.bin",)]
     before = resolve(["s3://texts/*/a.jsonl"], "text")[0]
     assert [f.relpath for f in before.files] == ["en/a.jsonl"]
@@ -298,13 +353,23 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         name = self.path.partition(f"/resolve/{self.COMMIT}/")[2]
-        siblings = [{"rfilename": n, "size": len(d), "blobId": hashlib.sha1(d).hexdigest()} for n, d in self.FILES.items()]
-        body = self.FILES.get(name) if name else json.dumps({"id": "o/d", "sha": self.COMMIT, "siblings": siblings}).encode()
+        siblings = [
+            {"rfilename": n, "size": len(d), "blobId": hashlib.sha1(d).hexdigest()} for n, d in self.FILES.items()
+        ]
+        body = (
+            self.FILES.get(name)
+            if name
+            else json.dumps({"id": "o/d", "sha": self.COMMIT, "siblings": siblings}).encode()
+        )
         if body is None or (not name and not self.path.startswith("/api/datasets/o/d")):
             self.send_error(404)
             return
         self.send_response(200)
-        for header, value in (("Content-Length", len(body)), ("ETag", f'"{hashlib.sha1(body).hexdigest()}"'), ("X-Repo-Commit", self.COMMIT)):
+        for header, value in (
+            ("Content-Length", len(body)),
+            ("ETag", f'"{hashlib.sha1(body).hexdigest()}"'),
+            ("X-Repo-Commit", self.COMMIT),
+        ):
             self.send_header(header, str(value))
         self.end_headers()
         if self.command == "GET":
@@ -330,19 +395,26 @@ def test_data_sets_of_a_hub(tmp_path, monkeypatch):
 def test_python_docs_and_the_teaching_set_are_documents(tmp_path):
     metrics, found = run(tmp_path, "python-docs", "teaching", python_docs_chars=300_000, workers=2)
     sources = {r["source"] for r in found}
-    assert sources == {"python-docs", "teaching"} and metrics["docs_in"] == metrics["docs_out"] == len({r["id"] for r in found})
+    assert sources == {"python-docs", "teaching"} and metrics["docs_in"] == metrics["docs_out"] == len(
+        {r["id"] for r in found}
+    )
     assert sum(len(r["text"]) for r in found if r["source"] == "python-docs") <= 300_000
-    first = next(r for r in found if r["origin_id"] == "json.decoder.JSONDecodeError" or r["origin_id"].startswith("topic "))
+    first = next(
+        r for r in found if r["origin_id"] == "json.decoder.JSONDecodeError" or r["origin_id"].startswith("topic ")
+    )
     assert first["path"].endswith(".py") and first["line"] >= 1
 
 
 def mutants(seed):
-    """1,000 malformed inputs: valid files of every format, truncated, flipped, spliced with junk, and squeezed before or after."""
+    """1,000 malformed inputs: valid files of every format, truncated, flipped, spliced with junk, and squeezed before
+    or after."""
     rng = random.Random(seed)
     table = io.BytesIO()
     pq.write_table(pa.table({"text": ["a", "b"] * 20, "id": list(range(40))}), table, row_group_size=10)
     chat = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
-    warc = warc_record(b"response", b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<p>x</p>", b"application/http") * 2
+    warc = (
+        warc_record(b"response", b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<p>x</p>", b"application/http") * 2
+    )
     bases = {
         "jsonl": lines(*DOCS, chat), "json": json.dumps([*DOCS, chat], indent=1).encode(), "csv": b"id,text\n" + b"1,x\n2,y\n" * 5,
         "parquet": table.getvalue(), "txt": "正文 text\n\nmore\n".encode() * 5, "html": b"<html><body><p>hello</p></body></html>", "warc": warc,
@@ -352,7 +424,12 @@ def mutants(seed):
         b'{"messages": 3}\n', b'{"text": null}\n', b'{"chosen": [], "rejected": []}\n', b"1e999\n", b'{"messages": [{"role": []}]}\n',
         b'{"prompt": {}, "completion": "x"}\n', b'{"prompt": "q", "completion": ["x"]}\n', b'{"conversations": [1], "chosen": 2, "rejected": null}\n',
     ]  # fmt: skip
-    squeezes = [("", bytes)] * 3 + [(".gz", gzip.compress), (".zst", zstandard.compress), (".bz2", bz2.compress), (".xz", lzma.compress)]
+    squeezes = [("", bytes)] * 3 + [
+        (".gz", gzip.compress),
+        (".zst", zstandard.compress),
+        (".bz2", bz2.compress),
+        (".xz", lzma.compress),
+    ]
     for i in range(1000):
         kind = rng.choice(sorted(bases))
         suffix, squeeze = rng.choice(squeezes)
@@ -389,6 +466,8 @@ def test_a_thousand_malformed_inputs_are_all_accounted_for(tmp_path):
     for file in resolve([str(tmp_path / "in")], "text")[0].files:
         form = file.relpath.split(".")[1].replace("txt", "text")
         records = [r for _, r in read({"format": form, "location": file.location, "relpath": file.relpath, **LIMITS})]
-        assert records and (file.relpath in with_document or any(isinstance(r, Fault) or not getattr(r, "text", None) for r in records)), file.relpath
+        assert records and (
+            file.relpath in with_document or any(isinstance(r, Fault) or not getattr(r, "text", None) for r in records)
+        ), file.relpath
     for row in found:
         row["text"].encode()

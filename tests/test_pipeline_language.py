@@ -17,14 +17,24 @@ from pipeline.sections.cleaning import LanguageSection
 
 TEXTS = {
     "zh": CHINESE,
-    "zh traditional": "長白一寒儒，登榮三紀餘。百花春滿地，二麥雨初車。鼓吹前迎道，煙霞指舊廬。鄉人莫相羨，教子讀詩書。",
-    "zh with code": "先安装依赖，再运行下面的命令即可看到结果：\n\n" + "npm install --save-dev webpack webpack-cli\n" * 3,
+    "zh traditional": (
+        "長白一寒儒，登榮三紀餘。百花春滿地，二麥雨初車。鼓吹前迎道，煙霞指舊廬。鄉人莫相羨，教子讀詩書。"
+    ),
+    "zh with code": (
+        "先安装依赖，再运行下面的命令即可看到结果：\n\n" + "npm install --save-dev webpack webpack-cli\n" * 3
+    ),
     "en": ENGLISH,
     "ja": "トークナイザは文章をモデルが数えられる単位に分割します。単位はデータから学習されます。",
-    "ja after english": "This is a comment in English above the text.\n\n" + "このリポジトリをクローンすると、すべての履歴が手元に複製されます。" * 3,
+    "ja after english": (
+        "This is a comment in English above the text.\n\n"
+        + "このリポジトリをクローンすると、すべての履歴が手元に複製されます。" * 3
+    ),
     "ko": "토크나이저는 문장을 모델이 셀 수 있는 조각으로 나눕니다. 조각은 데이터에서 학습됩니다.",
     "ru": "Токенизатор делит текст на части, которые модель может сосчитать. Части выучены из данных.",
-    "fr": "Le découpeur sépare le texte en morceaux que le modèle peut compter. Les morceaux sont appris à partir des données.",
+    "fr": (
+        "Le découpeur sépare le texte en morceaux que le modèle peut compter. Les morceaux sont appris à partir des"
+        " données."
+    ),
     "th": "ตัวตัดคำแบ่งข้อความออกเป็นชิ้นส่วนที่แบบจำลองนับได้ และเรียนรู้ชิ้นส่วนเหล่านั้นจากข้อมูล",
 }
 
@@ -62,10 +72,24 @@ def test_stage_keeps_the_wanted_languages_and_all_chats(tmp_path):
 
 
 def _excerpts() -> list[str]:
-    """Pieces of the texts above as they are, with other characters strewn in, and what the readers of words and lines could stumble over."""
+    """Pieces of the texts above as they are, with other characters strewn in, and what the readers of words and lines
+    could stumble over."""
     draw = random.Random(0)
     strewn = "\t\r\x0b\0<>_ÀßéœжЖﷺあ漢😀\u200b\u0301"
-    found = ["", " ", ".", "</s>", "and </s> the", "__label__en and the", "__label__", "a\0b", "two\tthree\u00a0four", "x" * 300, "<de>", "é"]
+    found = [
+        "",
+        " ",
+        ".",
+        "</s>",
+        "and </s> the",
+        "__label__en and the",
+        "__label__",
+        "a\0b",
+        "two\tthree\u00a0four",
+        "x" * 300,
+        "<de>",
+        "é",
+    ]
     for text in TEXTS.values():
         for _ in range(20):
             start = draw.randrange(len(text))
@@ -87,7 +111,9 @@ def test_fasttext_model_answers_as_the_library_does():
         told = [label.removeprefix("__label__") for label in labels]
         answer = ours.predict(text, 3)
         assert [name for name, _ in answer] == told, text
-        assert [p for _, p in answer] == pytest.approx(probabilities, rel=1e-6), text  # equal where the C library's exponential is the same
+        assert [p for _, p in answer] == pytest.approx(probabilities, rel=1e-6), (
+            text
+        )  # equal where the C library's exponential is the same
 
 
 def test_other_files_are_no_model(tmp_path):

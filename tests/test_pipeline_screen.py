@@ -39,33 +39,72 @@ def source(tmp_path, rows, kind="chat", name="sft.jsonl"):
 @pytest.mark.parametrize("rows", [4096, 5])
 def test_records_that_hold_evaluation_texts_go_and_all_are_accounted_for(tmp_path, monkeypatch, rows):
     monkeypatch.setattr("pipeline.screen._ROWS", rows)
-    chats = source(tmp_path, [*CHATS, {"no": "chat"}, *[{"instruction": f"count to {i}", "output": "done"} for i in range(20)]])
+    chats = source(
+        tmp_path, [*CHATS, {"no": "chat"}, *[{"instruction": f"count to {i}", "output": "done"} for i in range(20)]]
+    )
     stats = screen(DecontaminateSection(), read_chats, chats, EVALS, tmp_path / "out")
     kept = list(read_jsonl(tmp_path / "out" / "records.jsonl"))
     assert [record["line"] for record in kept] == [1, 4, 6, *range(8, 28)]
-    assert kept[0]["messages"][1]["content"] == CHATS[0]["output"] and kept[1]["messages"][0]["content"] == "half a pair � here"
-    assert stats["docs_in"] == 27 and stats["docs_out"] == 23 and stats["dropped/contaminated"] == 3 and stats["dropped/unknown_form"] == 1
+    assert (
+        kept[0]["messages"][1]["content"] == CHATS[0]["output"]
+        and kept[1]["messages"][0]["content"] == "half a pair � here"
+    )
+    assert (
+        stats["docs_in"] == 27
+        and stats["docs_out"] == 23
+        and stats["dropped/contaminated"] == 3
+        and stats["dropped/unknown_form"] == 1
+    )
     samples = {(s["rule"], s["line"]) for s in read_jsonl(tmp_path / "out" / "samples.jsonl")}
     assert samples == {("contaminated", 2), ("contaminated", 3), ("contaminated", 5), ("unknown_form", 7)}
-    assert json.loads((tmp_path / "out" / "stats.json").read_text())["by_source"]["sft.jsonl"] == {"docs_in": 27, "docs_out": 23}
-    items = {item["id"]: (item["result"], item["documents"], item["left"]) for item in read_jsonl(tmp_path / "out" / "contamination.jsonl")}
+    assert json.loads((tmp_path / "out" / "stats.json").read_text())["by_source"]["sft.jsonl"] == {
+        "docs_in": 27,
+        "docs_out": 23,
+    }
+    items = {
+        item["id"]: (item["result"], item["documents"], item["left"])
+        for item in read_jsonl(tmp_path / "out" / "contamination.jsonl")
+    }
     assert items == {"1": ("overlapping", 2, 0), "2": ("clean", 0, 0), "3": ("clean", 0, 0), "4": ("overlapping", 1, 0)}
-    assert set(overlaps([tmp_path / "out" / "contamination.jsonl"]).values()) == {"clean"} and stats["items/overlapping"] == 2
+    assert (
+        set(overlaps([tmp_path / "out" / "contamination.jsonl"]).values()) == {"clean"}
+        and stats["items/overlapping"] == 2
+    )
 
 
 def test_reported_pairs_stay_and_their_items_overlap(tmp_path):
-    pairs = source(tmp_path, [{"prompt": "why", "chosen": EVALS[1]["text"], "rejected": "r"}, {"prompt": "q", "chosen": "c", "rejected": "r"}], "preference")
+    pairs = source(
+        tmp_path,
+        [
+            {"prompt": "why", "chosen": EVALS[1]["text"], "rejected": "r"},
+            {"prompt": "q", "chosen": "c", "rejected": "r"},
+        ],
+        "preference",
+    )
     cfg = DecontaminateSection(action="report")
     assert screen(cfg, read_preferences, pairs, EVALS, tmp_path / "out")["docs_out"] == 2
     found = overlaps([tmp_path / "out" / "contamination.jsonl"])
-    assert found == {("quiz", "1"): "clean", ("quiz", "2"): "overlapping", ("quiz", "3"): "overlapping", ("quiz", "4"): "clean"}
+    assert found == {
+        ("quiz", "1"): "clean",
+        ("quiz", "2"): "overlapping",
+        ("quiz", "3"): "overlapping",
+        ("quiz", "4"): "clean",
+    }
     screen(cfg, read_preferences, pairs, EVALS, tmp_path / "out", workers=2)  # again, over what is there
     screen(cfg, read_preferences, pairs, EVALS, tmp_path / "two", workers=2)
-    assert {k: v for k, v in files(tmp_path / "out").items() if "_run" not in k} == {k: v for k, v in files(tmp_path / "two").items() if "_run" not in k}
+    assert {k: v for k, v in files(tmp_path / "out").items() if "_run" not in k} == {
+        k: v for k, v in files(tmp_path / "two").items() if "_run" not in k
+    }
 
 
 def test_nothing_left_is_an_error_that_says_why(tmp_path):
     with pytest.raises(ValueError, match="no record is left: contaminated 1"):
         screen(DecontaminateSection(), read_chats, source(tmp_path, CHATS[1:2]), EVALS, tmp_path / "out")
     with pytest.raises(ValueError, match=r"2 of 2 records.*decontaminate.max_bad_records"):
-        screen(DecontaminateSection(), read_chats, source(tmp_path, [{"a": 1}, {"b": 2}], name="bad.jsonl"), [], tmp_path / "bad")
+        screen(
+            DecontaminateSection(),
+            read_chats,
+            source(tmp_path, [{"a": 1}, {"b": 2}], name="bad.jsonl"),
+            [],
+            tmp_path / "bad",
+        )

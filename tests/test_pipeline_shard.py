@@ -1,4 +1,5 @@
-"""The final shards: held out by id, mixed by weight, in one seeded order whatever the input's division; with a card that says so."""
+"""The final shards: held out by id, mixed by weight, in one seeded order whatever the input's division; with a card
+that says so."""
 
 import hashlib
 import json
@@ -29,7 +30,11 @@ def read(out, split):
 
 
 def digests(out):
-    return {p.relative_to(out).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(out.rglob("*")) if p.is_file() and "_run" not in p.parts}
+    return {
+        p.relative_to(out).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(out.rglob("*"))
+        if p.is_file() and "_run" not in p.parts
+    }
 
 
 def test_split_order_and_bytes(tmp_path):
@@ -37,10 +42,18 @@ def test_split_order_and_bytes(tmp_path):
     made = documents(tmp_path / "docs", rows)
     documents(tmp_path / "redivided", rows, per_part=170)
     for name, source, workers in (("one", "docs", 1), ("two", "docs", 2), ("other", "redivided", 1)):
-        metrics = shard(ShardSection(val_share=0.1, part_mb=1, row_group_rows=100), tmp_path / source, tmp_path / name, workers=workers)
+        metrics = shard(
+            ShardSection(val_share=0.1, part_mb=1, row_group_rows=100),
+            tmp_path / source,
+            tmp_path / name,
+            workers=workers,
+        )
     assert digests(tmp_path / "one") == digests(tmp_path / "two") == digests(tmp_path / "other")
     train, val = read(tmp_path / "one", "train"), read(tmp_path / "one", "val")
-    assert 200 < len(val) < 400 and len(train) + len(val) == 3000 == metrics["docs_out"] == metrics["train_docs"] + metrics["val_docs"]
+    assert (
+        200 < len(val) < 400
+        and len(train) + len(val) == 3000 == metrics["docs_out"] == metrics["train_docs"] + metrics["val_docs"]
+    )
     key = {row["id"]: row for row in made}
     assert all(row == key[row["id"]] for row in train + val) and len({r["id"] for r in train + val}) == 3000
     parts = sorted((tmp_path / "one/train").glob("*.parquet"))
@@ -80,7 +93,9 @@ def test_small_sets_have_both_splits(tmp_path, rows, train, val):
 def test_weights_repeat_and_thin_training_alone(tmp_path):
     rows = [(source, "text", f"{source}{i}") for i in range(400) for source in ("double", "half", "none", "plain")]
     documents(tmp_path / "docs", rows)
-    metrics = shard(ShardSection(val_share=0.1, weights={"double": 2, "half": 0.5, "none": 0}), tmp_path / "docs", tmp_path / "out")
+    metrics = shard(
+        ShardSection(val_share=0.1, weights={"double": 2, "half": 0.5, "none": 0}), tmp_path / "docs", tmp_path / "out"
+    )
     train, val = read(tmp_path / "out", "train"), read(tmp_path / "out", "val")
     in_train = {s: sum(r["source"] == s for r in train) for s in ("double", "half", "none", "plain")}
     in_val = {s: sum(r["source"] == s for r in val) for s in ("double", "half", "none", "plain")}
@@ -88,21 +103,46 @@ def test_weights_repeat_and_thin_training_alone(tmp_path):
     assert 140 < in_train["half"] < 220 and in_train["plain"] == 400 - in_val["plain"]
     assert not {r["id"] for r in train} & {r["id"] for r in val}
     assert metrics["docs_in"] + metrics["changed/repeated"] - metrics["dropped/weight"] == metrics["docs_out"]
-    with pytest.raises(ValueError, match=r"shard.weights: no document is of source other; sources are double, half, none, plain"):
+    with pytest.raises(
+        ValueError, match=r"shard.weights: no document is of source other; sources are double, half, none, plain"
+    ):
         shard(ShardSection(weights={"other": 2}), tmp_path / "docs", tmp_path / "bad")
     with pytest.raises(ValueError, match=r"no document is left to train on; shard.weights"):
         shard(ShardSection(weights=dict.fromkeys(in_train, 0)), tmp_path / "docs", tmp_path / "empty")
 
 
 def test_the_data_card_tells_what_is_in_it(tmp_path):
-    documents(tmp_path / "docs", [("wiki", "text", f"t{i}") for i in range(50)] + [("teaching", "chat", f"c{i}") for i in range(50)])
+    documents(
+        tmp_path / "docs",
+        [("wiki", "text", f"t{i}") for i in range(50)] + [("teaching", "chat", f"c{i}") for i in range(50)],
+    )
     (tmp_path / "clean").mkdir()
-    earlier = {"docs_in": 120, "docs_out": 100, "chars_in": 9, "chars_out": 8, "dropped": {"spam": 20}, "changed": {"html": 3, "email": 2}}
+    earlier = {
+        "docs_in": 120,
+        "docs_out": 100,
+        "chars_in": 9,
+        "chars_out": 8,
+        "dropped": {"spam": 20},
+        "changed": {"html": 3, "email": 2},
+    }
     (tmp_path / "clean/stats.json").write_text(json.dumps(earlier))
-    shard(ShardSection(licences={"wiki": "CC-BY-SA-4.0"}), tmp_path / "docs", tmp_path / "out", history={"clean": tmp_path / "clean"})
+    shard(
+        ShardSection(licences={"wiki": "CC-BY-SA-4.0"}),
+        tmp_path / "docs",
+        tmp_path / "out",
+        history={"clean": tmp_path / "clean"},
+    )
     card = json.loads((tmp_path / "out/datacard.json").read_text())
     assert card["languages"] == ["en", "zh"] and card["sources"]["wiki"]["licence"] == "CC-BY-SA-4.0"
-    assert card["stages"] == [{"stage": "clean", **earlier}] and card["splits"]["train"]["docs"] + card["splits"]["val"]["docs"] == 100
+    assert (
+        card["stages"] == [{"stage": "clean", **earlier}]
+        and card["splits"]["train"]["docs"] + card["splits"]["val"]["docs"] == 100
+    )
     readme = (tmp_path / "out/README.md").read_text()
-    assert readme.startswith("---\nconfigs:") and "CC-BY-SA-4.0" in readme and "spam 20" in readme and "| chat | 50 |" in readme
+    assert (
+        readme.startswith("---\nconfigs:")
+        and "CC-BY-SA-4.0" in readme
+        and "spam 20" in readme
+        and "| chat | 50 |" in readme
+    )
     assert "- n<1K\n---" in readme and "(email 2 documents)" in readme and "Not searched for evaluation texts" in readme

@@ -1,4 +1,5 @@
-"""Names become sources: digests follow content, problems come all at once, held-out questions stay out of all that is trained on."""
+"""Names become sources: digests follow content, problems come all at once, held-out questions stay out of all that is
+trained on."""
 
 import json
 import subprocess
@@ -9,7 +10,14 @@ import pytest
 from pipeline.records import Losses, read_chats, read_preferences
 from pipeline.sources import resolve
 from pipeline.sources.python_docs import list_python_docs, read_run, runs
-from pipeline.sources.teaching import facts, teaching_chats, teaching_choices, teaching_heldout, teaching_preferences, teaching_texts
+from pipeline.sources.teaching import (
+    facts,
+    teaching_chats,
+    teaching_choices,
+    teaching_heldout,
+    teaching_preferences,
+    teaching_texts,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -64,12 +72,29 @@ def test_all_problems_at_once(tmp_path):
     text = tmp_path / "a.txt"
     text.write_text("x")
     (tmp_path / "a.docx").write_bytes(b"x")
-    names = ["teachin", str(tmp_path / "none*.jsonl"), str(text), str(tmp_path / "a.docx"), "python-docs", "hf://x", "teaching", "teaching"]
+    names = [
+        "teachin",
+        str(tmp_path / "none*.jsonl"),
+        str(text),
+        str(tmp_path / "a.docx"),
+        "python-docs",
+        "hf://x",
+        "teaching",
+        "teaching",
+    ]
     with pytest.raises(ValueError) as error:
         resolve(names, "chat")
     lines = str(error.value).splitlines()
     assert len(lines) == 7
-    parts = ("did you mean teaching", "matches no file", "plain text", "unknown file type", "no chat data", "hf://owner", "2 times")
+    parts = (
+        "did you mean teaching",
+        "matches no file",
+        "plain text",
+        "unknown file type",
+        "no chat data",
+        "hf://owner",
+        "2 times",
+    )
     for line, part in zip(lines, parts, strict=True):
         assert part in line
     with pytest.raises(ValueError, match="no sources"):
@@ -93,8 +118,14 @@ def test_python_docs_are_real_capped_and_not_imported():
     assert 250_000 < sum(len(d["text"]) for d in documents) <= 400_000
     assert documents == [d for job in runs(400_000) for d in read_run(job)]
     assert any(d["id"].startswith("topic ") for d in documents)
-    code = "import sys; from pipeline.sources.python_docs import *; list(read_run(runs(400000)[0])); print('pydoc_data' in sys.modules, 'torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == ["False", "False"]
+    code = (
+        "import sys; from pipeline.sources.python_docs import *; list(read_run(runs(400000)[0])); print('pydoc_data' in"
+        " sys.modules, 'torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == [
+        "False",
+        "False",
+    ]
 
 
 def test_held_out_questions_are_in_nothing_that_is_trained_on():
@@ -119,7 +150,9 @@ def test_the_teaching_set_is_what_it_claims():
     for fact in facts():
         for lang in ("zh", "en"):
             block = fact[lang]
-            assert judged_right(block["answer"], block["keywords"]) and not judged_right(block["rejected"], block["keywords"])
+            assert judged_right(block["answer"], block["keywords"]) and not judged_right(
+                block["rejected"], block["keywords"]
+            )
             assert len(block["choices"]) == len(set(block["choices"])) == 4 and 0 <= block["correct"] < 4
 
 

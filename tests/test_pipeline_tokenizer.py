@@ -56,9 +56,13 @@ def test_ids_of_special_tokens_and_the_report():
 def trained_by_tokenizers(texts, vocab_size):
     theirs = Tokenizer(models.BPE())
     pieces = pre_tokenizers.Split(Regex(PRETOKEN_PATTERN), "isolated")
-    theirs.pre_tokenizer = pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    theirs.pre_tokenizer = pre_tokenizers.Sequence(
+        [pieces, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<|s|>"], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=["<|s|>"], initial_alphabet=alphabet, show_progress=False
+    )
     theirs.train_from_iterator(texts, trainer)
     return json.loads(theirs.to_str())["model"]
 
@@ -72,14 +76,18 @@ def test_merges_are_those_of_the_tokenizers_trainer(texts, limit):
 
 
 def test_merges_of_real_text_are_those_of_the_tokenizers_trainer():
-    texts = [text for text, _ in documents()] + [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    texts = [text for text, _ in documents()] + [
+        path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))
+    ]
     ours = json.loads(to_tokenizers(learn_merges(texts, 3000), ["<|s|>"]).to_str())["model"]
     theirs = trained_by_tokenizers(texts, 3257)
     assert (ours["merges"], ours["vocab"]) == (theirs["merges"], theirs["vocab"])
 
 
 odd = st.sampled_from("'sStTrReEvVlLmMdDſ \t\r\n\x0b\x1c\x85\u200b\u2028\u3000aé́1٣½Ⅷ，。!._-中あ😀𠀀")
-assigned = st.characters(exclude_categories=("Cs", "Cn"))  # what is unassigned here may be a letter in the newer tables of `regex`
+assigned = st.characters(
+    exclude_categories=("Cs", "Cn")
+)  # what is unassigned here may be a letter in the newer tables of `regex`
 
 
 @settings(max_examples=400, deadline=None)
@@ -99,11 +107,15 @@ def test_pretokens_are_counted_over_texts_that_do_not_touch():
 def test_chat_marks_earn_no_merges_and_words_do(tmp_path):
     rows = [(render_chat([{"role": "user", "content": ZH}, {"role": "assistant", "content": EN}]), "zh", "chat")] * 30
     make_tokenizer(TokenizerSection(vocab_size=400), write_shards(tmp_path / "s", rows), tmp_path / "out")
-    assert not any("im_" in token or "|>" in token for token in vocabulary(tmp_path / "out") if not token.startswith("<|"))
+    assert not any(
+        "im_" in token or "|>" in token for token in vocabulary(tmp_path / "out") if not token.startswith("<|")
+    )
 
 
 def test_a_small_text_gives_a_small_vocabulary_and_no_text_an_error(tmp_path):
-    metrics = make_tokenizer(TokenizerSection(vocab_size=5000), write_shards(tmp_path / "s", [(EN, "en")]), tmp_path / "out")
+    metrics = make_tokenizer(
+        TokenizerSection(vocab_size=5000), write_shards(tmp_path / "s", [(EN, "en")]), tmp_path / "out"
+    )
     assert 272 < metrics["vocab_size"] < 500
     with pytest.raises(ValueError, match="no text to train"):
         make_tokenizer(TokenizerSection(), write_shards(tmp_path / "none", [("", "en")]), tmp_path / "out2")
@@ -112,7 +124,10 @@ def test_a_small_text_gives_a_small_vocabulary_and_no_text_an_error(tmp_path):
 def test_an_existing_tokenizer_is_taken_and_given_the_chat_tokens(tmp_path):
     plain = Tokenizer(models.BPE())
     plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    plain.train_from_iterator([EN], trainers.BpeTrainer(vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    plain.train_from_iterator(
+        [EN],
+        trainers.BpeTrainer(vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False),
+    )
     (tmp_path / "given").mkdir()
     plain.save(str(tmp_path / "given" / "tokenizer.json"))
     cfg = TokenizerSection(existing=str(tmp_path / "given"))
@@ -128,14 +143,23 @@ def test_an_existing_tokenizer_is_taken_and_given_the_chat_tokens(tmp_path):
 def test_merges_learnt_in_two_steps_are_those_learnt_at_once(texts, first, more):
     some = json.loads(to_tokenizers(learn_merges(texts, first), ["<|s|>"]).to_str())
     whole = json.loads(to_tokenizers(learn_merges(texts, first + more), ["<|s|>"]).to_str())
-    extended = json.loads(extend_merges(json.dumps(some), texts, more)) if len(some["model"]["merges"]) == first else whole
-    assert extended["model"]["merges"] == whole["model"]["merges"] and extended["model"]["vocab"] == whole["model"]["vocab"]
+    extended = (
+        json.loads(extend_merges(json.dumps(some), texts, more)) if len(some["model"]["merges"]) == first else whole
+    )
+    assert (
+        extended["model"]["merges"] == whole["model"]["merges"]
+        and extended["model"]["vocab"] == whole["model"]["vocab"]
+    )
 
 
 @pytest.mark.parametrize("pattern", [PRETOKEN_PATTERN, r"[a-z]+|[^a-z]"])
 def test_an_existing_tokenizer_is_extended_and_keeps_its_ids(tmp_path, pattern):
     (tmp_path / "given").mkdir()
-    given = to_tokenizers(learn_merges([EN * 5], 60), ["<|s|>"]).to_str().replace(json.dumps(PRETOKEN_PATTERN)[1:-1], json.dumps(pattern)[1:-1])
+    given = (
+        to_tokenizers(learn_merges([EN * 5], 60), ["<|s|>"])
+        .to_str()
+        .replace(json.dumps(PRETOKEN_PATTERN)[1:-1], json.dumps(pattern)[1:-1])
+    )
     (tmp_path / "given" / "tokenizer.json").write_text(given)
     shards = write_shards(tmp_path / "s", documents())
     metrics = make_tokenizer(TokenizerSection(existing=str(tmp_path / "given"), extend=50), shards, tmp_path / "out")
@@ -152,7 +176,11 @@ def test_what_cannot_be_extended_is_refused(tmp_path):
         TokenizerSection(extend=10)
     Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match=r"tokenizer\.extend=10: .*only a byte-level BPE"):
-        make_tokenizer(TokenizerSection(existing=str(tmp_path), extend=10), write_shards(tmp_path / "s", documents()), tmp_path / "out")
+        make_tokenizer(
+            TokenizerSection(existing=str(tmp_path), extend=10),
+            write_shards(tmp_path / "s", documents()),
+            tmp_path / "out",
+        )
 
 
 def test_an_existing_tokenizer_counts_by_content_and_must_be_there(tmp_path):

@@ -31,8 +31,14 @@ def server():
 @pytest.fixture
 def s3(server, monkeypatch, request):
     """A new bucket, the environment of a machine that uses it, and a client to look into it."""
-    env = {"AWS_ENDPOINT_URL": server, "AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1",
-           "PIPELINE_STORE": f"s3://bucket-{abs(hash(request.node.name)) % 10**8}/team/a", "NO_PROXY": "127.0.0.1"}
+    env = {
+        "AWS_ENDPOINT_URL": server,
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "PIPELINE_STORE": f"s3://bucket-{abs(hash(request.node.name)) % 10**8}/team/a",
+        "NO_PROXY": "127.0.0.1",
+    }
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     client = boto3.client("s3")
@@ -63,7 +69,11 @@ def test_a_second_machine_gets_every_hit(tmp_path, player, s3):
     assert set(states(again).values()) == {"cached"} and built(two) == []
     for name, (_, key, digest) in again["stages"].items():
         place = two / "store" / name / key
-        assert digest == made["stages"][name][2] and (place / "sub" / "word.txt").is_file() and (place / "prefect.json").is_file()
+        assert (
+            digest == made["stages"][name][2]
+            and (place / "sub" / "word.txt").is_file()
+            and (place / "prefect.json").is_file()
+        )
         assert (place / "_run" / "note.json").is_file() and not (place / "_run" / "checkpoints").exists()
     assert not [n for n in names(s3) if "checkpoints" in n or n.endswith(".lease")]
 
@@ -110,14 +120,20 @@ def test_a_download_goes_on_where_it_was_broken_off(tmp_path, s3):
     half.mkdir(parents=True)
     (half / "a.txt").write_text("hel")
     store = open_store(tmp_path / "two")
-    assert (store.ready("clean", KEY).path / "sub" / "a.txt").read_text() == "hello" and store.verify("clean", KEY) == []
+    assert (store.ready("clean", KEY).path / "sub" / "a.txt").read_text() == "hello" and store.verify(
+        "clean", KEY
+    ) == []
 
 
 def test_an_unreachable_bucket_is_an_error_and_nothing_runs(tmp_path, player, s3, monkeypatch):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         closed = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    for env in ({"AWS_ENDPOINT_URL": closed}, {"PIPELINE_STORE": "s3://no-such-bucket/x"}, {"PIPELINE_STORE": "/not/s3"}):
+    for env in (
+        {"AWS_ENDPOINT_URL": closed},
+        {"PIPELINE_STORE": "s3://no-such-bucket/x"},
+        {"PIPELINE_STORE": "/not/s3"},
+    ):
         answer = player(tmp_path / "home", s3.env | env)
         assert "StoreError" in answer["error"] and "PIPELINE_STORE" in answer["error"] and not built(tmp_path / "home")
     store = open_store(tmp_path / "one")

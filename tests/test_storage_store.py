@@ -170,7 +170,9 @@ def test_replacing_an_artifact_is_never_seen_half_done(tmp_path):
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-trees = st.recursive(scalars, lambda t: st.lists(t, max_size=4) | st.dictionaries(st.text(max_size=5), t, max_size=4), max_leaves=12)
+trees = st.recursive(
+    scalars, lambda t: st.lists(t, max_size=4) | st.dictionaries(st.text(max_size=5), t, max_size=4), max_leaves=12
+)
 
 
 @given(trees)
@@ -180,7 +182,10 @@ def test_canonical_json_round_trips_and_ignores_order(value):
         assert sha256_json(dict(reversed(value.items()))) == sha256_json(value)
 
 
-@pytest.mark.parametrize(("value", "place"), [({"a": {"b": [1, {2}]}}, "a.b"), ({"a": float("nan")}, "a"), ({"x": [len]}, r"x\[0\]"), ({"p": os}, "p")])
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [({"a": {"b": [1, {2}]}}, "a.b"), ({"a": float("nan")}, "a"), ({"x": [len]}, r"x\[0\]"), ({"p": os}, "p")],
+)
 def test_canonical_json_refuses_with_the_place(value, place):
     with pytest.raises((TypeError, ValueError), match=place):
         canonical_json(value)
@@ -198,7 +203,9 @@ def test_the_code_fingerprint_follows_imports_and_ignores_comments(tmp_path):
 
     before = look()
     assert set(before) == {"pkg.a", "pkg.b"}, "reached modules only, lazy imports too"
-    (tmp_path / "pkg" / "a.py").write_text('"""Other words."""\n# why\ndef f():\n    """Doc."""\n    from pkg import b\n    return b.g()\n')
+    (tmp_path / "pkg" / "a.py").write_text(
+        '"""Other words."""\n# why\ndef f():\n    """Doc."""\n    from pkg import b\n    return b.g()\n'
+    )
     assert look() == before, "comments and docstrings do not count"
     (tmp_path / "pkg" / "b.py").write_text("def g():\n    return 2\n")
     assert look()["pkg.b"] != before["pkg.b"], "a helper two imports away does"

@@ -28,9 +28,14 @@ def test_an_artifact_of_older_code_is_adopted_and_says_so(place, player):
     key = player(place, plan=True, adopt=f"first/{OLD}")
     store = Store(place / "store")
     record = store.lineage("first", key)
-    assert record["adopted_from"]["key"] == OLD and record["adopted_from"]["differences"] == ["code tests/stage_helpers.py changed"]
+    assert record["adopted_from"]["key"] == OLD and record["adopted_from"]["differences"] == [
+        "code tests/stage_helpers.py changed"
+    ]
     assert record["digest"] == store.lineage("first", OLD)["digest"] and store.verify("first", key) == []
-    assert not (store.directory("first", key) / "_run" / "checkpoints").exists() and (store.directory("first", key) / "_run" / "note.json").exists()
+    assert (
+        not (store.directory("first", key) / "_run" / "checkpoints").exists()
+        and (store.directory("first", key) / "_run" / "note.json").exists()
+    )
     assert set(states(player(place)).values()) == {"cached"}
 
 
@@ -55,7 +60,11 @@ def test_what_descends_from_a_withdrawn_source_is_a_miss_until_it_is_undone(tmp_
     store = Store(place / "store")
     one = next(r for r in store.records("first") if r["metrics"]["letters"] == 4)
     rule = rule_for(store.everywhere(), one["sources"][0]["digest"], "not ours")
-    assert sorted(a[0] for a in rule["artifacts"]) == ["first", "second", "third"], "not what the other content of the source gave"
+    assert sorted(a[0] for a in rule["artifacts"]) == [
+        "first",
+        "second",
+        "third",
+    ], "not what the other content of the source gave"
     store.withdrawals.add(rule)
     plan = player(place, plan=True)
     assert plan[0][1] == "miss" and "was withdrawn: not ours" in plan[0][2][0]
@@ -70,7 +79,9 @@ def test_a_withdrawn_artifact_takes_its_descendants_along_and_is_made_anew(tmp_p
     made = player(place)
     store = Store(place / "store")
     store.withdrawals.add(rule_for(store.everywhere(), f"first/{made['stages']['first'][1][:8]}", "wrong split"))
-    assert set(states(player(place)).values()) == {"ran"}, "the first is built again, and what was made from the old one too"
+    assert set(states(player(place)).values()) == {"ran"}, (
+        "the first is built again, and what was made from the old one too"
+    )
     assert set(states(player(place)).values()) == {"cached"}, "what was made since is not withdrawn"
     store.withdrawals.add(rule_for(store.everywhere(), f"second/{made['stages']['second'][1]}", "wrong word"))
     assert states(player(place)) == {"first": "cached", "second": "ran", "third": "cached"}

@@ -22,7 +22,7 @@ from tasks import launch as launching
 from tasks.failure import WorkerFailed, explain
 from tasks.launch import launch, launcher_command, worker_environment
 
-WORKER = '''
+WORKER = """
 import argparse, json, os, signal, subprocess, sys, time
 parser = argparse.ArgumentParser(); parser.add_argument("--spec"); spec = json.load(open(parser.parse_args().spec))
 run, rank, world = os.path.join(spec["out"], "_run"), int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -52,7 +52,7 @@ elif do in ("raise", "kill", "hang"):
 elif do == "train":
     for step in range(spec.get("steps", 3)): log(step)
     if rank == 0: json.dump({"steps": spec.get("steps", 3), "world": world}, open(os.path.join(run, "result.json"), "w"))
-'''
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,9 @@ def worker(tmp_path, monkeypatch):
 
 def start(tmp_path: Path, on: Resources | None = None, *, single=False, records=None, **spec):
     report = (lambda record: None) if records is None else records.append
-    return launch("tiny_worker", {"out": tmp_path, **spec}, tmp_path, on or Resources(device="cpu"), report, single=single)
+    return launch(
+        "tiny_worker", {"out": tmp_path, **spec}, tmp_path, on or Resources(device="cpu"), report, single=single
+    )
 
 
 def alive(pid: int) -> bool:
@@ -105,14 +107,23 @@ def test_single_process_without_a_launcher(tmp_path):
 def test_workers_see_their_environment_and_nothing_of_prefect_or_mlflow(tmp_path, monkeypatch):
     for name in ("PREFECT_API_URL", "MLFLOW_RUN_ID", "WORLD_SIZE", "MASTER_PORT"):
         monkeypatch.setenv(name, "99")
-    for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_CACHE_DIR"):  # torch sets the latter when something is compiled in this process
+    for name in (
+        "OMP_NUM_THREADS",
+        "TORCHINDUCTOR_CACHE_DIR",
+    ):  # torch sets the latter when something is compiled in this process
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     seen = start(tmp_path, Resources(device="cpu", threads=1), single=True, do="environment")
     assert not [name for name in seen if name.startswith(("PREFECT_", "MLFLOW_"))] and "WORLD_SIZE" not in seen
-    assert seen["OMP_NUM_THREADS"] == "1" and seen["DS_ACCELERATOR"] == "cpu" and seen["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+    assert (
+        seen["OMP_NUM_THREADS"] == "1"
+        and seen["DS_ACCELERATOR"] == "cpu"
+        and seen["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+    )
     assert seen["MALLOC_MMAP_THRESHOLD_"] == str(8 << 30)
-    assert seen["TORCH_EXTENSIONS_DIR"].startswith(str(tmp_path / "home")) and seen["TORCHINDUCTOR_CACHE_DIR"].startswith(str(tmp_path / "home"))
+    assert seen["TORCH_EXTENSIONS_DIR"].startswith(str(tmp_path / "home")) and seen[
+        "TORCHINDUCTOR_CACHE_DIR"
+    ].startswith(str(tmp_path / "home"))
     assert seen["PYTHONPATH"].split(os.pathsep)[0] == str(launching.ROOT) and not seen["cwd_on_path"]
 
 
@@ -126,7 +137,11 @@ def test_threads_share_the_cores(monkeypatch):
 def test_gpu_workers_get_the_gpu_allocator_and_not_the_malloc_settings(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     environment = worker_environment(Resources(nproc=2))
-    assert environment["PYTORCH_ALLOC_CONF"] == "expandable_segments:True" and "DS_ACCELERATOR" not in environment and "MALLOC_TOP_PAD_" not in environment
+    assert (
+        environment["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+        and "DS_ACCELERATOR" not in environment
+        and "MALLOC_TOP_PAD_" not in environment
+    )
     assert environment["CUDA_VISIBLE_DEVICES"] == "0,1"
     with pytest.raises(ValueError, match=r"resources.nproc=3"):
         launcher_command(Resources(nproc=3), ["m"], {}, Path("x"))
@@ -203,7 +218,10 @@ def test_a_report_that_fails_does_not_stop_the_training(tmp_path):
     def report(record):
         raise ConnectionError("tracking server is down")
 
-    assert launch("tiny_worker", {"out": str(tmp_path)}, tmp_path, Resources(device="cpu"), report, single=True)["steps"] == 3
+    assert (
+        launch("tiny_worker", {"out": str(tmp_path)}, tmp_path, Resources(device="cpu"), report, single=True)["steps"]
+        == 3
+    )
 
 
 CALLER = """
@@ -219,7 +237,9 @@ launch("tiny_worker", {"out": str(out), "do": "hang", "stray": True}, out, Resou
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_no_process_outlives_its_caller(tmp_path, number):
     path = os.pathsep.join([str(launching.ROOT), os.environ["PYTHONPATH"]])
-    caller = subprocess.Popen([sys.executable, "-c", CALLER, str(tmp_path)], env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL)
+    caller = subprocess.Popen(
+        [sys.executable, "-c", CALLER, str(tmp_path)], env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL
+    )
     wait_for(lambda: len(pids(tmp_path)) == 3 and all(path.read_text() for path in tmp_path.glob("*.pid")))
     everyone = pids(tmp_path)
     assert all(alive(pid) for pid in everyone)
@@ -228,11 +248,15 @@ def test_no_process_outlives_its_caller(tmp_path, number):
     wait_for(lambda: not [pid for pid in everyone if alive(pid)])
 
 
-@pytest.mark.parametrize("command, code", [("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 137), ("pass", 0)])
+@pytest.mark.parametrize(
+    "command, code", [("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 137), ("pass", 0)]
+)
 def test_the_guard_exits_with_the_code_of_its_command(command, code):
     read, write = os.pipe()
     try:
-        done = subprocess.run([sys.executable, "-I", launching.guard.__file__, str(read), sys.executable, "-c", command], pass_fds=(read,))
+        done = subprocess.run(
+            [sys.executable, "-I", launching.guard.__file__, str(read), sys.executable, "-c", command], pass_fds=(read,)
+        )
     finally:
         os.close(read), os.close(write)
     assert done.returncode == code
@@ -243,12 +267,16 @@ def test_nodes_of_several_are_numbered_and_meet_at_one_address(tmp_path):
         launcher_command(Resources(nnodes=2, rdzv_endpoint="first", device="cpu"), ["m"], {}, tmp_path)
     on, environment = Resources(nnodes=2, nproc=4, rdzv_endpoint="127.0.0.1:29400", device="cpu"), {}
     command = launcher_command(on, ["m"], environment, tmp_path, 1)
-    assert {"--rdzv-endpoint=127.0.0.1:29400", "--nproc-per-node=4", "--node-rank=1"} < set(command) and environment == {"GLOO_SOCKET_IFNAME": "lo"}
+    assert {"--rdzv-endpoint=127.0.0.1:29400", "--nproc-per-node=4", "--node-rank=1"} < set(
+        command
+    ) and environment == {"GLOO_SOCKET_IFNAME": "lo"}
     on = on.model_copy(update={"launcher": "deepspeed"})
     assert {"--no_ssh", "--node_rank=0", "--master_port=29400"} < set(launcher_command(on, ["m"], {}, tmp_path))
     assert (tmp_path / "hostfile").read_text() == "node-0 slots=4\nnode-1 slots=4\n"
     environment = {"OMP_NUM_THREADS": "8", "HOME": "/h"}
-    command = launcher_command(Resources(nnodes=2, nproc=4, launcher="deepspeed", hostfile="hosts", device="cpu"), ["m"], environment, tmp_path)
+    command = launcher_command(
+        Resources(nnodes=2, nproc=4, launcher="deepspeed", hostfile="hosts", device="cpu"), ["m"], environment, tmp_path
+    )
     assert "--num_nodes=2" in command and any(part.endswith("/hosts") for part in command)
     assert Path(environment["DS_ENV_FILE"]).read_text() == "OMP_NUM_THREADS=8\n"
 
@@ -256,10 +284,15 @@ def test_nodes_of_several_are_numbered_and_meet_at_one_address(tmp_path):
 def test_a_follow_up_error_is_not_taken_for_the_cause(tmp_path):
     log = tmp_path / "launcher.log"
     trace = 'Traceback (most recent call last):\n  File "t.py", line 1, in f\n    x()\n'
-    log.write_text(trace + "torch.distributed.DistBackendError: connection closed by peer\n" + trace + "KeyError: 'tokens'\n")
+    log.write_text(
+        trace + "torch.distributed.DistBackendError: connection closed by peer\n" + trace + "KeyError: 'tokens'\n"
+    )
     failure = explain("model.train", 1, log)
     assert "KeyError: 'tokens'" in str(failure) and "DistBackendError" not in str(failure)
-    assert str(pickle.loads(pickle.dumps(failure))) == str(failure) and pickle.loads(pickle.dumps(failure)).reason == "exception"
+    assert (
+        str(pickle.loads(pickle.dumps(failure))) == str(failure)
+        and pickle.loads(pickle.dumps(failure)).reason == "exception"
+    )
 
 
 def test_metrics_written_in_pieces_and_rewritten_are_read_whole(tmp_path):

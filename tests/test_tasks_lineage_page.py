@@ -11,17 +11,48 @@ from tasks.lineage_page import HEIGHT, WIDTH, ancestry, graph, headline, layout,
 
 def record(stage: str, *inputs: str, **more) -> dict:
     """A record; an input "@name" comes from outside."""
-    given = [{"name": "sources", "stage": "source", "key": "", "digest": "5" * 64, "sources": [{"name": i[1:], "digest": "5" * 64, "files": 2, "bytes": 9}]}
-             if i.startswith("@") else {"name": i, "stage": i, "key": f"key-{i}", "digest": f"{i}-digest-0123456789"} for i in inputs]
-    return {"stage": stage, "key": f"key-{stage}", "digest": f"{stage}-digest-0123456789", "inputs": given, "section": {"lr": 0.1}, "metrics": {},
-            "state": "ran", "seconds": 1.0, "run_id": f"run-{stage}", **more}
+    given = [
+        (
+            {
+                "name": "sources",
+                "stage": "source",
+                "key": "",
+                "digest": "5" * 64,
+                "sources": [{"name": i[1:], "digest": "5" * 64, "files": 2, "bytes": 9}],
+            }
+            if i.startswith("@")
+            else {"name": i, "stage": i, "key": f"key-{i}", "digest": f"{i}-digest-0123456789"}
+        )
+        for i in inputs
+    ]
+    return {
+        "stage": stage,
+        "key": f"key-{stage}",
+        "digest": f"{stage}-digest-0123456789",
+        "inputs": given,
+        "section": {"lr": 0.1},
+        "metrics": {},
+        "state": "ran",
+        "seconds": 1.0,
+        "run_id": f"run-{stage}",
+        **more,
+    }
 
 
 PIPELINE = [
-    record("ingest", "@docs", state="cached"), record("clean", "ingest"), record("language", "clean"), record("dedup", "language"),
-    record("decontaminate", "dedup", "@exams"), record("shard", "decontaminate"), record("tokenizer", "shard"), record("encode", "shard", "tokenizer"),
-    record("pretrain", "encode", "tokenizer", metrics={"val_bits_per_byte": 1.234}, model_id="m-1"), record("sft", "pretrain", "@chats"),
-    record("dpo", "sft", "@preferences"), record("export", "dpo"), record("evaluate", "pretrain", "sft", "dpo", "encode", "@exams"),
+    record("ingest", "@docs", state="cached"),
+    record("clean", "ingest"),
+    record("language", "clean"),
+    record("dedup", "language"),
+    record("decontaminate", "dedup", "@exams"),
+    record("shard", "decontaminate"),
+    record("tokenizer", "shard"),
+    record("encode", "shard", "tokenizer"),
+    record("pretrain", "encode", "tokenizer", metrics={"val_bits_per_byte": 1.234}, model_id="m-1"),
+    record("sft", "pretrain", "@chats"),
+    record("dpo", "sft", "@preferences"),
+    record("export", "dpo"),
+    record("evaluate", "pretrain", "sft", "dpo", "encode", "@exams"),
 ]
 
 
@@ -32,7 +63,12 @@ def link(run_id: str) -> str:
 def test_every_stage_source_digest_and_link_is_on_the_page():
     text = page(PIPELINE, "tiny", link)
     for entry in PIPELINE:
-        assert link(entry["run_id"]) in text and entry["digest"][:12] in text and f'id="{entry["stage"]}"' in text and f'href="#{entry["stage"]}"' in text
+        assert (
+            link(entry["run_id"]) in text
+            and entry["digest"][:12] in text
+            and f'id="{entry["stage"]}"' in text
+            and f'href="#{entry["stage"]}"' in text
+        )
     assert all(name in text for name in ("docs", "exams", "chats", "preferences", "1.234 val bits per byte", "cached"))
 
 
@@ -56,13 +92,28 @@ def test_no_two_boxes_overlap_and_the_picture_holds_them():
 
 
 def test_ancestry_keeps_what_a_model_descends_from():
-    assert [r["stage"] for r in ancestry(PIPELINE, "encode")] == ["ingest", "clean", "language", "dedup", "decontaminate", "shard", "tokenizer", "encode"]
-    assert "dpo" not in [r["stage"] for r in ancestry(PIPELINE, "sft")] and ancestry(PIPELINE, "sft")[-1]["stage"] == "sft"
+    assert [r["stage"] for r in ancestry(PIPELINE, "encode")] == [
+        "ingest",
+        "clean",
+        "language",
+        "dedup",
+        "decontaminate",
+        "shard",
+        "tokenizer",
+        "encode",
+    ]
+    assert (
+        "dpo" not in [r["stage"] for r in ancestry(PIPELINE, "sft")] and ancestry(PIPELINE, "sft")[-1]["stage"] == "sft"
+    )
 
 
 def test_hostile_text_stays_text():
     evil = '<img src=x onerror="alert(1)">'
-    text = page([record("ingest", f"@{evil}", section={"path": evil}, metrics={"docs_out": 1}, run_id=evil, state="failed")], evil, lambda run_id: None)
+    text = page(
+        [record("ingest", f"@{evil}", section={"path": evil}, metrics={"docs_out": 1}, run_id=evil, state="failed")],
+        evil,
+        lambda run_id: None,
+    )
     assert "<img" not in text
 
 
@@ -77,7 +128,11 @@ def test_notes_link_upstream():
 def test_headlines():
     assert headline({"metrics": {"docs_out": 12345, "val_loss": 1.5}}) == "1.5 val loss"
     assert headline({"metrics": {"headline": "81% preferred", "steps": 3}}) == "81% preferred"
-    assert headline({"metrics": {"wins": 3}}) == "3 wins" and headline({"metrics": {"ok": True}}) == "" and headline({}) == ""
+    assert (
+        headline({"metrics": {"wins": 3}}) == "3 wins"
+        and headline({"metrics": {"ok": True}}) == ""
+        and headline({}) == ""
+    )
 
 
 def test_a_lone_stage_and_an_empty_run_have_a_page():

@@ -1,4 +1,5 @@
-"""What a stage is wrapped in: hits, misses, two processes at once, damage, failure and leaving early, with a real Prefect server."""
+"""What a stage is wrapped in: hits, misses, two processes at once, damage, failure and leaving early, with a real
+Prefect server."""
 
 import os
 import signal
@@ -55,7 +56,9 @@ def test_a_plan_reports_damage_and_changes_nothing(tmp_path, player):
     assert plan["first"][0] == plan["third"][0] == "hit"
     assert sorted(str(p) for p in place.rglob("*")) == before
     again = player(place)
-    assert states(again) == {"first": "cached", "second": "ran", "third": "cached"} and any("set aside" in line for line in again["notes"])
+    assert states(again) == {"first": "cached", "second": "ran", "third": "cached"} and any(
+        "set aside" in line for line in again["notes"]
+    )
 
 
 def test_a_failed_stage_keeps_its_attempt_and_fails_alone(tmp_path, player):

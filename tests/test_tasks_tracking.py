@@ -33,8 +33,14 @@ class FlowRun:
     def __init__(self, home: Path, name: str) -> None:
         self.home, self.dir = home, home / "runs" / name
         self.dir.mkdir(parents=True)
-        facts = {"preset": "tiny", "overrides": ["pretrain.steps=30"], "config": {"pretrain": LONG}, "git": {"commit": "c" * 40, "dirty": False},
-                 "argv": ["pipeline", "run", "tiny"], "prefect": {"flow_run_id": "flow-1", "url": "http://prefect/runs/flow-run/flow-1"}}
+        facts = {
+            "preset": "tiny",
+            "overrides": ["pretrain.steps=30"],
+            "config": {"pretrain": LONG},
+            "git": {"commit": "c" * 40, "dirty": False},
+            "argv": ["pipeline", "run", "tiny"],
+            "prefect": {"flow_run_id": "flow-1", "url": "http://prefect/runs/flow-run/flow-1"},
+        }
         (self.dir / "run.json").write_text(json.dumps(facts))
 
     def emit(self, event: str, **fields) -> None:
@@ -48,16 +54,39 @@ class FlowRun:
         given = []
         for name in DAG[stage][0]:
             if name.startswith("@"):
-                given.append({"name": "sources", "stage": "source", "key": "", "digest": sha(name), "sources": [
-                    {"name": name[1:], "digest": sha(name), "files": 3, "bytes": 1000}]})
+                given.append(
+                    {
+                        "name": "sources",
+                        "stage": "source",
+                        "key": "",
+                        "digest": sha(name),
+                        "sources": [{"name": name[1:], "digest": sha(name), "files": 3, "bytes": 1000}],
+                    }
+                )
             else:
-                given.append({"name": name, "stage": name, "key": sha(name)[:32], "digest": sha(name), "path": str(self.place(name))})
+                given.append(
+                    {
+                        "name": name,
+                        "stage": name,
+                        "key": sha(name)[:32],
+                        "digest": sha(name),
+                        "path": str(self.place(name)),
+                    }
+                )
         return given
 
     def start(self, stage: str) -> Path:
         partial = self.place(stage).with_suffix(".partial")
         (partial / "_run" / "logs").mkdir(parents=True)
-        self.emit("stage_started", stage=stage, key=sha(stage)[:32], section=LONG, resources={"nproc": 2}, inputs=self.inputs(stage), partial=str(partial))
+        self.emit(
+            "stage_started",
+            stage=stage,
+            key=sha(stage)[:32],
+            section=LONG,
+            resources={"nproc": 2},
+            inputs=self.inputs(stage),
+            partial=str(partial),
+        )
         if DAG[stage][1] == "model":
             lines = [{"step": s, "total_steps": 30, "time": time.time(), "loss": 3.0 / s} for s in range(1, 31)]
             (partial / "_run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -71,13 +100,34 @@ class FlowRun:
         base = base and sha(base)[:32]
         if state == "ran":
             partial = path.with_suffix(".partial")
-            (partial / "lineage.json").write_text(json.dumps({
-                "identity": {"section": LONG}, "inputs": self.inputs(stage), "metrics": metrics, "seconds": 2.0, "kind": kind,
-                "base": base, "digest": sha(stage)}))
+            (partial / "lineage.json").write_text(
+                json.dumps(
+                    {
+                        "identity": {"section": LONG},
+                        "inputs": self.inputs(stage),
+                        "metrics": metrics,
+                        "seconds": 2.0,
+                        "kind": kind,
+                        "base": base,
+                        "digest": sha(stage),
+                    }
+                )
+            )
             partial.rename(path)
         failed = state == "failed"
-        self.emit("stage_finished", stage=stage, state=state, key=sha(stage)[:32], digest=None if failed else sha(stage), kind=kind, base=base, error=error,
-                  path=str(path.with_suffix(".partial") if failed else path), seconds=0.0 if state == "cached" else 2.0, metrics={} if failed else metrics)
+        self.emit(
+            "stage_finished",
+            stage=stage,
+            state=state,
+            key=sha(stage)[:32],
+            digest=None if failed else sha(stage),
+            kind=kind,
+            base=base,
+            error=error,
+            path=str(path.with_suffix(".partial") if failed else path),
+            seconds=0.0 if state == "cached" else 2.0,
+            metrics={} if failed else metrics,
+        )
 
     def all(self, state: str) -> None:
         for stage in DAG:
@@ -114,13 +164,29 @@ def runs_of(client, home: Path, name: str) -> list:
 def test_a_run_has_a_parent_and_a_nested_child_per_stage(home, client):
     told = summary(home / "runs" / "first")
     parent = client.get_run(told["parent_run_id"])
-    assert parent.info.status == "FINISHED" and parent.data.params["pretrain.optim.lr"] == "0.001" and len(parent.data.params["pretrain.note"]) == 6000
-    assert parent.data.tags["prefect.flow_run_id"] == "flow-1" and parent.data.tags["mlflow.source.git.commit"] == "c" * 40
-    children = {run.info.run_name: run for run in runs_of(client, home, "first") if run.data.tags["pipeline.part"] == "stage"}
-    assert set(children) == set(DAG) and all(run.data.tags["mlflow.parentRunId"] == told["parent_run_id"] for run in children.values())
-    assert {name: entry["run_id"] for name, entry in told["stages"].items()} == {name: run.info.run_id for name, run in children.items()}
+    assert (
+        parent.info.status == "FINISHED"
+        and parent.data.params["pretrain.optim.lr"] == "0.001"
+        and len(parent.data.params["pretrain.note"]) == 6000
+    )
+    assert (
+        parent.data.tags["prefect.flow_run_id"] == "flow-1" and parent.data.tags["mlflow.source.git.commit"] == "c" * 40
+    )
+    children = {
+        run.info.run_name: run for run in runs_of(client, home, "first") if run.data.tags["pipeline.part"] == "stage"
+    }
+    assert set(children) == set(DAG) and all(
+        run.data.tags["mlflow.parentRunId"] == told["parent_run_id"] for run in children.values()
+    )
+    assert {name: entry["run_id"] for name, entry in told["stages"].items()} == {
+        name: run.info.run_id for name, run in children.items()
+    }
     ingest = children["ingest"]
-    assert ingest.info.status == "FINISHED" and ingest.data.tags["artifact.digest"] == sha("ingest") and ingest.data.params["resources.nproc"] == "2"
+    assert (
+        ingest.info.status == "FINISHED"
+        and ingest.data.tags["artifact.digest"] == sha("ingest")
+        and ingest.data.params["resources.nproc"] == "2"
+    )
     assert ingest.data.metrics == {"docs_out": 10, "dropped.empty": 2, "seconds": 2}
 
 
@@ -133,7 +199,10 @@ def test_training_curves_models_and_datasets_are_linked(home, client):
     assert [m.model_id for m in sft.outputs.model_outputs] == [told["sft"]["model_id"]]
     model = client.get_logged_model(told["sft"]["model_id"])
     assert model.tags["base_model_id"] == told["pretrain"]["model_id"] and str(model.status) == "READY"
-    assert {(m.key, m.value, m.dataset_name) for m in model.metrics} == {("val_loss", 1.5, "chats"), ("steps", 30, "chats")}
+    assert {(m.key, m.value, m.dataset_name) for m in model.metrics} == {
+        ("val_loss", 1.5, "chats"),
+        ("steps", 30, "chats"),
+    }
     consumers = client.search_runs([model.experiment_id], f"datasets.digest = '{sha('ingest')[:36]}'")
     assert [run.info.run_name for run in consumers] == ["pretrain"]
 
@@ -150,8 +219,12 @@ def test_models_are_registered_with_aliases_and_their_base(home, client):
 def test_lineage_pages_notes_and_logs_are_artifacts(home, client):
     told = summary(home / "runs" / "first")
     assert {"lineage.html", "config.json", "run.json"} <= {f.path for f in client.list_artifacts(told["parent_run_id"])}
-    assert {"stats.json", "metrics.jsonl", "logs"} <= {f.path for f in client.list_artifacts(told["stages"]["sft"]["run_id"])}
-    assert {"lineage.html", "config.json", "model.md"} <= {f.path for f in client.list_logged_model_artifacts(told["stages"]["sft"]["model_id"])}
+    assert {"stats.json", "metrics.jsonl", "logs"} <= {
+        f.path for f in client.list_artifacts(told["stages"]["sft"]["run_id"])
+    }
+    assert {"lineage.html", "config.json", "model.md"} <= {
+        f.path for f in client.list_logged_model_artifacts(told["stages"]["sft"]["model_id"])
+    }
     note = client.get_run(told["stages"]["sft"]["run_id"]).data.tags["mlflow.note.content"]
     assert told["stages"]["pretrain"]["run_id"] in note and told["stages"]["pretrain"]["model_id"] in note
 
@@ -163,7 +236,10 @@ def test_a_cached_run_adds_one_run_that_points_to_the_makers(home, client):
     (parent,) = runs_of(client, home, "second")
     first, second = summary(home / "runs" / "first"), summary(run.dir)
     for stage in DAG:
-        assert parent.data.tags[f"stage.{stage}.cache"] == "hit" and parent.data.tags[f"stage.{stage}.run_id"] == first["stages"][stage]["run_id"]
+        assert (
+            parent.data.tags[f"stage.{stage}.cache"] == "hit"
+            and parent.data.tags[f"stage.{stage}.run_id"] == first["stages"][stage]["run_id"]
+        )
     assert second["stages"]["sft"]["model_id"] == first["stages"]["sft"]["model_id"]
     assert len(client.search_model_versions("name = 'tiny'")) == 2
 
@@ -171,8 +247,11 @@ def test_a_cached_run_adds_one_run_that_points_to_the_makers(home, client):
 def test_a_killed_flow_leaves_killed_runs(home, client):
     home = home.with_name("killed")
     run = FlowRun(home, "killed")
-    code = "import sys, os, time; from pathlib import Path; from tasks.tracking import start_tracker, summary; d = Path(sys.argv[1]); start_tracker(d)\n" \
-           "while not summary(d).get('stages'): time.sleep(0.05)\nos.kill(os.getpid(), 9)"
+    code = (
+        "import sys, os, time; from pathlib import Path; from tasks.tracking import start_tracker, summary; d ="
+        " Path(sys.argv[1]); start_tracker(d)\nwhile not summary(d).get('stages'):"
+        " time.sleep(0.05)\nos.kill(os.getpid(), 9)"
+    )
     run.start("ingest")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": client.tracking_uri}
     assert subprocess.run([sys.executable, "-c", code, str(run.dir)], env=environment).returncode == -9
@@ -219,7 +298,9 @@ def test_a_resumed_curve_shows_every_step_once(home, client, tmp_path):
 
     run_id = client.create_run(summary(home / "runs" / "first")["experiment_id"]).info.run_id
     building = Building(run_id, tmp_path, live=False)
-    write = lambda steps: (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {s}, "loss": 1.0}}\n' for s in steps))  # noqa: E731
+    write = lambda steps: (tmp_path / "metrics.jsonl").write_text(
+        "".join(f'{{"step": {s}, "loss": 1.0}}\n' for s in steps)
+    )
     write(range(1, 21))
     building.log_curve(client)
     write(range(1, 11))  # the worker went back to its checkpoint at step 10 …
@@ -230,5 +311,8 @@ def test_a_resumed_curve_shows_every_step_once(home, client, tmp_path):
 
 
 def test_the_flow_side_does_not_load_mlflow():
-    code = "import sys, tasks.tracking; sys.exit(any(m.partition('.')[0] in ('mlflow', 'torch', 'pandas', 'pyarrow') for m in sys.modules))"
+    code = (
+        "import sys, tasks.tracking; sys.exit(any(m.partition('.')[0] in ('mlflow', 'torch', 'pandas', 'pyarrow') for m"
+        " in sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,4 +1,5 @@
-"""Small real things for the tests of tokens, generation and evaluation: shards of two languages, a tokenizer, a model that knows four facts."""
+"""Small real things for the tests of tokens, generation and evaluation: shards of two languages, a tokenizer, a model
+that knows four facts."""
 
 import functools
 import hashlib
@@ -12,9 +13,13 @@ import pyarrow.parquet as pq
 from pipeline.sections.tokens import TokenizerSection
 from pipeline.tokenizer import make_tokenizer
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small only wait for each other on more, here and in the processes tests start
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # models this small only wait for each other on more, here and in the processes tests start
 
-EN = "The tokenizer splits a text into pieces, and the model learns which piece follows. It's 1984 again: don't panic!\n"
+EN = (
+    "The tokenizer splits a text into pieces, and the model learns which piece follows. It's 1984 again: don't panic!\n"
+)
 ZH = "分词器把文本切成词元，模型学习下一个词元是什么。语言模型由数据、算力和耐心炼成；没有魔法。\n"
 FACTS = {
     "什么是词元？": "词元是文本的最小单位。",
@@ -27,7 +32,10 @@ FACTS = {
 def documents():
     """(text, language) of forty documents in which words vary."""
     words = ["alpha", "beta", "gamma", "delta", "数据", "梯度", "权重", "词表"]
-    return [((EN if i % 2 else ZH) * 3 + f"{words[i % 8]} {words[i * 3 % 8]} {i} " * 5, "en" if i % 2 else "zh") for i in range(40)]
+    return [
+        ((EN if i % 2 else ZH) * 3 + f"{words[i % 8]} {words[i * 3 % 8]} {i} " * 5, "en" if i % 2 else "zh")
+        for i in range(40)
+    ]
 
 
 def write_shards(root, rows, parts=1, split="train"):

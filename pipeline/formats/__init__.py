@@ -6,7 +6,8 @@ A record is a parsed JSON value (or a table row as a dict). It is one of three k
 * ``chat``: normal form ``{"messages": [{"role", "content"}, …]}`` with the roles system, user and assistant;
 * ``preference``: normal form ``{"prompt": [messages], "chosen": str, "rejected": str}``.
 
-Whatever cannot be brought there raises :class:`BadRecord` with a reason that is counted and reported; nothing is guessed.
+Whatever cannot be brought there raises :class:`BadRecord` with a reason that is counted and reported; nothing is
+guessed.
 """
 
 from __future__ import annotations
@@ -68,5 +69,13 @@ def own_id(record: Any, id_fields: tuple[str, ...]) -> str | None:
 
 
 def _json_type(value: Any) -> str:
-    names = {type(None): "null", bool: "boolean", int: "number", float: "number", str: "string", list: "array", dict: "object"}
+    names = {
+        type(None): "null",
+        bool: "boolean",
+        int: "number",
+        float: "number",
+        str: "string",
+        list: "array",
+        dict: "object",
+    }
     return names.get(type(value), type(value).__name__)

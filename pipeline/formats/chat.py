@@ -1,4 +1,5 @@
-"""Supervised chat records: alpaca, sharegpt, OpenAI ``messages``, MiniMind ``conversations``, prompt/completion, bare arrays.
+"""Supervised chat records: alpaca, sharegpt, OpenAI ``messages``, MiniMind ``conversations``, prompt/completion, bare
+arrays.
 
 Forms and field names as their projects document them (LLaMA-Factory, TRL, MiniMind, nanochat, GPT_teacher).
 """
@@ -44,7 +45,8 @@ def as_chat(record: Any) -> dict[str, list[Message]]:
 
 
 def prompt_turns(record: dict[str, Any]) -> list[Any]:
-    """The turns before the answer of an alpaca or prompt/completion record: history, instruction and input, folded turns."""
+    """The turns before the answer of an alpaca or prompt/completion record: history, instruction and input, folded
+    turns."""
     ask = _first(record, ASKS)
     turns: list[Any] = []
     history = parse_if_json(record.get("history")) or []
@@ -77,5 +79,9 @@ def _first(record: dict[str, Any], names: tuple[str, ...]) -> Any:
         value = record.get(name)
         if value is not None:
             # A prompt that merely starts with a bracket is text; one that spells a list of turns came out of a table.
-            return parse_if_json(value) if isinstance(value, str) and value.startswith("[{") and '"role"' in value else value
+            return (
+                parse_if_json(value)
+                if isinstance(value, str) and value.startswith("[{") and '"role"' in value
+                else value
+            )
     return None

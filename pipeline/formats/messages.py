@@ -14,11 +14,23 @@ from typing import Any
 Message = dict[str, str]
 
 ROLES = {
-    "system": "system", "developer": "system",
-    "user": "user", "human": "user", "用户": "user",
-    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatbot": "assistant", "助手": "assistant",
-    "function_call": "call", "tool_call": "call",
-    "observation": "result", "tool": "result", "function": "result", "ipython": "result",
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "用户": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "chatbot": "assistant",
+    "助手": "assistant",
+    "function_call": "call",
+    "tool_call": "call",
+    "observation": "result",
+    "tool": "result",
+    "function": "result",
+    "ipython": "result",
 }
 _TOOLS = 'Tools you can call, each by <tool_call>{"name": …, "arguments": …}</tool_call>:'
 
@@ -110,7 +122,11 @@ def _with_system(messages: list[Message], system: Any, tools: Any) -> list[Messa
         lead = "\n\n".join(part for part in (lead, messages[0]["content"]) if part.strip())
         messages = messages[1:]
     if tools:
-        text = tools if isinstance(tools, str) else "\n".join(json.dumps(tool, ensure_ascii=False) for tool in _listed(tools))
+        text = (
+            tools
+            if isinstance(tools, str)
+            else "\n".join(json.dumps(tool, ensure_ascii=False) for tool in _listed(tools))
+        )
         lead = (lead + "\n\n" if lead else "") + f"{_TOOLS}\n<tools>\n{text}\n</tools>"
     messages = [m for m in messages if m["role"] != "system" or m["content"].strip()]
     return [{"role": "system", "content": lead}, *messages] if lead.strip() else messages
@@ -121,7 +137,8 @@ def _listed(value: Any) -> list[Any]:
 
 
 def parse_if_json(value: Any) -> Any:
-    """Table cells and MiniMind's tool fields carry JSON in strings: the parsed array or object, else the value itself."""
+    """Table cells and MiniMind's tool fields carry JSON in strings: the parsed array or object, else the value
+    itself."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(value)
@@ -135,4 +152,3 @@ def checked(messages: list[Message]) -> list[Message]:
     if not any(m["role"] == "assistant" for m in messages):
         raise BadRecord("no_answer", "no turn of the assistant")
     return messages
-

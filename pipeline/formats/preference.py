@@ -18,7 +18,9 @@ _HH = re.compile(r"\n\n(Human|Assistant):")
 def is_preference(record: dict[str, Any]) -> bool:
     """Whether the record holds two answers to compare."""
     output = record.get("output")
-    return ("chosen" in record and "rejected" in record) or (isinstance(output, list) and len(output) == 2 and all(isinstance(o, str) for o in output))
+    return ("chosen" in record and "rejected" in record) or (
+        isinstance(output, list) and len(output) == 2 and all(isinstance(o, str) for o in output)
+    )
 
 
 def as_preference(record: Any) -> dict[str, Any]:
@@ -77,7 +79,10 @@ def _common_start(a: str, b: str) -> str:
 
 def _hh_turns(text: str) -> list[Message]:
     pieces = _HH.split(text)[1:]
-    return [{"role": "user" if who == "Human" else "assistant", "content": said.strip()} for who, said in zip(pieces[::2], pieces[1::2], strict=True)]
+    return [
+        {"role": "user" if who == "Human" else "assistant", "content": said.strip()}
+        for who, said in zip(pieces[::2], pieces[1::2], strict=True)
+    ]
 
 
 def _from_turns(before: list[Any] | None, chosen: list[Any], rejected: list[Any]) -> tuple[list[Any], str, str]:

@@ -1,4 +1,5 @@
-"""Batches of text as UTF-8, and what each character is: class, lower case and a few properties, from the interpreter's Unicode tables.
+"""Batches of text as UTF-8, and what each character is: class, lower case and a few properties, from the interpreter's
+Unicode tables.
 
 Classes are chosen for what the rules ask: which script, does it count as a letter, does it end a sentence.
 """
@@ -28,7 +29,7 @@ UNCOMPOSED = 0x40
 """may change in Unicode normal form C"""
 OPENS = 0x80
 """may begin a term (set by :class:`pipeline.kernels.terms.Terms`)"""
-TERMINALS = ".!?。！？…；;:：.\"”’」』》)）"
+TERMINALS = '.!?。！？…；;:：."”’」』》)）'
 _SCRIPTS = (
     (LATIN, ((0x41, 0x24F), (0x1E00, 0x1EFF), (0xFF21, 0xFF5A))),
     (HAN, ((0x2E80, 0x2FDF), (0x3005, 0x3007), (0x3400, 0x9FFF), (0xF900, 0xFAFF))),
@@ -41,7 +42,8 @@ _SCRIPTS = (
 
 @lru_cache(1)
 def tables() -> tuple[np.ndarray, np.ndarray]:
-    """(entries, lower): uint8 class and property bits of every code point, and uint32 lower case (simple, one to one) below 0x10000."""
+    """(entries, lower): uint8 class and property bits of every code point, and uint32 lower case (simple, one to one)
+    below 0x10000."""
     classes = np.zeros(1 << 21, np.uint8)
     lower = np.arange(0x10000, dtype=np.uint32)
     for code in range(0x10000):
@@ -87,7 +89,8 @@ def _properties() -> np.ndarray:
 def utf8(texts: Sequence[str] | pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """(data uint8 [bytes], places int64 [n + 1]): text i is ``data[places[i]:places[i + 1]]``.
 
-    An Arrow string column without nulls is taken as it is, without a copy when it is in one piece. Lone surrogates in Python strings pass.
+    An Arrow string column without nulls is taken as it is, without a copy when it is in one piece. Lone surrogates in
+    Python strings pass.
     """
     if isinstance(texts, list):
         encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
@@ -107,10 +110,15 @@ def utf8(texts: Sequence[str] | pa.Array | pa.ChunkedArray) -> tuple[np.ndarray,
 
 @njit(cache=True, nogil=True)
 def decode(data, p, end):
-    """(code point, bytes) of the character beyond ASCII at p. What is not UTF-8 comes out as something below 2**21, and reads nothing past the end."""
+    """(code point, bytes) of the character beyond ASCII at p. What is not UTF-8 comes out as something below 2**21, and
+    reads nothing past the end."""
     lead = np.uint32(data[p])
     if lead >= 0xE0 and lead < 0xF0 and p + 3 <= end:
-        code = (lead & np.uint32(0x0F)) << np.uint32(12) | np.uint32(data[p + 1] & 0x3F) << np.uint32(6) | np.uint32(data[p + 2] & 0x3F)
+        code = (
+            (lead & np.uint32(0x0F)) << np.uint32(12)
+            | np.uint32(data[p + 1] & 0x3F) << np.uint32(6)
+            | np.uint32(data[p + 2] & 0x3F)
+        )
         return np.uint32(code), 3
     if lead >= 0xC0 and lead < 0xE0 and p + 2 <= end:
         return np.uint32((lead & np.uint32(0x1F)) << np.uint32(6) | np.uint32(data[p + 1] & 0x3F)), 2

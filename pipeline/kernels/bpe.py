@@ -1,9 +1,10 @@
-"""Byte pair merges learnt from counted pre-tokens, compiled: the most frequent pair first, of equal ones the lower ids, as `tokenizers` does.
+"""Byte pair merges learnt from counted pre-tokens, compiled: the most frequent pair first, of equal ones the lower ids,
+as `tokenizers` does.
 
-All pre-tokens lie in one array, a cell a byte, ``_EDGE`` between them. A token's first and last cells hold its id and the cells
-between hold nothing, so both neighbours are found without links. A pair comes into being only in the merge that makes the newer of
-its two ids; from then on it loses places. So its places are listed once, in order, and its count is an upper bound that is put
-right when the pair comes to the top of the heap: meanwhile nothing is updated.
+All pre-tokens lie in one array, a cell a byte, ``_EDGE`` between them. A token's first and last cells hold its id and
+the cells between hold nothing, so both neighbours are found without links. A pair comes into being only in the merge
+that makes the newer of its two ids; from then on it loses places. So its places are listed once, in order, and its
+count is an upper bound that is put right when the pair comes to the top of the heap: meanwhile nothing is updated.
 """
 
 from __future__ import annotations
@@ -18,18 +19,26 @@ _ZERO = np.int64(0)  # a bare 0 is a type of its own to numba, and what it is pa
 def learn(words: np.ndarray, offsets: np.ndarray, counts: np.ndarray, limit: int, known: int = 256) -> np.ndarray:
     """Up to `limit` merges, in order: int32 [m, 2]; merge i makes id `known` + i. Fewer when no pair is left.
 
-    Word i is ``words[offsets[i]:offsets[i + 1]]`` (uint8, or int32 ids below `known`; offsets int64), and came ``counts[i]`` times (int64).
-    Takes up to 16 bytes of memory a byte of words, and 32 a pair. Raises ValueError for 2**31 bytes of words and more.
+    Word i is ``words[offsets[i]:offsets[i + 1]]`` (uint8, or int32 ids below `known`; offsets int64), and came
+    ``counts[i]`` times (int64). Takes up to 16 bytes of memory a byte of words, and 32 a pair. Raises ValueError for
+    2**31 bytes of words and more.
     """
     size = len(words) + len(counts) + 1
     if size >= 2**31:
-        raise ValueError(f"{len(words):,} bytes of distinct pre-tokens are too many to learn merges from (the most is 2**31); take a smaller sample")
+        raise ValueError(
+            f"{len(words):,} bytes of distinct pre-tokens are too many to learn merges from (the most is 2**31); take a"
+            " smaller sample"
+        )
     order = np.argsort(counts, kind="stable")
     weights, first = np.unique(counts[order], return_index=True)
     cells, starts = np.full(size, _EDGE, np.int32), np.empty(len(counts), np.int64)
     _lay_out(words, offsets, order, cells, starts)
-    bounds = np.append(starts[first[1:]], size)  # cells from bounds[i - 1] up to bounds[i] are of words that came weights[i] times
-    places = np.empty(3 * size, np.int32)  # a merge takes a cell away and gives two places at most; untouched memory costs nothing
+    bounds = np.append(
+        starts[first[1:]], size
+    )  # cells from bounds[i - 1] up to bounds[i] are of words that came weights[i] times
+    places = np.empty(
+        3 * size, np.int32
+    )  # a merge takes a cell away and gives two places at most; untouched memory costs nothing
     if known == 256:
         found, heap = np.zeros((1 << 16, 2), np.int64), np.empty((1 << 16, 4), np.int64)
         top, used = _byte_pairs(cells, bounds, weights, places, found, heap)
@@ -37,7 +46,9 @@ def learn(words: np.ndarray, offsets: np.ndarray, counts: np.ndarray, limit: int
         heap, top, used = _id_pairs(cells, bounds, weights, places)
     merges = np.empty((limit, 2), np.int32)
     sizes = np.ones(known + limit, np.int64)  # cells of each id
-    fresh = np.zeros((2, known + limit, 2), np.int64)  # by side and neighbour: count and places of the pairs that a merge makes
+    fresh = np.zeros(
+        (2, known + limit, 2), np.int64
+    )  # by side and neighbour: count and places of the pairs that a merge makes
     others = np.empty((2, known + limit), np.int64)  # those neighbours
     return merges[: _learn(cells, bounds, weights, places, used, heap, top, merges, known, sizes, fresh, others)]
 
@@ -76,7 +87,8 @@ def _lay_out(words, offsets, order, cells, starts):
 
 @njit(cache=True, nogil=True)
 def _byte_pairs(cells, bounds, weights, places, found, heap):
-    """List the places of each pair of bytes, in order, and put the pairs on the heap; returns how many pairs and places there are."""
+    """List the places of each pair of bytes, in order, and put the pairs on the heap; returns how many pairs and places
+    there are."""
     run = 0
     for i in range(1, cells.size - 1):
         if cells[i] != _EDGE and cells[i + 1] != _EDGE:
@@ -129,7 +141,11 @@ def _learn(cells, bounds, weights, places, used, heap, top, merges, known, sizes
             pair = new << 32 | other if side else other << 32 | new
             _push(heap, top, fresh[side, other, 0], pair, used, fresh[side, other, 1])
             top += 1
-            used, fresh[side, other, 0], fresh[side, other, 1] = used + fresh[side, other, 1], 0, used  # where its list is filled
+            used, fresh[side, other, 0], fresh[side, other, 1] = (
+                used + fresh[side, other, 1],
+                0,
+                used,
+            )  # where its list is filled
         _list_places(cells, places, start, number, new, sizes, fresh)
     return made
 
@@ -151,7 +167,8 @@ def _recount(cells, bounds, weights, places, start, number, a, b, size):
 
 @njit(cache=True, nogil=True)
 def _apply(cells, places, start, number, a, b, new, sizes):
-    """Merge the pair wherever it is, from left to right; returns how many places were merged, which the front of the list then holds."""
+    """Merge the pair wherever it is, from left to right; returns how many places were merged, which the front of the
+    list then holds."""
     merged = _ZERO
     for i in range(start, start + number):
         place = places[i]
@@ -217,7 +234,8 @@ def _room(heap, rows):
 
 @njit(cache=True, nogil=True)
 def _push(heap, top, count, pair, start, number):
-    """Put a pair on a heap of `top` rows: its count, left id << 32 | right id, where its places start and how many they are."""
+    """Put a pair on a heap of `top` rows: its count, left id << 32 | right id, where its places start and how many they
+    are."""
     i = top
     while i > 0:
         up = (i - 1) >> 1
@@ -234,7 +252,10 @@ def _settle(heap, top, count, pair, start, number):
     i = _ZERO
     while 2 * i + 1 < top:
         down = 2 * i + 1
-        if down + 1 < top and (heap[down + 1, 0] > heap[down, 0] or (heap[down + 1, 0] == heap[down, 0] and heap[down + 1, 1] < heap[down, 1])):
+        if down + 1 < top and (
+            heap[down + 1, 0] > heap[down, 0]
+            or (heap[down + 1, 0] == heap[down, 0] and heap[down + 1, 1] < heap[down, 1])
+        ):
             down += 1
         if count > heap[down, 0] or (count == heap[down, 0] and pair < heap[down, 1]):
             break

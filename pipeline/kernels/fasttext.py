@@ -1,9 +1,11 @@
-"""Prediction by a compressed, supervised fastText model (.ftz) without the library: the same labels and probabilities in a third of the time.
+"""Prediction by a compressed, supervised fastText model (.ftz) without the library: the same labels and probabilities
+in a third of the time.
 
-Joulin et al., arXiv 1607.01759 and 1612.03651. A text's vector is the mean of the vectors of its known words and of the n-grams of characters in
-``<word>``, which share buckets by a 32-bit FNV-1a hash; a binary tree of labels (hierarchical softmax) is then searched from its root for the
-likeliest. The library makes a string of each n-gram and decodes its vector from the product quantizer; here hashes roll, and vectors are decoded once.
-Sums are of 32-bit floats in the library's order, so that the results are equal, not alike.
+Joulin et al., arXiv 1607.01759 and 1612.03651. A text's vector is the mean of the vectors of its known words and of the
+n-grams of characters in ``<word>``, which share buckets by a 32-bit FNV-1a hash; a binary tree of labels (hierarchical
+softmax) is then searched from its root for the likeliest. The library makes a string of each n-gram and decodes its
+vector from the product quantizer; here hashes roll, and vectors are decoded once. Sums are of 32-bit floats in the
+library's order, so that the results are equal, not alike.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ _FNV, _FNV_PRIME = 2166136261, 16777619
 
 
 class FastText:
-    """A model of hierarchical softmax over words and n-grams of characters, quantized and pruned. ValueError for any other kind of model."""
+    """A model of hierarchical softmax over words and n-grams of characters, quantized and pruned. ValueError for any
+    other kind of model."""
 
     def __init__(self, path: Path) -> None:
         file = _File(path.read_bytes())
@@ -59,10 +62,14 @@ class FastText:
         return [name for name, _ in entries[:n_words]], [count for _, count in entries[n_words:]], rows
 
     def predict(self, text: str, k: int) -> list[tuple[str, float]]:
-        """The `k` likeliest labels and their probabilities, the likeliest first. The text is one line: what follows a line break is not seen."""
+        """The `k` likeliest labels and their probabilities, the likeliest first. The text is one line: what follows a
+        line break is not seen."""
         labels, scores = np.zeros(k, np.int64), np.zeros(k, np.float32)
         found = _predict(np.frombuffer(text.encode() + b"\n", np.uint8), self._words, self._layers, labels, scores)
-        return [(self.labels[label], score) for label, score in zip(labels[:found].tolist(), scores[:found].tolist(), strict=True)]
+        return [
+            (self.labels[label], score)
+            for label, score in zip(labels[:found].tolist(), scores[:found].tolist(), strict=True)
+        ]
 
 
 class _File:
@@ -86,7 +93,8 @@ class _File:
 
 
 def _quantized(file: _File) -> np.ndarray:
-    """The vectors of a quantized matrix, decoded: float32 [rows, dim]. Codes choose sub-vectors, and one more code a vector's length."""
+    """The vectors of a quantized matrix, decoded: float32 [rows, dim]. Codes choose sub-vectors, and one more code a
+    vector's length."""
     has_norms, rows, dim, codes = file.take("?2qi")
     code = file.array(np.uint8, codes).reshape(rows, -1)
     decoded = _centroids(file)[np.arange(code.shape[1]), code].reshape(rows, -1)[:, :dim]
@@ -109,7 +117,8 @@ def _joined(words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _tree(counts: list[int]) -> np.ndarray:
-    """int32 [nodes, 2]: the children of each node of the Huffman tree of the labels, -1 for leaves, which are the first; the root is the last."""
+    """int32 [nodes, 2]: the children of each node of the Huffman tree of the labels, -1 for leaves, which are the
+    first; the root is the last."""
     leaves = len(counts)
     weight = counts + [10**15] * (leaves - 1)
     children = np.full((2 * leaves - 1, 2), -1, np.int32)
@@ -162,7 +171,8 @@ def _is_break(byte):
 
 @njit(cache=True, nogil=True)
 def _ngrams(word, size, buckets, least, most, found, count):
-    """Note the rows of the n-grams of characters in ``word[:size]``, which has its angle brackets; returns how many rows there are now."""
+    """Note the rows of the n-grams of characters in ``word[:size]``, which has its angle brackets; returns how many
+    rows there are now."""
     for start in range(size):
         if word[start] & 0xC0 == 0x80:
             continue
@@ -227,7 +237,8 @@ def _log(x):
 
 @njit(cache=True, nogil=True)
 def _predict(text, words, layers, labels, scores):
-    """Fill in the likeliest labels and the logarithms of their probabilities, both [k], in order; returns how many there are."""
+    """Fill in the likeliest labels and the logarithms of their probabilities, both [k], in order; returns how many
+    there are."""
     vectors, outputs, children = layers
     mean = _mean(_rows(text, words), vectors)
     found, leaves = 0, outputs.shape[0]

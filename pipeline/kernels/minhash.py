@@ -1,8 +1,8 @@
 """MinHash signatures, similarity of shingle sets, and union-find, over whole batches.
 
-The signatures are those of datasketch 2's ``affine32`` scheme bit for bit: the shingle hash is mixed once by MurmurHash3's
-finalizer, then permutation k is ``a[k] * h + b[k]`` in wrapping uint32, and the signature holds each permutation's minimum.
-The inner loop over permutations is what the compiler turns into vector instructions.
+The signatures are those of datasketch 2's ``affine32`` scheme bit for bit: the shingle hash is mixed once by
+MurmurHash3's finalizer, then permutation k is ``a[k] * h + b[k]`` in wrapping uint32, and the signature holds each
+permutation's minimum. The inner loop over permutations is what the compiler turns into vector instructions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ def permutations(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 @njit(cache=True, nogil=True)
 def signatures(shingles, offsets, a, b):
-    """uint32 [texts, permutations] from uint32 shingle hashes; all ones for a text without shingles, as in datasketch."""
+    """uint32 [texts, permutations] from uint32 shingle hashes; all ones for a text without shingles, as in
+    datasketch."""
     texts = offsets.size - 1
     out = np.empty((texts, a.size), np.uint32)
     least = np.empty(a.size, np.uint32)
@@ -41,7 +42,8 @@ def signatures(shingles, offsets, a, b):
 
 @njit(cache=True, nogil=True)
 def agreement(left, right, pairs):
-    """Share of equal signature values, the MinHash estimate of Jaccard: float32 [pairs] for int64 pairs [m, 2] of row numbers."""
+    """Share of equal signature values, the MinHash estimate of Jaccard: float32 [pairs] for int64 pairs [m, 2] of row
+    numbers."""
     out = np.empty(pairs.shape[0], np.float32)
     for p in range(pairs.shape[0]):
         x, y = left[pairs[p, 0]], right[pairs[p, 1]]
@@ -54,7 +56,8 @@ def agreement(left, right, pairs):
 
 @njit(cache=True, nogil=True)
 def jaccard(sets, offsets, pairs):
-    """True Jaccard similarity of sorted, unique hash sets: float32 [m] for int64 pairs [m, 2]; two empty sets are unlike."""
+    """True Jaccard similarity of sorted, unique hash sets: float32 [m] for int64 pairs [m, 2]; two empty sets are
+    unlike."""
     out = np.zeros(pairs.shape[0], np.float32)
     for p in range(pairs.shape[0]):
         i, i_end = offsets[pairs[p, 0]], offsets[pairs[p, 0] + 1]
@@ -75,8 +78,8 @@ def jaccard(sets, offsets, pairs):
 def group_pairs(keys, everyone, recent):
     """Candidate pairs among rows of equal key, keys sorted: int64 [m, 2] positions, the smaller first.
 
-    In a group of up to `everyone` rows all pairs; in larger ones each row with the first and with the `recent` rows before it,
-    so that a page copied a million times costs a million pairs and not their square.
+    In a group of up to `everyone` rows all pairs; in larger ones each row with the first and with the `recent` rows
+    before it, so that a page copied a million times costs a million pairs and not their square.
     """
     pairs = np.empty((0, 2), np.int64)
     for fill in range(2):  # count, then write
@@ -124,11 +127,12 @@ def components(count, pairs):
 
 @njit(cache=True, nogil=True)
 def choose(starts, neighbours, order):
-    """Which nodes of a graph to keep: int64 [nodes], -1 for a kept node, otherwise the kept neighbour that it is a copy of.
+    """Which nodes of a graph to keep: int64 [nodes], -1 for a kept node, otherwise the kept neighbour that it is a copy
+    of.
 
-    Nodes are asked in `order`; one that no kept neighbour has claimed is kept and claims its neighbours. So each dropped
-    node has a verified copy among the kept, which a whole connected component (a chain of small edits) does not promise.
-    starts, neighbours: the adjacency lists, int64 [nodes + 1] and int64 [edges].
+    Nodes are asked in `order`; one that no kept neighbour has claimed is kept and claims its neighbours. So each
+    dropped node has a verified copy among the kept, which a whole connected component (a chain of small edits) does not
+    promise. starts, neighbours: the adjacency lists, int64 [nodes + 1] and int64 [edges].
     """
     copy_of = np.full(order.size, -1, np.int64)
     for node in order:

@@ -1,7 +1,8 @@
-"""Pre-tokens of Qwen2's split pattern and how often each comes, over UTF-8 bytes: what byte pair merges are learnt from.
+"""Pre-tokens of Qwen2's split pattern and how often each comes, over UTF-8 bytes: what byte pair merges are learnt
+from.
 
-The pattern is :data:`pipeline.bpe.PRETOKEN_PATTERN`; its alternatives are tried here by hand, in their order. A batch of texts is one
-array of bytes, with 0xFF, which UTF-8 never has, after every text.
+The pattern is :data:`pipeline.bpe.PRETOKEN_PATTERN`; its alternatives are tried here by hand, in their order. A batch
+of texts is one array of bytes, with 0xFF, which UTF-8 never has, after every text.
 """
 
 from __future__ import annotations
@@ -15,7 +16,21 @@ import numpy as np
 from numba import njit
 
 OTHER, LETTER, NUMBER, SPACE, BREAK, END = np.arange(6, dtype=np.uint8)
-_SPACES = (9, 11, 12, 32, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000)  # \s without \r and \n
+_SPACES = (
+    9,
+    11,
+    12,
+    32,
+    0x85,
+    0xA0,
+    0x1680,
+    *range(0x2000, 0x200B),
+    0x2028,
+    0x2029,
+    0x202F,
+    0x205F,
+    0x3000,
+)  # \s without \r and \n
 _BATCH = 1 << 20  # bytes that are split and counted in one call
 
 
@@ -33,8 +48,8 @@ def classes() -> np.ndarray:
 def count(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Distinct pre-tokens in order of first appearance: (bytes uint8, offsets int64 [n + 1], counts int64 [n]).
 
-    Pre-token i is ``bytes[offsets[i]:offsets[i + 1]]``. Memory grows with the distinct ones only. Raises UnicodeEncodeError for a
-    lone surrogate.
+    Pre-token i is ``bytes[offsets[i]:offsets[i + 1]]``. Memory grows with the distinct ones only. Raises
+    UnicodeEncodeError for a lone surrogate.
     """
     counter = _Counter()
     batch: list[bytes] = []
@@ -63,7 +78,9 @@ class _Counter:
 
     def __init__(self) -> None:
         self._used = 0
-        self._rows = np.zeros((1, 3), np.int64)  # hash, first byte in the pool, count; one more than used, for the end of the last
+        self._rows = np.zeros(
+            (1, 3), np.int64
+        )  # hash, first byte in the pool, count; one more than used, for the end of the last
         self._pool = np.empty(0, np.uint8)
         self._table = np.full(2, -1, np.int32)  # open addressing: hash -> row
 
@@ -166,7 +183,8 @@ def _pretoken_end(data, kinds, i):
 
 @njit(cache=True, nogil=True)
 def _space_end(data, kinds, i):
-    """White space at byte i: up to its last line break, else all but the last character, which the next pre-token may want."""
+    """White space at byte i: up to its last line break, else all but the last character, which the next pre-token may
+    want."""
     j = last = broken = i
     while kinds[j] == SPACE or kinds[j] == BREAK:
         last, j = j, _next(data, j)

@@ -1,7 +1,8 @@
-"""How much of a document repeats itself: the most frequent short n-gram and the share of text inside repeated long n-grams.
+"""How much of a document repeats itself: the most frequent short n-gram and the share of text inside repeated long
+n-grams.
 
-Gopher (arXiv 2112.11446, A1.1) measures top 2-, 3- and 4-grams and repeated 5- to 10-grams of words. Here n is scaled by two
-for texts of unspaced scripts, since a Chinese word is about two characters.
+Gopher (arXiv 2112.11446, A1.1) measures top 2-, 3- and 4-grams and repeated 5- to 10-grams of words. Here n is scaled
+by two for texts of unspaced scripts, since a Chinese word is about two characters.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ _POWERS = _powers()
 
 @njit(cache=True, nogil=True)
 def empty_set(seen, members):
-    """A table for :func:`seen_before` with room for `members`, all zeros: `seen` itself, or a larger one. Its size is a power of two."""
+    """A table for :func:`seen_before` with room for `members`, all zeros: `seen` itself, or a larger one. Its size is a
+    power of two."""
     size = 32
     while size < 2 * members:
         size *= 2
@@ -46,16 +48,19 @@ def seen_before(seen, mask, key):
 
 @njit(cache=True, nogil=True)
 def shares(tokens, lengths, step, counts, seen):
-    """Share of a text's token characters in (the most frequent of the n-grams of 2, 3 and 4 words, repeated 5-grams), and `seen`, maybe grown.
+    """Share of a text's token characters in (the most frequent of the n-grams of 2, 3 and 4 words, repeated 5-grams),
+    and `seen`, maybe grown.
 
-    tokens uint64 [t], lengths int32 [t]; step: tokens per word; counts: int32 [3, 4096], scratch. Frequent n-grams (3 times
-    and more) share 4,096 counters; with the counts that matter the error is below 1 %.
+    tokens uint64 [t], lengths int32 [t]; step: tokens per word; counts: int32 [3, 4096], scratch. Frequent n-grams (3
+    times and more) share 4,096 counters; with the counts that matter the error is below 1 %.
     """
     if tokens.size < 8:
         return 0.0, 0.0, seen
     counts[:] = 0
     seen, mask = empty_set(seen, tokens.size)
-    prefix = np.zeros(16, np.uint64)  # polynomial over the tokens up to each of the last 16; an n-gram's is a difference of two
+    prefix = np.zeros(
+        16, np.uint64
+    )  # polynomial over the tokens up to each of the last 16; an n-gram's is a difference of two
     characters = np.zeros(16, np.int64)  # the same for lengths
     best = covered = repeated = 0
     for j in range(1, tokens.size + 1):

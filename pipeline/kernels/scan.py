@@ -1,4 +1,5 @@
-"""One pass over a batch: what each document is made of, by character, word, line, term and n-gram. Everything the quality rules ask."""
+"""One pass over a batch: what each document is made of, by character, word, line, term and n-gram. Everything the
+quality rules ask."""
 
 from __future__ import annotations
 
@@ -65,11 +66,13 @@ class Stat(IntEnum):
     DOTTED = auto()
     """most ASCII digit-dot-digit triples in a row (an IPv4 address has three)"""
     HEX_GROUPS = auto()
-    """colons after four hexadecimal digits of which the first is 2 or 3, and before a second group and its colon: so public IPv6 addresses begin"""
+    """colons after four hexadecimal digits of which the first is 2 or 3, and before a second group and its colon: so
+    public IPv6 addresses begin"""
     URL_CHARACTERS = auto()
     """characters after '://' up to a space, a bracket, a quote or a character beyond ASCII"""
     MOJIBAKE = auto()
-    """lead bytes of UTF-8 followed by continuation bytes, all read as Latin-1 or Windows-1252; and tell-tale GBK misreadings"""
+    """lead bytes of UTF-8 followed by continuation bytes, all read as Latin-1 or Windows-1252; and tell-tale GBK
+    misreadings"""
     UNTIDY = auto()
     """trailing spaces, tabs aside, carriage returns, odd spaces, third line breaks in a row"""
     REPLACED = auto()
@@ -85,24 +88,35 @@ class Stat(IntEnum):
 
 
 COLUMNS = len(Stat) + alphabet.CLASSES
-_WIDTH, _WORDS, _WORD_CHARACTERS, _LINES, _ENDED, _SHORT, _BULLETS, _ELLIPSES, _DUP, _DUP_CHARS, _HASHES = (int(s) for s in list(Stat)[:11])
-_AT, _RUN, _DOTTED, _HEX, _URL, _MOJIBAKE, _UNTIDY, _REPLACED, _ENDS, _UNCOMPOSED, _TAG, _FUNCTION = (int(s) for s in list(Stat)[11:])
+_WIDTH, _WORDS, _WORD_CHARACTERS, _LINES, _ENDED, _SHORT, _BULLETS, _ELLIPSES, _DUP, _DUP_CHARS, _HASHES = (
+    int(s) for s in list(Stat)[:11]
+)
+_AT, _RUN, _DOTTED, _HEX, _URL, _MOJIBAKE, _UNTIDY, _REPLACED, _ENDS, _UNCOMPOSED, _TAG, _FUNCTION = (
+    int(s) for s in list(Stat)[11:]
+)
 _LETTERS, _WIDE, _MARKS, _BULLET, _LAST = range(5)
-"""Of the line so far: narrow letters, characters of unspaced scripts, other visible characters, 1 after a bullet at its start, and its last class."""
+"""Of the line so far: narrow letters, characters of unspaced scripts, other visible characters, 1 after a bullet at its
+start, and its last class."""
 _ELLIPSIS = CLASSES
 """Stands for the class of a last character that is an ellipsis."""
 
 
-def measure(data: np.ndarray, places: np.ndarray, terms: Terms, words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What every text of a batch is made of: (stats int64 [n, COLUMNS], points int64 [n, categories], repeats float32 [n, 2]).
+def measure(
+    data: np.ndarray, places: np.ndarray, terms: Terms, words: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What every text of a batch is made of: (stats int64 [n, COLUMNS], points int64 [n, categories], repeats float32
+    [n, 2]).
 
-    data, places: from :func:`pipeline.kernels.alphabet.utf8`. Columns of stats by class number and :class:`Stat`; points are those of
-    `terms`, repeats those of :mod:`pipeline.kernels.repeats`; `words` is the hash set (:func:`pipeline.kernels.tokens.hash_set`) of function words.
+    data, places: from :func:`pipeline.kernels.alphabet.utf8`. Columns of stats by class number and :class:`Stat`;
+    points are those of `terms`, repeats those of :mod:`pipeline.kernels.repeats`; `words` is the hash set
+    (:func:`pipeline.kernels.tokens.hash_set`) of function words.
     """
     stats = np.zeros((places.size - 1, COLUMNS), np.int64)
     points = np.zeros((places.size - 1, terms.categories), np.int64)
     repeated = np.zeros((places.size - 1, 2), np.float32)
-    _measure(data, places, (terms.entries, alphabet.tables()[1]), terms.possible, terms.table, words, stats, points, repeated)
+    _measure(
+        data, places, (terms.entries, alphabet.tables()[1]), terms.possible, terms.table, words, stats, points, repeated
+    )
     stats[:, _WORD_CHARACTERS] = stats[:, [DIGIT, LATIN, HANGUL, CYRILLIC, LETTER]].sum(1)
     characters = stats[:, :CLASSES].sum(1)
     stats[:, _WIDTH] = characters - stats[:, NEWLINE] + stats[:, [HAN, KANA, HANGUL, UNSPACED]].sum(1)
@@ -115,12 +129,20 @@ def _measure(data, places, alphabets, possible, table, words, stats, points, rep
     longest = np.int64(0)
     for i in range(places.size - 1):
         longest = max(longest, places[i + 1] - places[i])
-    found = np.empty(longest // 2 + 1, np.uint64), np.empty(longest // 2 + 1, np.int32)  # tokens: a letter and a space at least
-    lines = np.empty(longest // 4 + 2, np.uint64), np.empty(longest // 4 + 2, np.int64)  # lines that can be repeated: three letters and a break
+    found = (
+        np.empty(longest // 2 + 1, np.uint64),
+        np.empty(longest // 2 + 1, np.int32),
+    )  # tokens: a letter and a space at least
+    lines = (
+        np.empty(longest // 4 + 2, np.uint64),
+        np.empty(longest // 4 + 2, np.int64),
+    )  # lines that can be repeated: three letters and a break
     counts, seen, line = np.zeros((3, 4096), np.int32), np.zeros(64, np.uint64), np.zeros(5, np.int64)
     for i in range(places.size - 1):
         row = stats[i]
-        tokens, n_lines = _characters(data, places[i], places[i + 1], alphabets, possible, table, row, points[i], found, lines, line)
+        tokens, n_lines = _characters(
+            data, places[i], places[i + 1], alphabets, possible, table, row, points[i], found, lines, line
+        )
         seen = _duplicates(lines[0][:n_lines], lines[1], seen, row)
         unspaced = row[HAN] + row[KANA] + row[UNSPACED]
         step = 2 if unspaced > row[_WORDS] else 1
@@ -152,7 +174,8 @@ def _ends_url(code):
 
 @njit(cache=True, nogil=True)
 def _characters(data, start, end, alphabets, possible, table, row, points, found, lines, line):
-    """Fill a document's columns and points; its tokens go to `found` (hashes, lengths), what its lines are to `lines` (hashes, characters).
+    """Fill a document's columns and points; its tokens go to `found` (hashes, lengths), what its lines are to `lines`
+    (hashes, characters).
 
     Returns how many of both. Runs of ASCII letters, spaces and Chinese characters are most of all text and come first.
     """
@@ -245,7 +268,8 @@ def _characters(data, start, end, alphabets, possible, table, row, points, found
 
 @njit(cache=True, nogil=True)
 def _begin_line(data, following, end, entries, code, line, row):
-    """A line's first visible character may be a bullet, and a text's may open a tag; the next character is at `following`."""
+    """A line's first visible character may be a bullet, and a text's may open a tag; the next character is at
+    `following`."""
     marked = (code == 45 or code == 42) and entries[peek(data, following, end)[0]] & KIND == SPACE
     line[_BULLET] = code == 0x2022 or marked
     row[_TAG] |= row[_LINES] == 0 and code == 60
@@ -253,7 +277,8 @@ def _begin_line(data, following, end, entries, code, line, row):
 
 @njit(cache=True, nogil=True)
 def _end_line(line, row):
-    """Book a line, unless it is blank, and begin another. Returns 1 when it holds three letters: then repetition counts."""
+    """Book a line, unless it is blank, and begin another. Returns 1 when it holds three letters: then repetition
+    counts."""
     letters = line[_LETTERS] + line[_WIDE]
     visible = letters + line[_MARKS]
     if visible > 0:
@@ -282,7 +307,8 @@ def _duplicates(hashes, sizes, seen, row):
 
 @njit(cache=True, nogil=True)
 def _tells(code, entry, following):
-    """May this character, before the byte `following`, say that a repair or a mask has something to do? Few do, and :func:`_special` looks closer."""
+    """May this character, before the byte `following`, say that a repair or a mask has something to do? Few do, and
+    :func:`_special` looks closer."""
     if code < 128:
         return code == 64 or code == 13 or (code == 46 and _is_digit(following)) or (code == 58 and _is_hex(following))
     return code < 0xF5 or code == 0xFFFD or entry & UNCOMPOSED != 0 or entry & KIND == SPACE
@@ -320,7 +346,11 @@ def _is_hex(byte):
 @njit(cache=True, nogil=True)
 def _opens_ipv6(data, start, p, end):
     """Is the colon at p the first one of a public IPv6 address?"""
-    if p < start + 4 or (data[p - 4] | 1) != 51 or not (_is_hex(data[p - 3]) and _is_hex(data[p - 2]) and _is_hex(data[p - 1])):
+    if (
+        p < start + 4
+        or (data[p - 4] | 1) != 51
+        or not (_is_hex(data[p - 3]) and _is_hex(data[p - 2]) and _is_hex(data[p - 1]))
+    ):
         return False
     after = p + 1
     while after < end and after < p + 5 and _is_hex(data[after]):
@@ -331,12 +361,15 @@ def _opens_ipv6(data, start, p, end):
 @njit(cache=True, nogil=True)
 def _in_address(byte):
     """ASCII letters, digits and the signs of an e-mail address's name."""
-    return is_ascii_letter(byte) or _is_digit(byte) or byte == 46 or byte == 95 or byte == 37 or byte == 43 or byte == 45
+    return (
+        is_ascii_letter(byte) or _is_digit(byte) or byte == 46 or byte == 95 or byte == 37 or byte == 43 or byte == 45
+    )
 
 
 @njit(cache=True, nogil=True)
 def _dotted(data, start, p, end):
-    """How many numbers of one to three digits and a dot stand in a row and end with the dot at p, which a digit must follow."""
+    """How many numbers of one to three digits and a dot stand in a row and end with the dot at p, which a digit must
+    follow."""
     if p + 1 >= end or not _is_digit(data[p + 1]):
         return 0
     dots = 0

@@ -20,7 +20,10 @@ def _scripts(data, places, entries, count):
     sums = np.zeros((4, 16), np.int64)  # four of each, so that runs of one class do not wait for each other's sums
     ascii = np.zeros((4, 128), np.int64)  # by character: their classes are looked up once a text
     for i in range(places.size - 1):
-        p, end = np.uint64(places[i]), np.uint64(places[i + 1])  # a signed index would be asked whether it counts from the end
+        p, end = (
+            np.uint64(places[i]),
+            np.uint64(places[i + 1]),
+        )  # a signed index would be asked whether it counts from the end
         sums[:], ascii[:] = 0, 0
         while p < end:
             turn, byte = p & np.uint64(3), data[p]

@@ -1,7 +1,8 @@
-"""Count many fixed terms in a batch of texts: look at the first word of each, or at its first two characters, then compare.
+"""Count many fixed terms in a batch of texts: look at the first word of each, or at its first two characters, then
+compare.
 
-The case of ASCII letters does not count, any white space matches a space, and a term that begins or ends with a Latin letter or a digit
-matches whole words only.
+The case of ASCII letters does not count, any white space matches a space, and a term that begins or ends with a Latin
+letter or a digit matches whole words only.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from pipeline.kernels.tokens import BASE, extend
 
 
 class Terms:
-    """A compiled list of (term, category, weight); categories are numbered from 0. ValueError for a term of one character.
+    """A compiled list of (term, category, weight); categories are numbered from 0. ValueError for a term of one
+    character.
 
-    ``entries`` is the alphabet's table with the OPENS bit where a term may begin that does not begin with a word; ``possible`` is a set of
-    slots (one bit each: 8 KB stay in the fastest cache); ``table`` is what :func:`weigh` wants.
+    ``entries`` is the alphabet's table with the OPENS bit where a term may begin that does not begin with a word;
+    ``possible`` is a set of slots (one bit each: 8 KB stay in the fastest cache); ``table`` is what :func:`weigh`
+    wants.
     """
 
     def __init__(self, terms: Sequence[tuple[str, int, int]]) -> None:
@@ -89,7 +92,8 @@ def is_possible(possible, slot):
 
 @njit(cache=True, nogil=True)
 def weigh(data, p, end, slot, entries, table, points):
-    """Add the weights of the terms of a slot that stand at p to `points` int64 [categories]. The caller knows that no word goes on there."""
+    """Add the weights of the terms of a slot that stand at p to `points` int64 [categories]. The caller knows that no
+    word goes on there."""
     codes, offsets, category, weight, head, following = table
     term = np.int64(head[slot])
     while term >= 0:

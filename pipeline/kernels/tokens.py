@@ -1,4 +1,5 @@
-"""Hybrid tokens of a batch (a word of a spaced script, or one character of an unspaced one), and hashes of their n-grams.
+"""Hybrid tokens of a batch (a word of a spaced script, or one character of an unspaced one), and hashes of their
+n-grams.
 
 Case, white space and punctuation do not count. A token's hash is a 64-bit multiplicative hash of its lower-cased code
 points; an n-gram's hash is a rolling polynomial over token hashes, finalised by the 64-bit mixer of MurmurHash3.
@@ -22,7 +23,8 @@ def tokenize(data: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def ngrams(tokens: np.ndarray, offsets: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes of all n-grams of each text: (uint64 [m], offsets int64 [texts + 1]). A text of fewer tokens has one: all its tokens."""
+    """Hashes of all n-grams of each text: (uint64 [m], offsets int64 [texts + 1]). A text of fewer tokens has one: all
+    its tokens."""
     return _ngrams(tokens, offsets, n)
 
 
@@ -118,7 +120,8 @@ def _ngrams(tokens, offsets, n):
 
 
 def hash_set(grams: np.ndarray) -> np.ndarray:
-    """An open-addressing table of n-gram hashes for :func:`lookup`: uint64 [power of two], 0 is empty (a gram of 0 is taken as 1)."""
+    """An open-addressing table of n-gram hashes for :func:`lookup`: uint64 [power of two], 0 is empty (a gram of 0 is
+    taken as 1)."""
     table = np.zeros(1 << max(4, int(4 * max(len(grams), 1) - 1).bit_length()), np.uint64)
     _fill(table, np.maximum(grams, np.uint64(1)))
     return table
@@ -134,7 +137,8 @@ def _fill(table, grams):
 
 
 def sieve(grams: np.ndarray) -> np.ndarray:
-    """What :func:`lookup` asks before the table: a set of 2**17 bits (uint64 [2048]), which stays in the fastest cache."""
+    """What :func:`lookup` asks before the table: a set of 2**17 bits (uint64 [2048]), which stays in the fastest
+    cache."""
     bits = np.zeros(1 << 17, bool)
     bits[_bit.py_func(np.maximum(grams, np.uint64(1)))] = True
     return np.packbits(bits, bitorder="little").view(np.uint64)
@@ -147,7 +151,8 @@ def _bit(gram):
 
 @njit(cache=True, nogil=True)
 def lookup(grams, offsets, salt, table, possible):
-    """Which n-grams of each text are in `table` after ``^ salt``: (text int64 [m], salted gram uint64 [m]), with repetition.
+    """Which n-grams of each text are in `table` after ``^ salt``: (text int64 [m], salted gram uint64 [m]), with
+    repetition.
 
     `table` and `possible` are :func:`hash_set` and :func:`sieve` of the same n-grams.
     """

@@ -1,7 +1,9 @@
-"""Files to records, streaming and in bounded memory, whatever the format; what is broken comes out as a Fault, never as a crash.
+"""Files to records, streaming and in bounded memory, whatever the format; what is broken comes out as a Fault, never as
+a crash.
 
-:func:`read` gives ``(line, record)`` pairs: a parsed JSON value or table row (dict or list), a :class:`Text` that already is a
-document, or a :class:`Fault`. Lines count from 1; where a format has no lines (JSON arrays, Parquet, WARC) records count from 1.
+:func:`read` gives ``(line, record)`` pairs: a parsed JSON value or table row (dict or list), a :class:`Text` that
+already is a document, or a :class:`Fault`. Lines count from 1; where a format has no lines (JSON arrays, Parquet, WARC)
+records count from 1.
 """
 
 from __future__ import annotations
@@ -25,11 +27,11 @@ _READERS = {
 def read(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
     """The records of a piece of a file.
 
-    ``piece``: ``format``, ``location`` and ``relpath``; optional ``start``/``end`` (byte range of whole lines) with ``first_line``;
-    ``skip`` (bytes of the inflated file) with ``first_line``; ``groups`` (Parquet row groups) with ``first_line``; ``broken`` (why what follows the
-    range is lost); limits ``max_record`` (bytes),
-    ``max_text`` (characters); ``columns`` (all that a table need give, none: all). An empty file gives Fault("empty_file"),
-    an unreadable one Fault("unreadable_file").
+    ``piece``: ``format``, ``location`` and ``relpath``; optional ``start``/``end`` (byte range of whole lines) with
+    ``first_line``; ``skip`` (bytes of the inflated file) with ``first_line``; ``groups`` (Parquet row groups) with
+    ``first_line``; ``broken`` (why what follows the range is lost); limits ``max_record`` (bytes), ``max_text``
+    (characters); ``columns`` (all that a table need give, none: all). An empty file gives Fault("empty_file"), an
+    unreadable one Fault("unreadable_file").
     """
     empty = True
     try:

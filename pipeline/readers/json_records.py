@@ -56,7 +56,8 @@ def _lines(pieces: Iterable[bytes], piece: dict[str, Any]) -> Iterator[tuple[int
 
 
 def parse(raw: bytes) -> Any:
-    """A JSON value; orjson first, the lenient standard parser for what orjson refuses (NaN, lone surrogates). ValueError."""
+    """A JSON value; orjson first, the lenient standard parser for what orjson refuses (NaN, lone surrogates).
+    ValueError."""
     try:
         return orjson.loads(raw)
     except ValueError:
@@ -122,7 +123,8 @@ def _is_conversation(raw: bytes) -> bool:
 
 
 def _array(pieces: Iterable[bytes], limit: int) -> Iterator[tuple[int, Any]]:
-    """The elements of a JSON array, numbered from 1, parsed at once when the file is short and sound, else one by one."""
+    """The elements of a JSON array, numbered from 1, parsed at once when the file is short and sound, else one by
+    one."""
     head, pieces = _head(pieces, limit)
     try:
         whole = orjson.loads(head)
@@ -133,7 +135,8 @@ def _array(pieces: Iterable[bytes], limit: int) -> Iterator[tuple[int, Any]]:
 
 
 def _elements(pieces: Iterable[bytes], limit: int) -> Iterator[tuple[int, Any]]:
-    """Elements cut out by their brackets and quotes, so that a bad one costs itself alone. Memory is bounded by ``limit``."""
+    """Elements cut out by their brackets and quotes, so that a bad one costs itself alone. Memory is bounded by
+    ``limit``."""
     number, rest, depth = 1, b"", 0
     iterator = iter(pieces)
     while True:
@@ -149,7 +152,10 @@ def _elements(pieces: Iterable[bytes], limit: int) -> Iterator[tuple[int, Any]]:
             yield number, parse_or_fault(raw)
             number += 1
         if len(rest) > limit:
-            yield number, Fault("too_long", f"an element of more than {limit:,} bytes (ingest.max_record_mb)", excerpt(rest))
+            yield (
+                number,
+                Fault("too_long", f"an element of more than {limit:,} bytes (ingest.max_record_mb)", excerpt(rest)),
+            )
             return
     if depth > 0:
         yield number, Fault("truncated_json", "the array does not end", excerpt(rest))
@@ -158,7 +164,8 @@ def _elements(pieces: Iterable[bytes], limit: int) -> Iterator[tuple[int, Any]]:
 
 
 def _cut(data: bytes, outer: int) -> tuple[list[bytes], bytes, int]:
-    """Whole elements in ``data``, the bytes of the unfinished one, and the depth where that begins (0 outside, 1 inside the array).
+    """Whole elements in ``data``, the bytes of the unfinished one, and the depth where that begins (0 outside, 1 inside
+    the array).
 
     An unfinished element is scanned again with the next chunk, which keeps the scan simple.
     """

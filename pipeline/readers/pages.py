@@ -1,4 +1,5 @@
-"""Text, Markdown, HTML and WARC: records that are documents. HTML stays as it is; the clean stage takes the main text out."""
+"""Text, Markdown, HTML and WARC: records that are documents. HTML stays as it is; the clean stage takes the main text
+out."""
 
 from __future__ import annotations
 
@@ -54,7 +55,14 @@ def read_html(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
             kept.append(data)
             size += len(data)
             if size > piece["max_record"]:
-                yield 1, Fault("too_long", f"a page of more than {piece['max_record']:,} bytes (ingest.max_record_mb)", excerpt(kept[0]))
+                yield (
+                    1,
+                    Fault(
+                        "too_long",
+                        f"a page of more than {piece['max_record']:,} bytes (ingest.max_record_mb)",
+                        excerpt(kept[0]),
+                    ),
+                )
                 return
     except Broken as error:
         yield 1, Fault(error.reason, error.detail, excerpt(b"".join(kept)))
@@ -75,7 +83,8 @@ def _decode(raw: bytes, charset: str | None) -> str:
 def read_warc(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
     """Responses and conversions (WET) of a web archive that are HTML or text; the own id is the record's.
 
-    Other content types and HTTP errors come out as Faults not_a_page and http_error, which count as left out, not as bad.
+    Other content types and HTTP errors come out as Faults not_a_page and http_error, which count as left out, not as
+    bad.
     """
     from fastwarc.warc import ArchiveIterator, WarcRecordType
 

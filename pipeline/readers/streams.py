@@ -1,4 +1,5 @@
-"""Bytes: opening local, S3 and hub files, inflating them piece by piece, and cutting them into lines of bounded length."""
+"""Bytes: opening local, S3 and hub files, inflating them piece by piece, and cutting them into lines of bounded
+length."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ _EXCERPT = 400
 
 
 class Fault(NamedTuple):
-    """Something that should have been a record: a reason to count by, what is wrong in words, and the beginning of it."""
+    """Something that should have been a record: a reason to count by, what is wrong in words, and the beginning of
+    it."""
 
     reason: str
     detail: str
@@ -60,7 +62,8 @@ def open_binary(location: str, start: int = 0) -> BinaryIO:
 
 
 def chunks(piece: dict[str, Any]) -> Iterator[bytes]:
-    """The inflated bytes of a piece, in chunks. Raises Broken where the compression breaks off, after all that was readable."""
+    """The inflated bytes of a piece, in chunks. Raises Broken where the compression breaks off, after all that was
+    readable."""
     kind = None if "start" in piece else compression_of(piece["location"])
     with open_binary(piece["location"], piece.get("start", 0)) as stream:
         if kind:
@@ -143,7 +146,8 @@ def utf8(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def lines(pieces: Iterable[bytes], limit: int, first: int = 1) -> Iterator[tuple[int, bytes | Fault]]:
-    """Numbered lines without their ``\\n``; a line over ``limit`` bytes, or the one in which the stream breaks, is a Fault.
+    """Numbered lines without their ``\\n``; a line over ``limit`` bytes, or the one in which the stream breaks, is a
+    Fault.
 
     Memory is bounded by ``limit`` and one chunk.
     """
@@ -174,7 +178,9 @@ def lines(pieces: Iterable[bytes], limit: int, first: int = 1) -> Iterator[tuple
 
 
 def _too_long(line: bytes, size: int, limit: int) -> Fault:
-    return Fault("too_long", f"{size:,} bytes without an end of line; ingest.max_record_mb allows {limit:,}", line[:_EXCERPT])
+    return Fault(
+        "too_long", f"{size:,} bytes without an end of line; ingest.max_record_mb allows {limit:,}", line[:_EXCERPT]
+    )
 
 
 def excerpt(raw: bytes) -> bytes:

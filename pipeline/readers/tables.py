@@ -16,7 +16,8 @@ _BATCH = 512
 
 
 def read_csv(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
-    """Rows as dicts by the header line; the separator is a comma, tab or semicolon, whichever the header has most of."""
+    """Rows as dicts by the header line; the separator is a comma, tab or semicolon, whichever the header has most
+    of."""
     csv.field_size_limit(piece["max_record"])
     faults: list[tuple[int, Fault]] = []
     given: list[int] = []
@@ -51,11 +52,20 @@ def read_csv(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
         elif len(row) == len(header):
             yield number, dict(zip(header, row, strict=True))
         elif row:
-            yield number, Fault("wrong_columns", f"{len(row)} values under {len(header)} headings", excerpt(separator.join(row).encode()))
+            yield (
+                number,
+                Fault(
+                    "wrong_columns",
+                    f"{len(row)} values under {len(header)} headings",
+                    excerpt(separator.join(row).encode()),
+                ),
+            )
     yield from faults
 
 
-def _decoded(numbered: Iterator[tuple[int, bytes | Fault]], given: list[int], faults: list[tuple[int, Fault]]) -> Iterator[str]:
+def _decoded(
+    numbered: Iterator[tuple[int, bytes | Fault]], given: list[int], faults: list[tuple[int, Fault]]
+) -> Iterator[str]:
     """Lines as text with their ends, their numbers in ``given``; those that are no text go to ``faults``."""
     for number, line in numbered:
         if isinstance(line, Fault):

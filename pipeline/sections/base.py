@@ -21,13 +21,16 @@ def quiet(done: int, total: int | None, unit: str) -> None:
 
 
 class Section(BaseModel):
-    """Base of all sections. Immutable; a key that is not a field is an error, so a typing mistake cannot pass silently."""
+    """Base of all sections. Immutable; a key that is not a field is an error, so a typing mistake cannot pass
+    silently."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     def identity(self) -> dict[str, Any]:
         """The part of this section that enters a cache key, as plain JSON values."""
-        return {name: plain(getattr(self, name)) for name, info in type(self).model_fields.items() if not _is_where(info)}
+        return {
+            name: plain(getattr(self, name)) for name, info in type(self).model_fields.items() if not _is_where(info)
+        }
 
 
 def plain(value: Any) -> Any:
@@ -44,7 +47,8 @@ def plain(value: Any) -> Any:
 
 
 def where(default: Any = ..., **options: Any) -> Any:
-    """A pydantic ``Field`` for something that does not change a stage's bytes (paths, worker counts): not in the cache key."""
+    """A pydantic ``Field`` for something that does not change a stage's bytes (paths, worker counts): not in the cache
+    key."""
     return Field(default, json_schema_extra={"where": True}, **options)
 
 

@@ -1,7 +1,7 @@
 """Where documents come from: two built-in sources and whatever the user names.
 
-:func:`resolve` turns names into :class:`Source` objects without reading the data: it lists files and knows the digest of
-each, which is what a cache key needs. Reading is the business of :mod:`pipeline.ingest` and :mod:`pipeline.records`.
+:func:`resolve` turns names into :class:`Source` objects without reading the data: it lists files and knows the digest
+of each, which is what a cache key needs. Reading is the business of :mod:`pipeline.ingest` and :mod:`pipeline.records`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _RECORDS = {"jsonl", "json", "parquet", "csv"}
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a source. ``location`` is where to read it (path, s3:// or hf://); ``relpath`` is its name inside the source."""
+    """One file of a source. ``location`` is where to read it (path, s3:// or hf://); ``relpath`` is its name inside the
+    source."""
 
     relpath: str
     location: str
@@ -43,10 +44,11 @@ class Source:
 
 
 def resolve(names: Sequence[str], kind: str) -> list[Source]:
-    """The sources that ``names`` stand for, in that order; ``kind`` ("text", "chat", "preference" or "exam") is what is wanted of them.
+    """The sources that ``names`` stand for, in that order; ``kind`` ("text", "chat", "preference" or "exam") is what is
+    wanted of them.
 
-    A name is ``python-docs``, ``teaching``, a file, directory or glob, ``s3://bucket/key-or-prefix`` or ``hf://owner/dataset[/path]``.
-    Raises ValueError that lists all problems, one a line.
+    A name is ``python-docs``, ``teaching``, a file, directory or glob, ``s3://bucket/key-or-prefix`` or
+    ``hf://owner/dataset[/path]``. Raises ValueError that lists all problems, one a line.
     """
     if kind not in KINDS:
         raise ValueError(f"no such kind of source: {kind}; kinds are {', '.join(KINDS)}")
@@ -57,7 +59,9 @@ def resolve(names: Sequence[str], kind: str) -> list[Source]:
             found.append(_resolve_one(spec, name, kind))
         except (ValueError, OSError) as error:
             problems.append(str(error))
-    problems += [f"{spec}: named {n} times; give it once and set its weight" for spec, n in Counter(names).items() if n > 1]
+    problems += [
+        f"{spec}: named {n} times; give it once and set its weight" for spec, n in Counter(names).items() if n > 1
+    ]
     if not names:
         problems.append("no sources; name at least one file, glob or built-in source (python-docs, teaching)")
     if problems:

@@ -101,5 +101,9 @@ def _load(path: Path) -> dict[str, list]:
 def _save(path: Path, news: dict[str, list]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    partial.write_text(json.dumps({**_load(path), **news}, ensure_ascii=False, sort_keys=True), encoding="utf-8", errors="surrogateescape")
+    partial.write_text(
+        json.dumps({**_load(path), **news}, ensure_ascii=False, sort_keys=True),
+        encoding="utf-8",
+        errors="surrogateescape",
+    )
     os.replace(partial, path)

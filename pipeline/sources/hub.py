@@ -1,7 +1,9 @@
-"""Data sets of the Hugging Face hub as a source: ``hf://owner/dataset``, with a path or glob inside it, and ``@revision``.
+"""Data sets of the Hugging Face hub as a source: ``hf://owner/dataset``, with a path or glob inside it, and
+``@revision``.
 
-The data set's own files (Parquet, JSONL …) are downloaded by ``huggingface_hub``, which comes with transformers, and read by our
-readers; data sets that exist only as a loading script cannot be read. Digests are those the hub keeps of every file. Needs a network.
+The data set's own files (Parquet, JSONL …) are downloaded by ``huggingface_hub``, which comes with transformers, and
+read by our readers; data sets that exist only as a loading script cannot be read. Digests are those the hub keeps of
+every file. Needs a network.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from pipeline.sources.kinds import format_of, suffixes
 
 
 def list_hub(spec: str) -> tuple[list[SourceFile], list[str]]:
-    """Files that ``spec`` names at the revision's present commit, and those left out. Raises ValueError with the hub's own words."""
+    """Files that ``spec`` names at the revision's present commit, and those left out. Raises ValueError with the hub's
+    own words."""
     repo, revision, inside = _parts(spec)
     try:
         from huggingface_hub import HfApi
@@ -26,9 +29,16 @@ def list_hub(spec: str) -> tuple[list[SourceFile], list[str]]:
         api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
         info = api.dataset_info(repo, revision=revision, files_metadata=True)
     except Exception as error:  # huggingface_hub raises its own, requests', httpx' and OS errors
-        raise ValueError(f"{spec}: the hub cannot be asked: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from None
+        raise ValueError(
+            f"{spec}: the hub cannot be asked: {type(error).__name__}:"
+            f" {str(error).splitlines()[0] if str(error) else ''}"
+        ) from None
     entries = [e for e in info.siblings if not e.rfilename.startswith(".") and _named(e.rfilename, inside)]
-    named = [e for e in entries if format_of(e.rfilename) and os.path.basename(e.rfilename) not in ("README.md", "dataset_infos.json")]
+    named = [
+        e
+        for e in entries
+        if format_of(e.rfilename) and os.path.basename(e.rfilename) not in ("README.md", "dataset_infos.json")
+    ]
     if not named:
         raise ValueError(f"{spec}: no file of a known type among {len(entries)}; known are {suffixes()}")
     files = [SourceFile(e.rfilename, f"hf://{repo}@{info.sha}/{e.rfilename}", e.size or 0, _digest(e)) for e in named]
@@ -41,7 +51,9 @@ def _parts(spec: str) -> tuple[str, str | None, str]:
     name, _, inside = rest.partition("/")
     name, _, revision = name.partition("@")
     if not owner or not name:
-        raise ValueError(f"{spec}: write hf://owner/dataset, hf://owner/dataset/path or hf://owner/dataset@revision/path")
+        raise ValueError(
+            f"{spec}: write hf://owner/dataset, hf://owner/dataset/path or hf://owner/dataset@revision/path"
+        )
     return f"{owner}/{name}", revision or None, inside.rstrip("/")
 
 
@@ -56,12 +68,20 @@ def _digest(entry: Any) -> str:
 
 
 def fetch_hub(location: str) -> str:
-    """Download one file (once, into ``hub`` under PIPELINE_HOME) and return its local path. Raises OSError when that fails."""
+    """Download one file (once, into ``hub`` under PIPELINE_HOME) and return its local path. Raises OSError when that
+    fails."""
     from huggingface_hub import hf_hub_download
 
     repo, revision, inside = _parts(location)
     cache = os.path.join(os.environ.get("PIPELINE_HOME", ".pipeline"), "hub")
     try:
-        return hf_hub_download(repo, inside, repo_type="dataset", revision=revision, endpoint=os.environ.get("HF_ENDPOINT"), cache_dir=cache)
+        return hf_hub_download(
+            repo,
+            inside,
+            repo_type="dataset",
+            revision=revision,
+            endpoint=os.environ.get("HF_ENDPOINT"),
+            cache_dir=cache,
+        )
     except Exception as error:
         raise OSError(f"{location}: cannot be downloaded: {type(error).__name__}: {error}") from None

@@ -19,12 +19,13 @@ def has_magic(path: str) -> bool:
 
 
 def compression_of(name: str) -> str | None:
-    """"gzip", "zstd", "bz2", "xz" or None, by the last suffix."""
+    """One of "gzip", "zstd", "bz2", "xz" or None, by the last suffix."""
     return next((kind for suffix, kind in COMPRESSIONS.items() if name.lower().endswith(suffix)), None)
 
 
 def format_of(name: str) -> str | None:
-    """"jsonl", "json", "parquet", "csv", "text", "html", "warc" or None for a file that we do not read, by its suffixes."""
+    """One of "jsonl", "json", "parquet", "csv", "text", "html", "warc" or None for a file that we do not read, by its
+    suffixes."""
     name = name.lower()
     for suffix in COMPRESSIONS:
         name = name.removesuffix(suffix)

@@ -3,9 +3,10 @@
 Read from ``.py`` files by their syntax trees; nothing is imported, so nothing runs. The text is real and noisy: licence
 boilerplate, vendored copies, reST markup, deprecation notes, and near-duplicates by the hundred.
 
-One document is a module's docstring with its short members, or one top-level class or function with a long docstring. The
-standard library and the topics come first, then the modules of the well-known packages the project brings, in a mixed but fixed order (by the hash of their
-path). A cap on characters is shared over runs of modules by their size, so that runs can be read in parallel and give the same.
+One document is a module's docstring with its short members, or one top-level class or function with a long docstring.
+The standard library and the topics come first, then the modules of the well-known packages the project brings, in a
+mixed but fixed order (by the hash of their path). A cap on characters is shared over runs of modules by their size, so
+that runs can be read in parallel and give the same.
 """
 
 from __future__ import annotations
@@ -32,8 +33,21 @@ PACKAGES = frozenset({
     "boto3", "botocore", "deepspeed", "fastapi", "matplotlib", "mlflow", "numba", "numpy", "pandas", "prefect", "pyarrow", "pydantic", "requests", "rich",
     "safetensors", "scikit_learn", "scipy", "sqlalchemy", "torch", "transformers", "urllib3",
 })  # fmt: skip
-"""Distributions that come with the project itself. Others are left out: installing one must not make a new corpus of the same machine."""
-_SKIP = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3", "pydoc_data", "_vendor_test"})
+"""Distributions that come with the project itself. Others are left out: installing one must not make a new corpus of
+the same machine."""
+_SKIP = frozenset(
+    {
+        "site-packages",
+        "dist-packages",
+        "test",
+        "tests",
+        "idle_test",
+        "__pycache__",
+        "lib2to3",
+        "pydoc_data",
+        "_vendor_test",
+    }
+)
 _SOURCE_PER_CHAR = 6
 """About one character in six of Python source is a docstring's (measured on the standard library: 6.8)."""
 _RUN_BYTES = 2_000_000
@@ -47,7 +61,8 @@ def list_python_docs() -> list[SourceFile]:
 
 
 def _distributions() -> list[str]:
-    """``*.dist-info`` directories of :data:`PACKAGES`, which are names and versions; one directory listing each, no metadata read."""
+    """``*.dist-info`` directories of :data:`PACKAGES`, which are names and versions; one directory listing each, no
+    metadata read."""
     names = {entry for base in _site_dirs() for entry in os.listdir(base) if entry.endswith(".dist-info")}
     return sorted(name for name in names if name.split("-")[0].lower() in PACKAGES)
 
@@ -57,7 +72,8 @@ def _site_dirs() -> list[Path]:
 
 
 def runs(max_chars: int) -> list[dict[str, Any]]:
-    """The work as JSON jobs ``{"files": [[path, relpath, module]…], "max_chars"}`` whose caps add up to at most ``max_chars`` (0: no cap)."""
+    """The work as JSON jobs ``{"files": [[path, relpath, module]…], "max_chars"}`` whose caps add up to at most
+    ``max_chars`` (0: no cap)."""
     budget = max_chars * _SOURCE_PER_CHAR if max_chars else sys.maxsize
     jobs: list[dict[str, Any]] = []
     size = taken = 0
@@ -77,7 +93,8 @@ def runs(max_chars: int) -> list[dict[str, Any]]:
 
 
 def _modules() -> Iterator[tuple[str, str, str, int]]:
-    """(path, path inside its root, dotted name, bytes of source), topics first, then the standard library, then the rest."""
+    """(path, path inside its root, dotted name, bytes of source), topics first, then the standard library, then the
+    rest."""
     stdlib = Path(sysconfig.get_path("stdlib"))
     topics = stdlib / "pydoc_data" / "topics.py"
     if topics.is_file():
@@ -88,7 +105,12 @@ def _modules() -> Iterator[tuple[str, str, str, int]]:
         for name in sorted(names):
             if name.endswith(".py"):
                 path = Path(base, name)
-                yield str(path), path.relative_to(stdlib).as_posix(), _dotted(path.relative_to(stdlib)), path.stat().st_size
+                yield (
+                    str(path),
+                    path.relative_to(stdlib).as_posix(),
+                    _dotted(path.relative_to(stdlib)),
+                    path.stat().st_size,
+                )
     installed = {relpath: (path, size) for path, relpath, size in _installed()}
     for relpath in sorted(installed, key=lambda r: hashlib.sha256(r.encode()).digest()):
         path, size = installed[relpath]
@@ -96,7 +118,8 @@ def _modules() -> Iterator[tuple[str, str, str, int]]:
 
 
 def _installed() -> Iterator[tuple[str, str, int]]:
-    """Modules of installed distributions with their sizes, from the distributions' RECORD files: no directory is walked."""
+    """Modules of installed distributions with their sizes, from the distributions' RECORD files: no directory is
+    walked."""
     for base in _site_dirs():
         for name in _distributions():
             record = base / name / "RECORD"
@@ -152,7 +175,11 @@ def _topics(tree: ast.Module) -> Iterator[dict[str, Any]]:
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
             for key, value in zip(node.value.keys, node.value.values, strict=True):
-                yield {"text": ast.literal_eval(value).strip(), "id": f"topic {ast.literal_eval(key)}", "line": value.lineno}
+                yield {
+                    "text": ast.literal_eval(value).strip(),
+                    "id": f"topic {ast.literal_eval(key)}",
+                    "line": value.lineno,
+                }
 
 
 def _describe(node: ast.AST) -> str:
@@ -161,7 +188,9 @@ def _describe(node: ast.AST) -> str:
         bases = ", ".join(ast.unparse(base) for base in node.bases)
         own = _doc(node)
         methods = [text for text in map(_describe, node.body) if text]
-        return "\n\n".join([f"{node.name}({bases})" + (f"\n\n{own}" if own else ""), *methods]) if own or methods else ""
+        return (
+            "\n\n".join([f"{node.name}({bases})" + (f"\n\n{own}" if own else ""), *methods]) if own or methods else ""
+        )
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and _doc(node):
         return f"{node.name}({ast.unparse(node.args)})\n\n{_doc(node)}"
     return ""

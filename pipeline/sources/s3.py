@@ -1,7 +1,7 @@
 """Objects of an S3 store as a source: ``s3://bucket/key``, ``s3://bucket/prefix/`` or a glob in the key.
 
-Endpoint and credentials come from the usual environment (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID`` …). An object's digest is
-made of its ETag and size, because S3 gives no sha256 without reading: it changes when the content does.
+Endpoint and credentials come from the usual environment (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID`` …). An object's
+digest is made of its ETag and size, because S3 gives no sha256 without reading: it changes when the content does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def client() -> Any:
 
 
 def list_s3(spec: str) -> tuple[list[SourceFile], list[str]]:
-    """Objects that ``spec`` names and the keys left out for want of a known format. Raises ValueError with the store's own words."""
+    """Objects that ``spec`` names and the keys left out for want of a known format. Raises ValueError with the store's
+    own words."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     bucket, _, key = spec.removeprefix("s3://").partition("/")
@@ -33,7 +34,9 @@ def list_s3(spec: str) -> tuple[list[SourceFile], list[str]]:
         pages = client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         objects = [o for page in pages for o in page.get("Contents", ())]
     except (BotoCoreError, ClientError) as error:
-        raise ValueError(f"{spec}: cannot be listed: {error} (AWS_ENDPOINT_URL and AWS credentials say where and who)") from None
+        raise ValueError(
+            f"{spec}: cannot be listed: {error} (AWS_ENDPOINT_URL and AWS credentials say where and who)"
+        ) from None
     objects = [o for o in objects if _named(o["Key"], key) and not o["Key"].endswith("/")]
     named = [o for o in objects if format_of(o["Key"])]
     if not named:

@@ -1,8 +1,9 @@
 """The teaching set that comes with the project: bilingual facts about how language models are made.
 
-One fact a line in ``pipeline/teaching/facts-*.jsonl``: per language four trained questions, two held-out paraphrases, the answer,
-keyword groups that tell a right answer, a wrong answer with its reason, and four choices. From a fact come texts, chats,
-preferences and choices; the held-out paraphrases come out of :func:`teaching_heldout` alone and are in none of the others.
+One fact a line in ``pipeline/teaching/facts-*.jsonl``: per language four trained questions, two held-out paraphrases,
+the answer, keyword groups that tell a right answer, a wrong answer with its reason, and four choices. From a fact come
+texts, chats, preferences and choices; the held-out paraphrases come out of :func:`teaching_heldout` alone and are in
+none of the others.
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ from pipeline.sources.files import sha256_of
 
 FACTS = Path(__file__).resolve().parent.parent / "teaching"
 LANGS = ("zh", "en")
-_FIELDS = {"questions": list, "heldout": list, "answer": str, "keywords": list, "rejected": str, "reason": str, "choices": list, "correct": int}
+_FIELDS = {
+    "questions": list,
+    "heldout": list,
+    "answer": str,
+    "keywords": list,
+    "rejected": str,
+    "reason": str,
+    "choices": list,
+    "correct": int,
+}
 _FAQ = {"zh": ("问：", "答："), "en": ("Q: ", "A: ")}
 _PER_DOCUMENT = 8
 
@@ -32,7 +42,8 @@ def list_teaching() -> list[SourceFile]:
 
 @functools.cache
 def facts() -> tuple[dict[str, Any], ...]:
-    """All facts in file order, each with its ``path`` and ``line``. ValueError names the file and line of a broken one."""
+    """All facts in file order, each with its ``path`` and ``line``. ValueError names the file and line of a broken
+    one."""
     found = []
     for path in sorted(FACTS.glob("facts-*.jsonl")):
         for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
@@ -58,7 +69,14 @@ def _blocks() -> Iterator[tuple[dict[str, Any], str, dict[str, Any]]]:
 
 
 def _origin(fact: dict[str, Any], lang: str) -> dict[str, Any]:
-    return {"id": f"{fact['id']}-{lang}", "lang": lang, "topic": fact["topic"], "source": "teaching", "path": fact["path"], "line": fact["line"]}
+    return {
+        "id": f"{fact['id']}-{lang}",
+        "lang": lang,
+        "topic": fact["topic"],
+        "source": "teaching",
+        "path": fact["path"],
+        "line": fact["line"],
+    }
 
 
 def teaching_chats() -> list[dict[str, Any]]:
@@ -70,7 +88,8 @@ def teaching_chats() -> list[dict[str, Any]]:
 
 
 def teaching_preferences() -> list[dict[str, Any]]:
-    """Every trained question with the right answer and the wrong one, in the preference normal form, with the ``reason``."""
+    """Every trained question with the right answer and the wrong one, in the preference normal form, with the
+    ``reason``."""
     return [
         {"prompt": [{"role": "user", "content": question}], "chosen": block["answer"], "rejected": block["rejected"], "reason": block["reason"],
          **_origin(fact, lang)}
@@ -81,14 +100,19 @@ def teaching_preferences() -> list[dict[str, Any]]:
 def teaching_choices() -> list[dict[str, Any]]:
     """Multiple-choice questions: ``question``, four ``choices``, ``correct`` (0-based)."""
     return [
-        {"question": block["questions"][0], "choices": block["choices"], "correct": block["correct"], **_origin(fact, lang)}
+        {
+            "question": block["questions"][0],
+            "choices": block["choices"],
+            "correct": block["correct"],
+            **_origin(fact, lang),
+        }
         for fact, lang, block in _blocks()
     ]
 
 
 def teaching_heldout() -> list[dict[str, Any]]:
-    """Held-out paraphrases: ``question`` (in no training form), ``answer``, ``rejected``, ``keywords`` (an answer is right
-    when of every group at least one alternative occurs in it, case-insensitively)."""
+    """Held-out paraphrases: ``question`` (in no training form), ``answer``, ``rejected``, ``keywords`` (an answer is
+    right when of every group at least one alternative occurs in it, case-insensitively)."""
     return [
         {"question": question, "answer": block["answer"], "rejected": block["rejected"], "keywords": block["keywords"], **_origin(fact, lang)}
         for fact, lang, block in _blocks() for question in block["heldout"]
@@ -96,10 +120,11 @@ def teaching_heldout() -> list[dict[str, Any]]:
 
 
 def teaching_texts() -> Iterator[dict[str, Any]]:
-    """The facts as prose for pretraining: ``{"text", "id", "path", "line"}``, articles of one topic each in one language.
+    """The facts as prose for pretraining: ``{"text", "id", "path", "line"}``, articles of one topic each in one
+    language.
 
-    Each topic is told five times, as plain statements and as questions and answers in each of the four wordings, cut at other places
-    each time, so that the tellings are no near-duplicates of each other.
+    Each topic is told five times, as plain statements and as questions and answers in each of the four wordings, cut at
+    other places each time, so that the tellings are no near-duplicates of each other.
     """
     topics: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {}
     for fact, lang, block in _blocks():
@@ -111,7 +136,12 @@ def teaching_texts() -> Iterator[dict[str, Any]]:
             for start in range(0, len(order), _PER_DOCUMENT):
                 chosen = [members[i] for i in order[start : start + _PER_DOCUMENT]]
                 name = f"{topic}-{lang}-{telling}-{start // _PER_DOCUMENT}"
-                yield {"text": _article(chosen, lang, telling), "id": name, "path": chosen[0][0]["path"], "line": chosen[0][0]["line"]}
+                yield {
+                    "text": _article(chosen, lang, telling),
+                    "id": name,
+                    "path": chosen[0][0]["path"],
+                    "line": chosen[0][0]["line"],
+                }
 
 
 def _article(members: list[tuple[dict[str, Any], dict[str, Any]]], lang: str, telling: int) -> str:
