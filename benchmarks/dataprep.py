@@ -26,15 +26,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pyarrow.parquet as pq
-
-from pipeline.clean import clean
-from pipeline.decontaminate import decontaminate
-from pipeline.dedup import dedup
-from pipeline.executor import close_workers
-from pipeline.ingest import ingest
-from pipeline.language import identify, language
 from pipeline.sections import cleaning, data
-from pipeline.shard import shard
+
+from pipeline.data.clean import clean
+from pipeline.data.decontaminate import decontaminate
+from pipeline.data.dedup import dedup
+from pipeline.data.ingest import ingest
+from pipeline.data.language import identify, language
+from pipeline.data.shard import shard
+from pipeline.running.executor import close_workers
 from pipeline.sources import resolve
 
 WORDS = re.compile(
@@ -138,8 +138,8 @@ def near(scratch: Path) -> None:
     """Recall and precision of near-dedup by true Jaccard, and signatures side by side with datasketch's bulk."""
     from datasketch import MinHash
 
+    from pipeline.data.shingles import shingles
     from pipeline.kernels import minhash
-    from pipeline.shingles import shingles
 
     documents = read(scratch / "prep" / "language")
     kept = read(scratch / "prep" / "dedup")
@@ -199,8 +199,8 @@ def every_pair(texts: list[str]) -> list[tuple[int, int, float]]:
     sets."""
     import numpy as np
 
+    from pipeline.data.shingles import band_keys, shingles
     from pipeline.kernels import minhash
-    from pipeline.shingles import band_keys, shingles
 
     signatures = minhash.signatures(*shingles(texts, 5), *minhash.permutations(126, 7))
     found = set()

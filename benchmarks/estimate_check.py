@@ -29,11 +29,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import psutil  # noqa: E402
 import train_gpu  # noqa: E402
 
-from model.config import ModelConfig, OptimConfig  # noqa: E402
-from model.estimate import Plan, estimate, this_cpu  # noqa: E402
-from pipeline.sections.resources import Resources  # noqa: E402
+from model.network.config import ModelConfig, OptimConfig  # noqa: E402
+from model.running.estimate import Plan, estimate, this_cpu  # noqa: E402
+from pipeline.config.resources import Resources  # noqa: E402
 from tasks import launch as launching  # noqa: E402
-from tasks.launch import launch  # noqa: E402
+from tasks.running.launch import launch  # noqa: E402
 
 SHAPES = {  # model, seq_len, rows of a global batch
     "base": (ModelConfig(vocab_size=512, dim=64, layers=2, heads=4, kv_heads=2, ffn=96), 64, 2),
@@ -98,11 +98,11 @@ def measure(row: tuple, folder: Path, steps: int) -> dict[str, float]:
                 next(
                     sum(p.cpu_times()[:2])
                     for p in psutil.Process().children(recursive=True)
-                    if p.environ().get("RANK") == "0" and "model.train" in p.cmdline()
+                    if p.environ().get("RANK") == "0" and "model.training.train" in p.cmdline()
                 )
             )
 
-    launch("model.train", spec, out, Resources(nproc=ranks, device="cpu", threads=1), report)
+    launch("model.training.train", spec, out, Resources(nproc=ranks, device="cpu", threads=1), report)
     return {
         "seconds": (spent[steps - 2] - spent[1]) / (steps - 3),
         "memory": max(r["memory_bytes"] for r in records if "memory_bytes" in r),

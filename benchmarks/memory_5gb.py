@@ -27,7 +27,7 @@ import numpy as np
 import orjson
 from dataprep import stages
 
-from pipeline import executor
+from pipeline.running import executor
 
 GLUE = (
     "the",

@@ -39,10 +39,10 @@ def ours(shape: str, compiled: bool) -> tuple[Callable[[], float], object]:
     """One micro-step of this project's trainer, and the model."""
     import torch
 
-    from model import loss
-    from model.config import ModelConfig
-    from model.machine import pick_dtype
-    from model.transformer import Transformer, initialize
+    from model.network.config import ModelConfig
+    from model.network.transformer import Transformer, initialize
+    from model.running.machine import pick_dtype
+    from model.training import loss
 
     values, rows, length = SHAPES[shape]
     model = Transformer(ModelConfig(**values))
@@ -146,7 +146,7 @@ def main() -> None:
         )
     import torch
 
-    from model.machine import peak_flops
+    from model.running.machine import peak_flops
 
     torch.set_num_threads(1)
     _, rows, length = SHAPES[options.shape]
@@ -165,9 +165,9 @@ def main() -> None:
     print("loss on the same batch:", {name: round(step(), 4) for name, step in steps.items()})
     for step in steps.values():
         step()
-    peak, flops = peak_flops("cpu", torch.bfloat16), model.config.flops_per_token(length)
+    peak, flops = peak_flops("cpu", torch.bfloat16), model.network.config.flops_per_token(length)
     print(
-        f"{options.shape}: {model.config.parameters() / 1e6:.2f}M parameters, {rows} x {length} tokens a step, bf16"
+        f"{options.shape}: {model.network.config.parameters() / 1e6:.2f}M parameters, {rows} x {length} tokens a step, bf16"
         f" matmul peak {peak / 1e9:.0f} GFLOP/s"
     )
     found = measure(steps, options.seconds, options.rounds)

@@ -119,7 +119,7 @@ def run(name: str, root: Path, options: argparse.Namespace) -> dict[str, Any]:
         env |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     begin = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "model.train", "--spec", str(out / "_run" / "spec.json")],
+        [sys.executable, "-m", "model.training.train", "--spec", str(out / "_run" / "spec.json")],
         env=env,
         text=True,
         cwd=ROOT,

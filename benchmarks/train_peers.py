@@ -43,11 +43,11 @@ from peer_loops import WARM_UP
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from model.machine import pick_dtype  # noqa: E402
-from model.tokenizer import ChatTokenizer  # noqa: E402
-from pipeline.chat_tokens import encode_chats, encode_pairs  # noqa: E402
-from pipeline.encode import dataset_meta, write_meta  # noqa: E402
-from tasks.launch import MALLOC  # noqa: E402
+from model.running.machine import pick_dtype  # noqa: E402
+from model.tokens.chat import ChatTokenizer  # noqa: E402
+from pipeline.tokens.chats import encode_chats, encode_pairs  # noqa: E402
+from pipeline.tokens.encode import dataset_meta, write_meta  # noqa: E402
+from tasks.running.launch import MALLOC  # noqa: E402
 
 SHAPES = {  # 26m and 256x4 as MiniMind has them (feed-forward pi times the width), teacher as GPT_teacher has it
     "26m": {"dim": 512, "layers": 8, "heads": 8, "kv_heads": 4, "ffn": 1664},
@@ -235,7 +235,11 @@ class Bench:
             "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(self.root / "inductor")),
             "PYTHONPATH": str(ROOT),
         }
-        call([sys.executable, "-m", "model.train", "--spec", str(out / "_run" / "spec.json")], out, MALLOC | more)
+        call(
+            [sys.executable, "-m", "model.training.train", "--spec", str(out / "_run" / "spec.json")],
+            out,
+            MALLOC | more,
+        )
         lines = [json.loads(line) for line in (out / "_run" / "metrics.jsonl").open()]
         steps = [
             line

@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 from tokens import ROOT, corpus, train_ours
 
-from model.tokenizer import ChatTokenizer
-from pipeline.encode import Encoder, dataset_meta, write_meta
-from tasks.launch import MALLOC
+from model.tokens.chat import ChatTokenizer
+from pipeline.tokens.encode import Encoder, dataset_meta, write_meta
+from tasks.running.launch import MALLOC
 
 SHAPE = {"dim": 256, "layers": 4, "heads": 4, "kv_heads": 2, "ffn": 704}
 MINIMIND = {
@@ -89,7 +89,7 @@ def train(root: Path, options: argparse.Namespace, optim: dict[str, Any], share:
     (out / "spec.json").write_text(json.dumps(spec))
     environment = {"TORCHINDUCTOR_CACHE_DIR": str(root / "inductor"), **os.environ, **MALLOC, "PYTHONPATH": str(ROOT)}
     subprocess.run(
-        [sys.executable, "-m", "model.train", "--spec", str(out / "spec.json")],
+        [sys.executable, "-m", "model.training.train", "--spec", str(out / "spec.json")],
         env=environment,
         check=True,
         stdout=subprocess.DEVNULL,

@@ -180,8 +180,8 @@ def _artifact_commands(command: Any) -> None:
 
 def _checked(args: argparse.Namespace) -> tuple[Any, Any] | int:
     """The config and its resolved inputs, or an exit code after all problems were printed."""
-    from pipeline.config import STAGES, ConfigError, load
-    from tasks.sources import given
+    from pipeline.config.tree import STAGES, ConfigError, load
+    from tasks.running.sources import given
 
     problems = [
         f"{name}  no such stage; stages are {', '.join(STAGES)}"
@@ -202,8 +202,8 @@ def _run(args: argparse.Namespace) -> int:
     if isinstance(checked, int):
         return checked
     from flows.runner import run
-    from tasks.run import home
-    from tasks.sources import withdrawn
+    from storage.places import home
+    from tasks.running.sources import withdrawn
 
     store = open_store(home() / "store")
     store.check()
@@ -217,7 +217,7 @@ def _plan(args: argparse.Namespace) -> int:
         return checked
     from flows.dag import full
     from flows.inspect import print_plan
-    from tasks.plan import PlanRun
+    from tasks.running.plan import PlanRun
 
     config, inputs = checked
     plan = PlanRun("plan", config.resources, args.until, tuple(args.refresh))
@@ -234,7 +234,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
 def _config(args: argparse.Namespace) -> int:
     from flows.inspect import explain_config
-    from pipeline.config import ConfigError, load
+    from pipeline.config.tree import ConfigError, load
 
     try:
         config = load(args.preset, args.overrides)
@@ -251,8 +251,8 @@ def _config(args: argparse.Namespace) -> int:
 def _estimate(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from model.estimate import GPUS, Plan, describe, table, this_cpu
-    from pipeline.config import ConfigError, load
+    from model.running.estimate import GPUS, Plan, describe, table, this_cpu
+    from pipeline.config.tree import ConfigError, load
 
     try:
         config = load(args.preset, args.overrides)
@@ -284,7 +284,7 @@ def _estimate(args: argparse.Namespace) -> int:
 
 
 def _presets(args: argparse.Namespace) -> int:
-    from pipeline.config import about, presets
+    from pipeline.config.tree import about, presets
 
     for name in presets():
         print(f"{name:<16} {about(name)}")
@@ -311,7 +311,7 @@ def _chat(args: argparse.Namespace) -> int:
     except LookupError as error:
         return fail(str(error))
     from model.chat import Chat, converse
-    from model.generate import Sampling
+    from model.generation.generate import Sampling
 
     sampling = None if args.temperature is None else Sampling(args.temperature, seed=args.seed)
     try:
@@ -351,7 +351,7 @@ def _gc(args: argparse.Namespace) -> int:
 
 def _up(args: argparse.Namespace) -> int:
     from flows.services import up
-    from tasks.run import home
+    from storage.places import home
 
     up(home())
     return 0
@@ -359,15 +359,15 @@ def _up(args: argparse.Namespace) -> int:
 
 def _down(args: argparse.Namespace) -> int:
     from flows.services import down
-    from tasks.run import home
+    from storage.places import home
 
     down(home())
     return 0
 
 
 def _join(args: argparse.Namespace) -> int:
-    from tasks.join import join
-    from tasks.run import home
+    from tasks.running.join import join
+    from storage.places import home
 
     join(home(), lambda line: print(line, flush=True))
     return 0

@@ -8,16 +8,16 @@ from typing import Any
 
 from flows.inspect import find_record, store
 from storage.lineage import describe
+from storage.places import home
 from storage.withdrawal import rule_for
-from tasks.run import home
 
 
 def adopt(ref: str, preset: str | None, overrides: list[str], force: bool) -> int:
     """Accept the artifact ``ref`` for the key that its stage has today under a preset (default: that of the run which
     made it)."""
-    from pipeline.config import ConfigError
-    from tasks.adopt import NotAdopted
-    from tasks.adopt import adopt as take
+    from pipeline.config.tree import ConfigError
+    from tasks.running.adopt import NotAdopted
+    from tasks.running.adopt import adopt as take
 
     try:
         record = find_record(ref)
@@ -52,9 +52,9 @@ def _planned(stage: str, preset: str, overrides: list[str]) -> Any:
     """What a run would do at a stage. Raises LookupError when the stage is not part of it, or depends on what is not
     built."""
     from flows.dag import full
-    from pipeline.config import load
-    from tasks.plan import PlanRun
-    from tasks.sources import given
+    from pipeline.config.tree import load
+    from tasks.running.plan import PlanRun
+    from tasks.running.sources import given
 
     config = load(preset, overrides)
     run = PlanRun("plan", config.resources)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.config import Config
+from pipeline.config.tree import Config
 from tasks.chats import chats
 from tasks.clean import clean
 from tasks.decontaminate import decontaminate
@@ -20,9 +20,9 @@ from tasks.ingest import ingest
 from tasks.language import language
 from tasks.preferences import preferences
 from tasks.pretrain import pretrain
+from tasks.running.sources import Inputs
 from tasks.sft import sft
 from tasks.shard import shard
-from tasks.sources import Inputs
 from tasks.tokenizer import tokenizer
 
 

@@ -13,12 +13,13 @@ from prefect import flow, get_run_logger, runtime
 
 from flows.console import duration, headline
 from flows.dag import full
-from pipeline.config import STAGES, ConfigError, load
-from pipeline.funnel import write_funnel
-from tasks.run import WATCHERS, home
-from tasks.sources import given, withdrawn
-from tasks.stage import PrefectRun
-from tasks.tracking import start_tracker
+from pipeline.config.tree import STAGES, ConfigError, load
+from pipeline.pages.funnel import write_funnel
+from storage.places import home
+from tasks.running.run import WATCHERS
+from tasks.running.sources import given, withdrawn
+from tasks.running.stage import PrefectRun
+from tasks.tracking.tracker import start_tracker
 
 DATA_STAGES = ("ingest", "clean", "language", "dedup", "decontaminate", "shard")
 StageName = Literal[STAGES]  # type: ignore[valid-type]

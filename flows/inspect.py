@@ -10,8 +10,9 @@ from typing import Any
 
 from flows.console import duration, headline
 from storage.lineage import ancestors, descendants, source_users
+from storage.places import home
 from storage.store import Store, open_store
-from tasks.run import home, is_alive
+from tasks.running.run import is_alive
 
 MODELS = ("export", "dpo", "sft", "pretrain")
 """Stages that make models, the most finished first."""

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from flows.console import Watch, duration, summary_lines
 from flows.services import ensure_mlflow, ensure_prefect
-from pipeline.jsonl import read_jsonl
-from tasks.run import WATCHERS, home
+from pipeline.data.jsonl import read_jsonl
+from storage.places import home
+from tasks.running.run import WATCHERS
 
 QUIET = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from storage.digest import write_json
-from tasks.tracking import tracking_uri
+from storage.places import ROOT
+from tasks.tracking.tracker import tracking_uri
 
-ROOT = Path(__file__).resolve().parent.parent
 POOLS = ("cpu-pool", "gpu-pool")
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 START_SECONDS = 180
@@ -192,7 +192,7 @@ def _is_tracker(process: Any) -> bool:
     import psutil
 
     try:
-        return "tasks.tracking" in process.cmdline()
+        return "tasks.tracking.tracker" in process.cmdline()
     except psutil.Error:
         return False
 

@@ -23,14 +23,15 @@ from rich.console import Console
 from flows.console import Watch, duration
 from flows.runner import QUIET, readable
 from flows.services import ensure_prefect
-from flows.sweep_page import page
-from pipeline.config import STAGES, ConfigError, load
+from pipeline.config.tree import STAGES, ConfigError, load
+from pipeline.pages.sweep import page
 from storage.digest import write_json
+from storage.places import home
 from storage.store import open_store
-from tasks.plan import flatten
-from tasks.run import WATCHERS, Run, home
-from tasks.sources import given, withdrawn
-from tasks.tracking import start_tracker
+from tasks.running.plan import flatten
+from tasks.running.run import WATCHERS, Run
+from tasks.running.sources import given, withdrawn
+from tasks.tracking.tracker import start_tracker
 
 SMALLER = ("loss", "bits", "seconds", "bad", "dropped", "perplexity")
 """A number whose name has one of these words is better when it is smaller."""

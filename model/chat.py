@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from model.generate import Sampling, stream
-from model.tokenizer import ChatTokenizer, Message
-from model.transformer import Transformer
+from model.generation.generate import Sampling, stream
+from model.network.transformer import Transformer
+from model.tokens.chat import ChatTokenizer, Message
 
 
 class Chat:

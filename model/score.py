@@ -23,10 +23,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from model.generate import generate
-from model.judge import bootstrap_mean, groups, is_right, share
-from model.tokenizer import ChatTokenizer
-from model.transformer import Transformer
+from model.generation.generate import generate
+from model.generation.judge import bootstrap_mean, groups, is_right, share
+from model.network.transformer import Transformer
+from model.tokens.chat import ChatTokenizer
 
 Item = dict[str, Any]
 Scored = tuple[list[int], int]  # ids, and the index of the first one whose likelihood is wanted

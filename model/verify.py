@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from model.generate import generate
-from model.tokenizer import ChatTokenizer
-from model.transformer import Transformer
+from model.generation.generate import generate
+from model.network.transformer import Transformer
+from model.tokens.chat import ChatTokenizer
 
 TOLERANCE = 2e-3
 """Largest difference of two logits, relative to their spread: fp32 sums in another order, through tens of layers."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.sections.cleaning import DecontaminateSection
-from pipeline.sections.resources import Resources
-from tasks.sources import SourceSet
-from tasks.stage import Report, stage
+from pipeline.config.cleaning import DecontaminateSection
+from pipeline.config.resources import Resources
+from tasks.running.sources import SourceSet
+from tasks.running.stage import Report, stage
 
 
 @stage(version=1)
@@ -16,9 +16,9 @@ def chats(
     cfg: DecontaminateSection, given: SourceSet, exams: SourceSet, *, on: Resources, out: Path, report: Report
 ) -> dict[str, Any]:
     """Read chats, drop or report those that hold evaluation texts, and write them in normal form."""
-    from pipeline.evaluation import exam_items
-    from pipeline.records import read_chats
-    from pipeline.screen import screen
+    from pipeline.data.records import read_chats
+    from pipeline.data.screen import screen
+    from pipeline.evaluation.exams import exam_items
 
     return screen(
         cfg,

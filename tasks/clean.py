@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.sections.cleaning import CleanSection
-from pipeline.sections.resources import Resources
+from pipeline.config.cleaning import CleanSection
+from pipeline.config.resources import Resources
 from storage.store import Artifact
-from tasks.stage import Report, stage
+from tasks.running.stage import Report, stage
 
 
 @stage(version=1, libs=("ftfy", "resiliparse", "trafilatura"))
 def clean(cfg: CleanSection, docs: Artifact, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
     """Repair, filter and mask documents; every drop and change has a named rule."""
-    from pipeline.clean import clean as make
+    from pipeline.data.clean import clean as make
 
     return make(cfg, docs.path, out, workers=on.workers, engine=on.engine, progress=report)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.sections.cleaning import DecontaminateSection
-from pipeline.sections.resources import Resources
+from pipeline.config.cleaning import DecontaminateSection
+from pipeline.config.resources import Resources
 from storage.store import Artifact
-from tasks.sources import SourceSet
-from tasks.stage import Report, stage
+from tasks.running.sources import SourceSet
+from tasks.running.stage import Report, stage
 
 
 @stage(version=1)
@@ -17,7 +17,7 @@ def decontaminate(
     cfg: DecontaminateSection, docs: Artifact, exams: SourceSet, *, on: Resources, out: Path, report: Report
 ) -> dict[str, Any]:
     """Find evaluation texts in the documents and drop or report the documents that hold them."""
-    from pipeline.decontaminate import decontaminate as make
-    from pipeline.evaluation import exam_items
+    from pipeline.data.decontaminate import decontaminate as make
+    from pipeline.evaluation.exams import exam_items
 
     return make(cfg, docs.path, exam_items(exams.sources), out, workers=on.workers, engine=on.engine, progress=report)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.sections.cleaning import DedupSection
-from pipeline.sections.resources import Resources
+from pipeline.config.cleaning import DedupSection
+from pipeline.config.resources import Resources
 from storage.store import Artifact
-from tasks.sources import SourceSet
-from tasks.stage import Report, stage
+from tasks.running.sources import SourceSet
+from tasks.running.stage import Report, stage
 
 
 @stage(version=1, libs=("datasketch", "xxhash"))
@@ -17,6 +17,6 @@ def dedup(
     cfg: DedupSection, docs: Artifact, against: SourceSet, *, on: Resources, out: Path, report: Report
 ) -> dict[str, Any]:
     """Drop exact and verified near copies, keeping the best one of each group."""
-    from pipeline.dedup import dedup as make
+    from pipeline.data.dedup import dedup as make
 
     return make(cfg, docs.path, out, workers=on.workers, engine=on.engine, progress=report)

@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.sections.resources import Resources
-from pipeline.sections.training import DpoSection
+from pipeline.config.resources import Resources
+from pipeline.config.training import DpoSection
 from storage.store import Artifact
-from tasks.stage import Report, stage
+from tasks.running.stage import Report, stage
 from tasks.training import encode_records, train
 
 
-@stage(version=1, workers="model.train", kind="model", base="chat")
+@stage(version=1, workers="model.training.train", kind="model", base="chat")
 def dpo(
     cfg: DpoSection, chat: Artifact, preferences: Artifact, *, on: Resources, out: Path, report: Report
 ) -> dict[str, Any]:
     """Direct preference optimisation against the SFT model, whose log-probabilities are computed once."""
-    from pipeline.chat_tokens import encode_pairs
+    from pipeline.tokens.chats import encode_pairs
 
     counts = encode_records(encode_pairs, preferences, cfg, chat.path, out, report)
     return counts | train(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.sections.resources import Resources
-from pipeline.sections.tokens import EncodeSection
+from pipeline.config.resources import Resources
+from pipeline.config.tokens import EncodeSection
 from storage.store import Artifact
-from tasks.stage import Report, stage
+from tasks.running.stage import Report, stage
 
 
 @stage(version=1, libs=("tiktoken", "tokenizers"))
@@ -16,6 +16,6 @@ def encode(
     cfg: EncodeSection, shards: Artifact, vocabulary: Artifact, *, on: Resources, out: Path, report: Report
 ) -> dict[str, Any]:
     """Encode the training and validation text on all cores."""
-    from pipeline.encode import encode_text
+    from pipeline.tokens.encode import encode_text
 
     return encode_text(cfg, shards.path, vocabulary.path, out, workers=on.workers, engine=on.engine, progress=report)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.sections.evaluation import EvaluateSection
-from pipeline.sections.resources import Resources
+from pipeline.config.evaluation import EvaluateSection
+from pipeline.config.resources import Resources
 from storage.store import Artifact
-from tasks.launch import launch
-from tasks.sources import SourceSet
-from tasks.stage import Report, stage
+from tasks.running.launch import launch
+from tasks.running.sources import SourceSet
+from tasks.running.stage import Report, stage
 
 NAMES = {"pretrain": "base", "sft": "sft", "dpo": "dpo"}
 
@@ -32,9 +32,9 @@ def evaluate(
     report: Report,
 ) -> dict[str, Any]:
     """Ask every model the same questions and write report.html and report.md."""
-    from pipeline.evaluation import write_exams
-    from pipeline.jsonl import read_jsonl
-    from pipeline.report import write_report
+    from pipeline.data.jsonl import read_jsonl
+    from pipeline.evaluation.exams import write_exams
+    from pipeline.pages.report import write_report
 
     models = {
         NAMES[model.stage]: model for model in (base, chat, aligned)

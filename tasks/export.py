@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.sections.evaluation import ExportSection
-from pipeline.sections.resources import Resources
+from pipeline.config.evaluation import ExportSection
+from pipeline.config.resources import Resources
 from storage.store import Artifact, Store
-from tasks.stage import Report, stage
+from tasks.running.stage import Report, stage
 
 
 @stage(version=1, workers="model.verify", libs=("transformers", "safetensors"), kind="model", base="model")
 def export(cfg: ExportSection, model: Artifact, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
     """Publish weights, tokenizer, chat template and model card; prove that stock transformers gives equal logits."""
-    from pipeline.export import export as make
+    from pipeline.release.export import export as make
 
     return make(cfg, model.path, out, facts=facts(model), progress=report)
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.sections.data import IngestSection
-from pipeline.sections.resources import Resources
-from tasks.sources import SourceSet
-from tasks.stage import Report, stage
+from pipeline.config.data import IngestSection
+from pipeline.config.resources import Resources
+from tasks.running.sources import SourceSet
+from tasks.running.stage import Report, stage
 
 
 @stage(version=1, libs=("orjson", "fastwarc", "pyarrow"))
 def ingest(cfg: IngestSection, sources: SourceSet, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
     """Read every source into Parquet documents; what cannot be read is counted and sampled."""
-    from pipeline.ingest import ingest as make
+    from pipeline.data.ingest import ingest as make
 
     return make(cfg, list(sources.sources), out, workers=on.workers, engine=on.engine, progress=report)

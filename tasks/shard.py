@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.sections.data import ShardSection
-from pipeline.sections.resources import Resources
+from pipeline.config.data import ShardSection
+from pipeline.config.resources import Resources
 from storage.store import Artifact, Store
-from tasks.stage import Report, stage
+from tasks.running.stage import Report, stage
 
 
 @stage(version=1, libs=("pyarrow",))
 def shard(cfg: ShardSection, docs: Artifact, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
     """Split, mix and shuffle documents into Parquet shards."""
-    from pipeline.shard import shard as make
+    from pipeline.data.shard import shard as make
 
     return make(cfg, docs.path, out, history=history(docs), workers=on.workers, engine=on.engine, progress=report)
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.sections.resources import Resources
-from pipeline.sections.tokens import TokenizerSection
+from pipeline.config.resources import Resources
+from pipeline.config.tokens import TokenizerSection
 from storage.store import Artifact
-from tasks.stage import Report, stage
+from tasks.running.stage import Report, stage
 
 
 @stage(version=1, libs=("tokenizers",), kind="tokenizer")
 def tokenizer(cfg: TokenizerSection, shards: Artifact, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
     """Train the vocabulary (or take an existing one) and measure its compression per language."""
-    from pipeline.tokenizer import make_tokenizer
+    from pipeline.tokens.tokenizer import make_tokenizer
 
     return make_tokenizer(cfg, shards.path, out, progress=report)

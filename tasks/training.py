@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from model.config import dump
-from pipeline.sections.resources import Resources
-from pipeline.sections.training import TrainSection
+from model.network.config import dump
+from pipeline.config.resources import Resources
+from pipeline.config.training import TrainSection
 from storage.store import Artifact
-from tasks.launch import launch
-from tasks.stage import Report
+from tasks.running.launch import launch
+from tasks.running.stage import Report
 
 Encode = Callable[..., dict[str, Any]]
 
@@ -23,7 +23,7 @@ def train(
     """Train in worker processes until ``out`` is a model directory; an earlier attempt's checkpoints in it are resumed
     from."""
     spec = cfg.spec(on, data=data, tokenizer=tokenizer, init=init, out=out)
-    result = launch("model.train", dump(spec), out, on, report.training, note=report.note)
+    result = launch("model.training.train", dump(spec), out, on, report.training, note=report.note)
     shutil.rmtree(
         out / "_run" / "checkpoints", ignore_errors=True
     )  # the published model is whole; checkpoints are for attempts
@@ -34,7 +34,7 @@ def encode_records(
     encode: Encode, records: Artifact, cfg: TrainSection, model: Path, out: Path, report: Report
 ) -> dict[str, Any]:
     """Encode a stage's records into ``out/_run/data`` with the tokenizer of ``model``; returns counts."""
-    from pipeline.jsonl import read_jsonl
+    from pipeline.data.jsonl import read_jsonl
 
     return encode(
         read_jsonl(records.path / "records.jsonl"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.documents import SCHEMA
+from pipeline.data.documents import SCHEMA
 
 ENGLISH = (
     "A tokenizer cuts text into pieces that a model can count. The pieces are learned from the data, so that common"

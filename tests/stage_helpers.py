@@ -10,14 +10,14 @@ from pathlib import Path
 
 from pydantic import Field
 
-from pipeline.sections.base import Section
-from pipeline.sections.resources import Resources
+from pipeline.config.base import Section
+from pipeline.config.resources import Resources
 from pipeline.sources import Source
 from storage.digest import sha256_json
-from tasks.adopt import adopt
-from tasks.plan import PlanRun
-from tasks.sources import SourceSet
-from tasks.stage import PrefectRun, stage
+from tasks.running.adopt import adopt
+from tasks.running.plan import PlanRun
+from tasks.running.sources import SourceSet
+from tasks.running.stage import PrefectRun, stage
 
 ROOT = Path(__file__).parent.parent
 

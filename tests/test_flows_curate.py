@@ -20,7 +20,7 @@ def test_adopt_takes_the_preset_of_the_run_that_made_it(lab, swept):
     place = lab.path / "store" / "clean"
     (place / clean["key"]).rename(place / ("0" * 32))
     record = json.loads((place / ("0" * 32) / "lineage.json").read_text())
-    record["identity"]["code"]["pipeline.clean"] = "older"
+    record["identity"]["code"]["pipeline.data.clean"] = "older"
     (place / ("0" * 32) / "lineage.json").write_text(json.dumps({**record, "key": "0" * 32}))
     assert plan(lab)["clean"]["state"] == "miss"
     assert f"clean/{clean['key'][:12]} adopted from clean/000000000000" in lab("adopt", "clean/0000").stdout
@@ -28,7 +28,7 @@ def test_adopt_takes_the_preset_of_the_run_that_made_it(lab, swept):
         plan(lab)["clean"]["state"] == "hit"
         and "adopted from clean/0000" in lab("lineage", f"clean/{clean['key'][:12]}").stdout
     )
-    assert "although code pipeline/clean.py changed" in lab("show", f"clean/{clean['key'][:12]}").stdout
+    assert "although code pipeline/data/clean.py changed" in lab("show", f"clean/{clean['key'][:12]}").stdout
     other = lab("adopt", "clean/0000", MICRO, f"ingest.sources={lab.good}", "clean.max_spam_density=7", code=2).stderr
     assert "clean.max_spam_density: 0.5 → 7" in other and "--force" in other
     missing = lab("adopt", "clean/0000", MICRO, "ingest.sources=teaching", code=2).stderr

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from flows import inspect
-from pipeline.config import load
+from pipeline.config.tree import load
 from storage.store import Store
 
 

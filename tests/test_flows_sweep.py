@@ -7,7 +7,7 @@ import pytest
 from conftest import MICRO
 
 from flows.sweep import Child, axes, default_metric, rank
-from flows.sweep_page import effect, page
+from pipeline.pages.sweep import effect, page
 
 
 def test_children_share_stages_and_a_failed_one_stops_no_other(lab, swept):

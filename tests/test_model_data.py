@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.data import PADDING, Order, Packed, Windows, pack, read_split, share
+from model.tokens.rows import PADDING, Order, Packed, Windows, pack, read_split, share
 
 
 def write_tokens(

@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 from flows import cli
-from model.config import ModelConfig, OptimConfig, TrainSpec
-from model.engine import Replicas
-from model.estimate import (
+from model.network.config import ModelConfig, OptimConfig, TrainSpec
+from model.network.transformer import Transformer, initialize
+from model.running.estimate import (
     ENGINES,
     GPUS,
     REFERENCE,
@@ -30,8 +30,8 @@ from model.estimate import (
     memory,
     references,
 )
-from model.objective import Batch, NextToken
-from model.transformer import Transformer, initialize
+from model.training.engine import Replicas
+from model.training.objective import Batch, NextToken
 
 SHAPES = [
     ModelConfig(vocab_size=64, dim=64, layers=6, heads=4, kv_heads=4, ffn=176),

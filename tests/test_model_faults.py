@@ -13,11 +13,11 @@ import psutil
 import pytest
 from test_model_data import write_tokens
 
-from model.config import TrainSpec, dump, parse
-from pipeline.sections.resources import Resources
-from tasks import launch as launching
-from tasks.failure import WorkerFailed
-from tasks.launch import launch
+from model.network.config import TrainSpec, dump, parse
+from pipeline.config.resources import Resources
+from tasks.running import launch as launching
+from tasks.running.failure import WorkerFailed
+from tasks.running.launch import launch
 
 
 def ranks_of(out: Path) -> dict[int, psutil.Process]:
@@ -48,7 +48,7 @@ def train(spec: TrainSpec, fault: signal.Signals | None = None, step: int = 0) -
             if fault == signal.SIGSTOP:
                 on.__dict__["no_progress_seconds"] = 2  # from now on: starting up takes longer than that
 
-    return launch("model.train", dump(spec), Path(spec.out), on, report)
+    return launch("model.training.train", dump(spec), Path(spec.out), on, report)
 
 
 def test_a_killed_and_a_hung_rank_end_the_run_readably_and_it_resumes_to_the_same_bytes(tmp_path, monkeypatch) -> None:
@@ -79,7 +79,7 @@ def test_a_killed_and_a_hung_rank_end_the_run_readably_and_it_resumes_to_the_sam
     undisturbed = threading.Thread(target=train, args=(whole,))
     undisturbed.start()
 
-    with pytest.raises(WorkerFailed, match=r"model.train failed on rank 1: killed by signal 9") as killed:
+    with pytest.raises(WorkerFailed, match=r"model.training.train failed on rank 1: killed by signal 9") as killed:
         train(broken, signal.SIGKILL, 15)
     assert killed.value.reason == "signal" and not ranks_of(tmp_path / "broken")
     with pytest.raises(WorkerFailed, match=r"made no progress(.|\n)*run again to resume") as hung:

@@ -8,7 +8,7 @@ from token_helpers import FACTS, new_model, taught_dir
 
 from model import chat as chat_module
 from model.chat import Chat, converse
-from model.generate import Sampling, generate, stream
+from model.generation.generate import Sampling, generate, stream
 
 PROMPTS = [[5, 6, 7], [100, 200, 300, 400, 410, 42], [9]]
 STOP = {0, 2}

@@ -17,8 +17,8 @@ from test_model_train import tokens as tokens
 from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForCausalLM
 
-from model import loss, train
-from model.config import TrainSpec
+from model.network.config import TrainSpec
+from model.training import loss, train
 
 LORA = {"rank": 4, "alpha": 6.0}
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import loss
-from model.config import OptimConfig
-from model.optim import MuonAdamW, groups
+from model.network.config import OptimConfig
+from model.training import loss
+from model.training.optim import MuonAdamW, groups
 
 
 @pytest.mark.parametrize("gradient", [loss._gradient, loss.chunk_gradient])

@@ -12,10 +12,10 @@ import torch
 from test_model_data import write_tokens
 from test_model_train import Alone, make_spec
 
-from model import train
-from model.config import ModelConfig
-from model.transformer import Transformer, initialize
-from model.weights import _split_experts, load_model, read_config, save_model, widen
+from model.network.config import ModelConfig
+from model.network.transformer import Transformer, initialize
+from model.network.weights import _split_experts, load_model, read_config, save_model, widen
+from model.training import train
 
 SHAPE = {
     "vocab_size": 128,

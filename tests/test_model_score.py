@@ -8,12 +8,12 @@ import pytest
 import torch
 from token_helpers import FACTS, documents, new_model, taught_dir, tokenizer_dir, write_shards
 
-from model.judge import bootstrap_mean, groups, is_right, share, wilson
+from model.generation.judge import bootstrap_mean, groups, is_right, share, wilson
+from model.network.weights import save_model
 from model.score import Scorer, bits_per_byte, held_out, run, token_bytes
-from model.tokenizer import ChatTokenizer
-from model.weights import save_model
-from pipeline.encode import encode_text
-from pipeline.sections.tokens import EncodeSection
+from model.tokens.chat import ChatTokenizer
+from pipeline.config.tokens import EncodeSection
+from pipeline.tokens.encode import encode_text
 
 SETTINGS = {"max_new_tokens": 32, "batch": 3, "bits_tokens": 0, "seq_len": 32, "seed": 0}
 

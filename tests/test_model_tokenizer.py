@@ -1,7 +1,7 @@
 import pytest
 from token_helpers import tokenizer_dir
 
-from model.tokenizer import CHAT_SPECIALS, ChatTokenizer, render_chat
+from model.tokens.chat import CHAT_SPECIALS, ChatTokenizer, render_chat
 
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},

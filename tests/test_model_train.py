@@ -21,12 +21,12 @@ import torch
 from safetensors.torch import load_file
 from test_model_data import write_tokens
 
-from model import train
-from model.checkpoint import Checkpoints, Piece
-from model.config import TrainSpec, dump, parse
-from model.loop import SKIP_LIMIT, Diverged, Loop, Plan
-from model.setup import Ranks
-from model.spikes import LEAST, WINDOW, SpikeGuard
+from model.network.config import TrainSpec, dump, parse
+from model.running.checkpoint import Checkpoints, Piece
+from model.training import train
+from model.training.loop import SKIP_LIMIT, Diverged, Loop, Plan
+from model.training.setup import Ranks
+from model.training.spikes import LEAST, WINDOW, SpikeGuard
 
 ROOT = Path(__file__).parent.parent
 MODEL = {"dim": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 96}
@@ -86,7 +86,7 @@ def start(spec: TrainSpec, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
     env |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     log = open(run / "log", "ab")  # noqa: SIM115 - lives as long as the process
     return subprocess.Popen(
-        [sys.executable, "-m", *launcher, "model.train", "--spec", str(run / "spec.json")],
+        [sys.executable, "-m", *launcher, "model.training.train", "--spec", str(run / "spec.json")],
         env=env,
         cwd=ROOT,
         stdout=log,

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 from documents import CHINESE, ENGLISH, files, write
+from pipeline.config import cleaning, data
 
-from pipeline.clean import clean
-from pipeline.decontaminate import decontaminate
-from pipeline.dedup import dedup
-from pipeline.executor import ShardFailed, close_workers
-from pipeline.ingest import ingest
-from pipeline.language import language
-from pipeline.sections import cleaning, data
-from pipeline.shard import shard
+from pipeline.data.clean import clean
+from pipeline.data.decontaminate import decontaminate
+from pipeline.data.dedup import dedup
+from pipeline.data.ingest import ingest
+from pipeline.data.language import language
+from pipeline.data.shard import shard
+from pipeline.running.executor import ShardFailed, close_workers
 from pipeline.sources import resolve
 
 EXAM = "Which of the seven bridges of the old harbour was built last, and who paid for the stones of it?"
@@ -102,7 +102,7 @@ def workers_of_this_process() -> list[int]:
     children = [
         int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()
     ]
-    return [pid for pid in children if b"pipeline.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in children if b"pipeline.running.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from token_helpers import FACTS, tokenizer_dir
 
-from model.tokenizer import ChatTokenizer
-from pipeline.chat_tokens import encode_chats, encode_pairs
+from model.tokens.chat import ChatTokenizer
+from pipeline.tokens.chats import encode_chats, encode_pairs
 
 CHAT = ChatTokenizer.load(tokenizer_dir())
 

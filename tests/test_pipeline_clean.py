@@ -12,12 +12,12 @@ from documents import CHINESE, ENGLISH, files, rows, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import repairs, rules
-from pipeline.clean import clean
+from pipeline.config.cleaning import CleanSection, RuleName
+from pipeline.data import repairs, rules
+from pipeline.data.clean import clean
 from pipeline.kernels import alphabet, scan
 from pipeline.kernels.scan import Stat
 from pipeline.kernels.terms import Terms
-from pipeline.sections.cleaning import CleanSection, RuleName
 
 BROKEN = {
     "empty": "\u200b \n",

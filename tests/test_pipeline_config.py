@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.config import STAGES, ConfigError, about, load, presets
-from pipeline.sections.resources import Resources
+from pipeline.config.resources import Resources
+from pipeline.config.tree import STAGES, ConfigError, about, load, presets
 from storage.digest import canonical_json
 
 

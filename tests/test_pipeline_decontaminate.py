@@ -7,8 +7,8 @@ import json
 import pytest
 from documents import CHINESE, ENGLISH, files, rows, write
 
-from pipeline.decontaminate import decontaminate
-from pipeline.sections.cleaning import DecontaminateSection
+from pipeline.config.cleaning import DecontaminateSection
+from pipeline.data.decontaminate import decontaminate
 
 OTHER = (
     "Nothing in this document was ever asked in an examination, however long one looks for it in the books of the"

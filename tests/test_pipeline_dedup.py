@@ -14,11 +14,11 @@ from documents import CHINESE, ENGLISH, files, rows, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.dedup import dedup
-from pipeline.executor import ShardFailed
+from pipeline.config.cleaning import DedupSection
+from pipeline.data.dedup import dedup
+from pipeline.data.shingles import shingles
 from pipeline.kernels import minhash
-from pipeline.sections.cleaning import DedupSection
-from pipeline.shingles import shingles
+from pipeline.running.executor import ShardFailed
 
 WORDS = re.compile(r"[\u3400-\u9fff\u3041-\u30ff]|[^\W_\u3400-\u9fff\u3041-\u30ff]+")
 

@@ -2,7 +2,7 @@
 
 import random
 
-from pipeline.documents import first_difference
+from pipeline.data.documents import first_difference
 
 
 def test_first_difference_is_that_of_a_plain_loop():

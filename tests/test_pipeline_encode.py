@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from token_helpers import EN, ZH, documents, tokenizer_dir, write_shards
 from tokenizers import Tokenizer, normalizers
 
-from model.tokenizer import ChatTokenizer, render_chat
-from pipeline import encode
-from pipeline.encode import Encoder, encode_text
-from pipeline.sections.tokens import EncodeSection
+from model.tokens.chat import ChatTokenizer, render_chat
+from pipeline.config.tokens import EncodeSection
+from pipeline.tokens import encode
+from pipeline.tokens.encode import Encoder, encode_text
 
 
 def files(path):

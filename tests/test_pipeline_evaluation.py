@@ -3,8 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.evaluation import exam_items, read_exams, sample, write_exams
-from pipeline.sections.evaluation import EvaluateSection
+from pipeline.config.evaluation import EvaluateSection
+from pipeline.evaluation.exams import exam_items, read_exams, sample, write_exams
 from pipeline.sources import resolve
 
 FACT = {

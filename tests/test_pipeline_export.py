@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 from token_helpers import new_model, taught_dir, tokenizer_dir
 
-from model.tokenizer import CHAT_TEMPLATE, ChatTokenizer
+from model.network.weights import save_model
+from model.tokens.chat import CHAT_TEMPLATE, ChatTokenizer
 from model.verify import compare, run
-from model.weights import save_model
-from pipeline.export import export, from_bf16, to_bf16
-from pipeline.sections.evaluation import ExportSection
+from pipeline.config.evaluation import ExportSection
+from pipeline.release.export import export, from_bf16, to_bf16
 
 FACTS = {
     "sources": {"teaching": {"files": 4, "bytes": 12345, "digest": "ab" * 32, "stage": "ingest"}},

@@ -6,11 +6,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pipeline.funnel import write_funnel
-from pipeline.funnel_parts import count, marked, share
-from pipeline.ingest import ingest
-from pipeline.sections.data import IngestSection, ShardSection
-from pipeline.shard import shard
+from pipeline.config.data import IngestSection, ShardSection
+from pipeline.data.ingest import ingest
+from pipeline.data.shard import shard
+from pipeline.pages.funnel import write_funnel
+from pipeline.pages.funnel_parts import count, marked, share
 from pipeline.sources import resolve
 
 EVIL = "<script>alert(1)</script>\u2028line"

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from pipeline.ingest import ingest
+from pipeline.config.data import IngestSection
+from pipeline.data.ingest import ingest
 from pipeline.readers import Fault, read
-from pipeline.sections.data import IngestSection
 from pipeline.sources import resolve
 
 LIMITS = {"max_record": 1 << 20, "max_text": 10_000}

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from documents import CHINESE, ENGLISH, files, rows, write
 
-from pipeline import arbiter
+from pipeline.config.cleaning import LanguageSection
+from pipeline.data import arbiter
+from pipeline.data.language import STEPS, identify, language
 from pipeline.kernels.fasttext import FastText
-from pipeline.language import STEPS, identify, language
-from pipeline.sections.cleaning import LanguageSection
 
 TEXTS = {
     "zh": CHINESE,

@@ -3,9 +3,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from model.judge import share
-from pipeline.report import pick_samples, write_report
-from pipeline.svg import bars, lines
+from model.generation.judge import share
+from pipeline.pages.report import pick_samples, write_report
+from pipeline.pages.svg import bars, lines
 
 EVIL = '<script>alert("x")</script> | pipe'
 

@@ -7,11 +7,11 @@ import json
 import pytest
 from documents import files
 
-from pipeline.evaluation import overlaps
-from pipeline.jsonl import read_jsonl
-from pipeline.records import read_chats, read_preferences
-from pipeline.screen import screen
-from pipeline.sections.cleaning import DecontaminateSection
+from pipeline.config.cleaning import DecontaminateSection
+from pipeline.data.jsonl import read_jsonl
+from pipeline.data.records import read_chats, read_preferences
+from pipeline.data.screen import screen
+from pipeline.evaluation.exams import overlaps
 from pipeline.sources import resolve
 
 ASKED = "Why does the sky look blue by day and red in the evening over the sea in the far west of the land?"
@@ -38,7 +38,7 @@ def source(tmp_path, rows, kind="chat", name="sft.jsonl"):
 
 @pytest.mark.parametrize("rows", [4096, 5])
 def test_records_that_hold_evaluation_texts_go_and_all_are_accounted_for(tmp_path, monkeypatch, rows):
-    monkeypatch.setattr("pipeline.screen._ROWS", rows)
+    monkeypatch.setattr("pipeline.data.screen._ROWS", rows)
     chats = source(
         tmp_path, [*CHATS, {"no": "chat"}, *[{"instruction": f"count to {i}", "output": "done"} for i in range(20)]]
     )

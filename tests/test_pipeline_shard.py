@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.documents import SCHEMA, write_part
-from pipeline.sections.data import ShardSection
-from pipeline.shard import shard
+from pipeline.config.data import ShardSection
+from pipeline.data.documents import SCHEMA, write_part
+from pipeline.data.shard import shard
 
 
 def documents(path, rows, per_part=1000):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pipeline.records import Losses, read_chats, read_preferences
+from pipeline.data.records import Losses, read_chats, read_preferences
 from pipeline.sources import resolve
 from pipeline.sources.python_docs import list_python_docs, read_run, runs
 from pipeline.sources.teaching import (

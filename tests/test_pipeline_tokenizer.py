@@ -11,12 +11,12 @@ from pydantic import ValidationError
 from token_helpers import EN, ZH, documents, tokenizer_dir, write_shards
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from model.tokenizer import ChatTokenizer, render_chat
-from pipeline.bpe import PRETOKEN_PATTERN, extend_merges, learn_merges, to_tokenizers
-from pipeline.encode import Encoder
+from model.tokens.chat import ChatTokenizer, render_chat
+from pipeline.config.tokens import TokenizerSection
 from pipeline.kernels.pretokens import count, split
-from pipeline.sections.tokens import TokenizerSection
-from pipeline.tokenizer import make_tokenizer
+from pipeline.tokens.bpe import PRETOKEN_PATTERN, extend_merges, learn_merges, to_tokenizers
+from pipeline.tokens.encode import Encoder
+from pipeline.tokens.tokenizer import make_tokenizer
 
 
 def vocabulary(path):

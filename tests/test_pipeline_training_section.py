@@ -7,10 +7,10 @@ from itertools import pairwise
 
 import pytest
 
-from model.config import ModelConfig, OptimConfig
-from model.estimate import matrices
-from pipeline.config import ConfigError, load
-from pipeline.sections.training import PretrainSection, compute_optimal
+from model.network.config import ModelConfig, OptimConfig
+from model.running.estimate import matrices
+from pipeline.config.training import PretrainSection, compute_optimal
+from pipeline.config.tree import ConfigError, load
 
 
 def test_the_dial_reaches_known_sizes_and_grows_evenly() -> None:

@@ -17,13 +17,13 @@ import psutil
 import pytest
 from test_model_data import write_tokens
 
-from model.config import TrainSpec, dump, parse
-from pipeline.sections.resources import Resources
-from tasks import launch as launching
-from tasks import nodes
-from tasks.failure import WorkerFailed
-from tasks.launch import launch, stop_all
-from tasks.nodes import free_port
+from model.network.config import TrainSpec, dump, parse
+from pipeline.config.resources import Resources
+from tasks.running import launch as launching
+from tasks.running import nodes
+from tasks.running.failure import WorkerFailed
+from tasks.running.launch import launch, stop_all
+from tasks.running.nodes import free_port
 
 
 def test_two_nodes_train_to_the_bytes_of_one_node_with_as_many_ranks(tmp_path, monkeypatch) -> None:
@@ -52,7 +52,7 @@ def test_two_nodes_train_to_the_bytes_of_one_node_with_as_many_ranks(tmp_path, m
     def train(name: str, **resources) -> bytes:
         """The trained model's bytes."""
         launch(
-            "model.train",
+            "model.training.train",
             dump(parse(TrainSpec, spec | {"out": str(tmp_path / name)})),
             tmp_path / name,
             Resources(device="cpu", threads=1, **resources),

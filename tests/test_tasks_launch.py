@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.sections.resources import Resources
-from tasks import launch as launching
-from tasks.failure import WorkerFailed, explain
-from tasks.launch import launch, launcher_command, worker_environment
+from pipeline.config.resources import Resources
+from tasks.running import launch as launching
+from tasks.running.failure import WorkerFailed, explain
+from tasks.running.launch import launch, launcher_command, worker_environment
 
 WORKER = """
 import argparse, json, os, signal, subprocess, sys, time
@@ -227,8 +227,8 @@ def test_a_report_that_fails_does_not_stop_the_training(tmp_path):
 CALLER = """
 import signal, sys; from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-from pipeline.sections.resources import Resources
-from tasks.launch import launch
+from pipeline.config.resources import Resources
+from tasks.running.launch import launch
 out = Path(sys.argv[1])
 launch("tiny_worker", {"out": str(out), "do": "hang", "stray": True}, out, Resources(nproc=2, device="cpu"), lambda record: None)
 """
@@ -287,7 +287,7 @@ def test_a_follow_up_error_is_not_taken_for_the_cause(tmp_path):
     log.write_text(
         trace + "torch.distributed.DistBackendError: connection closed by peer\n" + trace + "KeyError: 'tokens'\n"
     )
-    failure = explain("model.train", 1, log)
+    failure = explain("model.training.train", 1, log)
     assert "KeyError: 'tokens'" in str(failure) and "DistBackendError" not in str(failure)
     assert (
         str(pickle.loads(pickle.dumps(failure))) == str(failure)
@@ -296,7 +296,7 @@ def test_a_follow_up_error_is_not_taken_for_the_cause(tmp_path):
 
 
 def test_metrics_written_in_pieces_and_rewritten_are_read_whole(tmp_path):
-    from tasks.tail import Tail
+    from tasks.running.tail import Tail
 
     path = tmp_path / "metrics.jsonl"
     tail = Tail(path)

@@ -6,7 +6,7 @@ import itertools
 import re
 import xml.etree.ElementTree as ElementTree
 
-from tasks.lineage_page import HEIGHT, WIDTH, ancestry, graph, headline, layout, note, page
+from pipeline.pages.lineage import HEIGHT, WIDTH, ancestry, graph, headline, layout, note, page
 
 
 def record(stage: str, *inputs: str, **more) -> dict:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.tracking import follow, start_tracker, summary, sync
+from tasks.tracking.tracker import follow, start_tracker, summary, sync
 
 ROOT = Path(__file__).resolve().parent.parent
 LONG = {"rules": ["short", "markup"], "optim": {"lr": 0.001, "name": "muon"}, "note": "x" * 7000}
@@ -248,7 +248,7 @@ def test_a_killed_flow_leaves_killed_runs(home, client):
     home = home.with_name("killed")
     run = FlowRun(home, "killed")
     code = (
-        "import sys, os, time; from pathlib import Path; from tasks.tracking import start_tracker, summary; d ="
+        "import sys, os, time; from pathlib import Path; from tasks.tracking.tracker import start_tracker, summary; d ="
         " Path(sys.argv[1]); start_tracker(d)\nwhile not summary(d).get('stages'):"
         " time.sleep(0.05)\nos.kill(os.getpid(), 9)"
     )
@@ -294,7 +294,7 @@ def test_an_outage_is_filled_in_later_and_only_once(home, client, monkeypatch):
 
 
 def test_a_resumed_curve_shows_every_step_once(home, client, tmp_path):
-    from tasks.tracking_parts import Building
+    from tasks.tracking.forms import Building
 
     run_id = client.create_run(summary(home / "runs" / "first")["experiment_id"]).info.run_id
     building = Building(run_id, tmp_path, live=False)
@@ -312,7 +312,7 @@ def test_a_resumed_curve_shows_every_step_once(home, client, tmp_path):
 
 def test_the_flow_side_does_not_load_mlflow():
     code = (
-        "import sys, tasks.tracking; sys.exit(any(m.partition('.')[0] in ('mlflow', 'torch', 'pandas', 'pyarrow') for m"
+        "import sys, tasks.tracking.tracker; sys.exit(any(m.partition('.')[0] in ('mlflow', 'torch', 'pandas', 'pyarrow') for m"
         " in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

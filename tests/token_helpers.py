@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.sections.tokens import TokenizerSection
-from pipeline.tokenizer import make_tokenizer
+from pipeline.config.tokens import TokenizerSection
+from pipeline.tokens.tokenizer import make_tokenizer
 
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
@@ -67,8 +67,8 @@ def new_model(seed=0, **shape):
     """A small random model whose blocks all do something."""
     import torch
 
-    from model.config import ModelConfig
-    from model.transformer import Transformer, initialize
+    from model.network.config import ModelConfig
+    from model.network.transformer import Transformer, initialize
 
     sizes = {"vocab_size": 450, "dim": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 128, "max_seq_len": 128}
     model = Transformer(ModelConfig(**{**sizes, **shape}))
@@ -87,8 +87,8 @@ def taught_dir():
     import torch
     import torch.nn.functional as F
 
-    from model.tokenizer import ChatTokenizer
-    from model.weights import save_model
+    from model.network.weights import save_model
+    from model.tokens.chat import ChatTokenizer
 
     chat, model = ChatTokenizer.load(tokenizer_dir()), new_model()
     rows = [chat.chat([{"role": "user", "content": q}, {"role": "assistant", "content": a}]) for q, a in FACTS.items()]

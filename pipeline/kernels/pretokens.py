@@ -1,7 +1,7 @@
 """Pre-tokens of Qwen2's split pattern and how often each comes, over UTF-8 bytes: what byte pair merges are learnt
 from.
 
-The pattern is :data:`pipeline.bpe.PRETOKEN_PATTERN`; its alternatives are tried here by hand, in their order. A batch
+The pattern is :data:`pipeline.tokens.bpe.PRETOKEN_PATTERN`; its alternatives are tried here by hand, in their order. A batch
 of texts is one array of bytes, with 0xFF, which UTF-8 never has, after every text.
 """
 

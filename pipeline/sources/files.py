@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pipeline.sources import SourceFile
 from pipeline.sources.kinds import format_of, has_magic, suffixes
+from storage.places import home
 
 _RACY_NS = 2_000_000_000
 
@@ -71,7 +72,7 @@ def _walk(root: Path) -> list[Path]:
 
 def sha256_of(paths: list[Path]) -> dict[Path, str]:
     """Hex sha256 of each file's content, from memory where size and time have not changed."""
-    cache_path = Path(os.environ.get("PIPELINE_HOME", ".pipeline")) / "digests.json"
+    cache_path = home() / "digests.json"
     cache = _load(cache_path)
     digests, news = {}, {}
     for path in paths:

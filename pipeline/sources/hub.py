@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.sources import SourceFile
 from pipeline.sources.kinds import format_of, suffixes
+from storage.places import home
 
 
 def list_hub(spec: str) -> tuple[list[SourceFile], list[str]]:
@@ -73,7 +74,7 @@ def fetch_hub(location: str) -> str:
     from huggingface_hub import hf_hub_download
 
     repo, revision, inside = _parts(location)
-    cache = os.path.join(os.environ.get("PIPELINE_HOME", ".pipeline"), "hub")
+    cache = str(home() / "hub")
     try:
         return hf_hub_download(
             repo,

@@ -1,0 +1,225 @@
+"""How a worker meets its surroundings: ranks, signals, and the choices that depend on the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import signal
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from model.network.config import ModelConfig, TrainSpec
+from model.network.transformer import Transformer
+from model.running.checkpoint import write_json
+from model.running.machine import Orphan, can_compile, peak_flops, pick_device, pick_dtype
+
+COMPILE_SECONDS = {True: 5.0, False: 50.0}
+"""Time torch.compile takes with a warm cache and without; blocks share one graph, so depth costs nothing. Measured on a
+CPU: 42 to 65 s without."""
+COMPILE_GAIN = {"cuda": 0.33, "cpu bfloat16": 0.17, "cpu float32": 0.04}
+"""Share of an eager run that compilation saves; in fp32 (measured: 0.057, 0.046 and 0.019 at 3.5M, 5M and d 512) there
+are no casts to fuse."""
+EAGER_MFU = {"cuda": 0.45, "cpu bfloat16": 0.45, "cpu float32": 0.6}
+
+
+class Ranks:
+    """The processes of this run, and whether they were asked to stop."""
+
+    def __init__(self, spec: TrainSpec) -> None:
+        self.orphan = Orphan()
+        self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.device = pick_device(spec.device, int(os.environ.get("LOCAL_RANK", "0")))
+        if spec.threads:
+            torch.set_num_threads(spec.threads)
+        self._told = False
+        signal.signal(signal.SIGTERM, self._stop)
+        if self.world > 1 or spec.engine == "deepspeed":
+            for name, value in (
+                ("MASTER_ADDR", "127.0.0.1"),
+                ("MASTER_PORT", "0"),
+                ("RANK", "0"),
+                ("WORLD_SIZE", "1"),
+                ("LOCAL_RANK", "0"),
+            ):
+                os.environ.setdefault(name, value)
+            dist.init_process_group(
+                "nccl" if self.device.type == "cuda" else "gloo", timeout=datetime.timedelta(minutes=10)
+            )
+
+    def _stop(self, number: int, frame: Any) -> None:
+        self._told = True
+
+    def stopping(self) -> bool:
+        """Whether this rank was told to stop, or its launcher is gone."""
+        return self._told or bool(self.orphan)
+
+    def agree(self, stop: bool, due: bool, step: int, every: int) -> tuple[bool, bool]:
+        """What any rank asks for, all do. On a GPU asked only every ``every`` steps: the answer has to be waited
+        for."""
+        if self.world == 1:
+            return stop, due
+        if self.device.type == "cuda" and step % every:
+            return False, False
+        asked = torch.tensor([float(stop), float(due and self.rank == 0)], device=self.device)
+        dist.all_reduce(asked)
+        return bool(asked[0] > 0), bool(asked[1] > 0)
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks, on the CPU."""
+        if self.world > 1:
+            values = values.to(self.device)
+            dist.all_reduce(values)
+        return values.cpu()
+
+    def barrier(self) -> None:
+        """Wait until all ranks are here."""
+        if self.world > 1:
+            dist.all_reduce(torch.zeros(1, device=self.device))
+
+    def say(self, text: str) -> None:
+        """Print once, from rank 0."""
+        if self.rank == 0:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+@dataclass
+class Choices:
+    """What was decided for this machine. Kept in the run's folder: a resumed run computes in the same way, to the
+    bit."""
+
+    dtype: str
+    attention: str
+    compile: bool
+    micro_batch: int
+    log_every: int
+    made_for: str
+    path: str
+
+    def save(self, ranks: Ranks, own: bool = False) -> None:
+        """Remember (rank 0; with ``own`` any rank that found out something)."""
+        if ranks.rank == 0 or own:
+            with contextlib.suppress(FileNotFoundError):  # another rank found out the same and was faster
+                write_json(Path(self.path), asdict(self))
+
+
+def choose(spec: TrainSpec, config: ModelConfig, ranks: Ranks, tokens: int, run: Path) -> Choices:
+    """Precision, attention, compile and micro-batch for a run over ``tokens`` slots; earlier choices for the same
+    machine are kept."""
+    dtype, cuda = pick_dtype(spec.dtype, ranks.device), ranks.device.type == "cuda"
+    made_for = (
+        f"{ranks.device.type} {ranks.world} {torch.__version__} {spec.compile} {spec.dtype} {spec.micro_batch}"
+        f" {spec.engine}"
+    )
+    path = run / "choices.json"
+    try:
+        earlier = Choices(**json.loads(path.read_text(encoding="utf-8")))
+        if earlier.made_for == made_for:
+            return earlier
+    except (OSError, ValueError, TypeError):
+        pass
+    micro = spec.micro_batch or _micro_batch(spec, config, ranks)
+    wanted = torch.tensor([micro, _worth_compiling(spec, config, ranks, tokens, dtype, micro)], dtype=torch.float64)
+    micro, compiled = (
+        int(v) for v in ranks.total(wanted * (ranks.rank == 0))
+    )  # measured speeds differ; rank 0 decides for all
+    if cuda:
+        attention = "flex" if compiled else "sdpa"
+    else:
+        attention = "manual" if spec.seq_len <= 512 else "sdpa"
+    every = max(spec.log_every, 10) if cuda else spec.log_every
+    made = Choices(str(dtype).removeprefix("torch."), attention, bool(compiled), micro, every, made_for, str(path))
+    made.save(ranks)
+    return made
+
+
+def _micro_batch(spec: TrainSpec, config: ModelConfig, ranks: Ranks) -> int:
+    """Rows at once: on a CPU what stays in cache, on a GPU what a rough count of activations allows; halved later if
+    too many."""
+    each = -(-spec.batch_rows // ranks.world)
+    if ranks.device.type == "cpu":
+        fit = max(1, 2048 // spec.seq_len)
+    else:
+        free, _ = torch.cuda.mem_get_info(ranks.device)
+        width = 34 * config.dim + 6 * config.ffn * (config.experts_per_token if config.experts else 1)
+        row = spec.seq_len * (2 * config.dim if spec.checkpointing else width) * 2 * config.layers
+        fit = max(1, int(0.6 * (free - 16 * config.parameters()) / row))
+    rounds = -(-each // min(fit, each))
+    return -(-each // rounds)
+
+
+def _worth_compiling(
+    spec: TrainSpec, config: ModelConfig, ranks: Ranks, tokens: int, dtype: torch.dtype, micro: int
+) -> bool:
+    if spec.compile == "off":
+        return False
+    if spec.engine == "deepspeed" and spec.zero_stage == 3:  # its hooks gather parameters inside the blocks
+        if spec.compile == "on":
+            ranks.say("torch.compile is left out under ZeRO 3")
+        return False
+    if not can_compile(ranks.device):
+        ranks.say("torch.compile finds no compiler on this machine; training without")
+        return False
+    if spec.compile == "on":
+        return True
+    if config.experts and ranks.device.type == "cpu":  # one product an expert, outside the graph: little to gain
+        return False
+    name = str(dtype).removeprefix("torch.")
+    kind = "cuda" if ranks.device.type == "cuda" else f"cpu {name}"
+    seconds = (
+        tokens
+        * config.flops_per_token(spec.seq_len)
+        / (EAGER_MFU[kind] * peak_flops(ranks.device.type, dtype) * ranks.world)
+    )
+    warm = warm_marker(spec, config, name, micro)
+    return seconds * COMPILE_GAIN[kind] > COMPILE_SECONDS[bool(warm and warm.exists())]
+
+
+def warm_marker(spec: TrainSpec, config: ModelConfig, dtype: str, micro: int) -> Path | None:
+    """The file that says these shapes have been compiled into the Inductor cache; None when there is no lasting
+    cache."""
+    cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if not cache:
+        return None
+    shape = [
+        config.dim,
+        config.heads,
+        config.kv_heads,
+        config.head_size,
+        config.ffn,
+        config.vocab_size,
+        config.qk_norm,
+        spec.seq_len,
+        micro,
+        dtype,
+    ]
+    digest = hashlib.sha256(
+        json.dumps(
+            [shape, torch.__version__, spec.objective == "dpo", spec.lora.rank, bool(spec.distill.teacher)]
+        ).encode()
+    ).hexdigest()
+    return Path(cache) / f"warm-{digest[:16]}"
+
+
+def prepare(model: Transformer, spec: TrainSpec, choices: Choices) -> None:
+    """Make ``model`` compute as chosen. Blocks are compiled one by one: they share one graph, so depth costs no compile
+    time."""
+    model.compute_dtype = getattr(torch, choices.dtype)
+    model.attention = choices.attention
+    model.checkpointing = spec.checkpointing
+    model.compiled = choices.compile
+    if choices.compile:
+        torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
+        for block in model.model.layers:
+            block.compile(dynamic=False)

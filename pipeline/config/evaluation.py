@@ -1,0 +1,54 @@
+"""Config of the evaluate and export stages."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.config.base import Section, where
+
+
+class EvaluateSection(Section):
+    """What the models are asked, and how much of it. Sets that are larger are sampled down by a hash of their items."""
+
+    sources: list[str] = where(
+        default_factory=list,
+        description=(
+            "evaluation sets: source names, or JSONL files of choices, questions or preferences; "
+            "none given takes the teaching set's, if the run learns from it"
+        ),
+    )
+    training_questions: int = Field(200, ge=0, description="questions that the sft stage trained on; 0 asks none")
+    heldout_questions: int = Field(400, ge=0, description="paraphrases and questions that no stage saw; 0 asks none")
+    choices: int = Field(400, ge=0, description="multiple-choice questions; 0 asks none")
+    preferences: int = Field(400, ge=0, description="preference pairs; 0 compares none")
+    bits_tokens: int = Field(
+        200_000, ge=0, description="tokens of the validation split read for bits per byte; 0 reads all of them"
+    )
+    seq_len: int = Field(
+        0, ge=0, description="window for bits per byte in tokens; 0 is the model's max_seq_len, at most 1024"
+    )
+    max_new_tokens: int = Field(96, ge=1, le=4096, description="longest answer in tokens")
+    batch: int = Field(32, ge=1, le=1024, description="questions answered at once")
+    samples: int = Field(12, ge=0, description="answers shown in the report, model beside model")
+    seed: int = Field(0, ge=0, description="seed of sampling from the sets and of the bootstrap")
+
+
+class ExportSection(Section):
+    """What the published model directory holds."""
+
+    dtype: Literal["bf16", "fp32"] = Field("bf16", description="precision of the published weights")
+    gguf: Literal["off", "bf16", "f16", "f32"] = Field(
+        "off", description="also write a GGUF file of this precision (llama.cpp, Ollama); needs the gguf package"
+    )
+    verify: bool = Field(
+        True, description="check that transformers, where installed, gives equal logits and the same greedy answer"
+    )
+    title: str = Field("", description="heading of the model card; empty names the pipeline")
+    licence: str = Field("", description="licence of the model as its card states it; empty leaves it out")
+    temperature: float = Field(
+        0.0, ge=0, le=2, description="sampling temperature in generation_config.json; 0 is greedy"
+    )
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus size in generation_config.json")
+    max_new_tokens: int = Field(256, ge=1, description="longest answer in generation_config.json")

@@ -1,0 +1,85 @@
+"""Config of the two token stages: the tokenizer and the encoded text."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.config.base import Section, where
+
+
+class TokenizerSection(Section):
+    """What the tokenizer is trained on, or which existing one is taken."""
+
+    vocab_size: int = Field(
+        6400,
+        ge=300,
+        le=1_000_000,
+        description="special and reserved tokens, 256 bytes and merges; fewer when the text has no more pairs",
+    )
+    reserved: int = Field(
+        13,
+        ge=0,
+        le=256,
+        description="unused special ids kept for later (tools, thinking, images) after the three of the chat format",
+    )
+    sample_chars: int = Field(
+        50_000_000, ge=10_000, description="characters to learn merges from; more text is sampled down by document hash"
+    )
+    max_document_chars: int = Field(
+        100_000,
+        ge=1_000,
+        description="most that is learned from one document, so that no single book decides the merges",
+    )
+    existing: str = where(
+        "",
+        description=(
+            "tokenizer.json, or a folder with one, to use instead of training; the chat tokens it lacks are added at"
+            " the end"
+        ),
+    )
+
+    extend: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="tokens to add to the existing tokenizer, learnt from this run's text; its ids stay",
+    )
+
+    @field_validator("existing")
+    @classmethod
+    def _is_there(cls, value: str) -> str:
+        if value and not tokenizer_file(value).is_file():
+            raise ValueError(f"{tokenizer_file(value)}: no such file; name a tokenizer.json or a folder that holds one")
+        return value
+
+    @model_validator(mode="after")
+    def _extends_something(self) -> TokenizerSection:
+        if self.extend and not self.existing:
+            raise ValueError(
+                "tokenizer.extend adds to an existing tokenizer: name one in tokenizer.existing, or set"
+                " tokenizer.vocab_size"
+            )
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """The fields, and an existing tokenizer by its content: where it lies does not matter, what it says does."""
+        content = tokenizer_file(self.existing).read_bytes() if self.existing else None
+        return {**super().identity(), "existing": content and hashlib.sha256(content).hexdigest()}
+
+
+def tokenizer_file(existing: str) -> Path:
+    """The ``tokenizer.json`` that ``tokenizer.existing`` names, directly or by its folder."""
+    path = Path(existing).expanduser()
+    return path / "tokenizer.json" if path.is_dir() else path
+
+
+class EncodeSection(Section):
+    """How documents become token ids."""
+
+    append_end_of_text: bool = Field(
+        True, description="end every document with <|endoftext|>, so that packed documents stay apart"
+    )

@@ -1,0 +1,167 @@
+"""A GGUF file for llama.cpp and its family: weights, shape, tokenizer and chat template in one file.
+
+Needs the ``gguf`` package (llama.cpp's own writer). Dense Qwen3 and Llama layouts and Qwen3-MoE are written. The
+tokenizer is written only when llama.cpp knows its split pattern by name; otherwise it would tokenise differently
+without saying so, and the export is refused instead.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.tokens.chat import CHAT_TEMPLATE
+from pipeline.tokens.bpe import GPT2_PATTERN, PRETOKEN_PATTERN, split_pattern
+
+_ARCHITECTURE = {"qwen3": "qwen3", "llama": "llama", "qwen3_moe": "qwen3moe"}
+_PRE = {PRETOKEN_PATTERN: "qwen2", GPT2_PATTERN: "gpt-2"}
+_NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate": "ffn_gate_inp",
+}
+_EXPERTS = {"gate_proj": "ffn_gate_exps", "up_proj": "ffn_up_exps", "down_proj": "ffn_down_exps"}
+_TOP = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.weight$")
+_EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(\w+)$")
+
+
+def write_gguf(tensors: dict[str, np.ndarray], config: dict[str, Any], tokenizer: Path, path: Path, dtype: str) -> None:
+    """Write ``tensors`` (fp32, Hugging Face names) with ``config.json``'s values and the tokenizer directory's files to
+    ``path``.
+
+    ``dtype``: "bf16", "f16" or "f32" for matrices; vectors stay f32. Raises ValueError naming what cannot be written.
+    """
+    try:
+        import gguf
+    except ModuleNotFoundError:
+        raise ValueError("export.gguf needs the gguf package (pip install gguf), or set export.gguf=off") from None
+    kind = _ARCHITECTURE.get(config["model_type"])
+    if kind is None:
+        raise ValueError(
+            f"export.gguf: model_type {config['model_type']!r} has no GGUF layout here; set export.gguf=off"
+        )
+    writer = gguf.GGUFWriter(str(path), kind)
+    _shape(writer, config, gguf, dtype)
+    _tokenizer(writer, tokenizer, config["vocab_size"], gguf)
+    quantization = {
+        "bf16": gguf.GGMLQuantizationType.BF16,
+        "f16": gguf.GGMLQuantizationType.F16,
+        "f32": gguf.GGMLQuantizationType.F32,
+    }[dtype]
+    for name, value in gguf_tensors(tensors, config).items():
+        own = gguf.GGMLQuantizationType.F32 if value.ndim == 1 else quantization
+        writer.add_tensor(name, gguf.quants.quantize(value, own), raw_dtype=own)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def gguf_tensors(tensors: dict[str, np.ndarray], config: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The same weights under llama.cpp's names; experts stacked; Llama's q and k in its interleaved rotary order."""
+    found: dict[str, np.ndarray] = {}
+    experts: dict[str, dict[int, np.ndarray]] = {}
+    for name, value in tensors.items():
+        layer = _LAYER.match(name)
+        if layer is None:
+            if name == "lm_head.weight" and config.get("tie_word_embeddings"):
+                continue
+            found[_TOP[name]] = value
+            continue
+        block, part = f"blk.{layer[1]}.", layer[2]
+        if expert := _EXPERT.match(part):
+            experts.setdefault(f"{block}{_EXPERTS[expert[2]]}.weight", {})[int(expert[1])] = value
+            continue
+        if config["model_type"] == "llama" and part in ("self_attn.q_proj", "self_attn.k_proj"):
+            heads = config["num_attention_heads" if part.endswith("q_proj") else "num_key_value_heads"]
+            value = value.reshape(heads, 2, value.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(value.shape)
+        found[f"{block}{_NAMES[part]}.weight"] = np.ascontiguousarray(value)
+    return found | {name: np.stack([parts[i] for i in sorted(parts)]) for name, parts in experts.items()}
+
+
+def _shape(writer: Any, config: dict[str, Any], gguf: Any, dtype: str) -> None:
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_file_type(
+        {
+            "bf16": gguf.LlamaFileType.MOSTLY_BF16,
+            "f16": gguf.LlamaFileType.MOSTLY_F16,
+            "f32": gguf.LlamaFileType.ALL_F32,
+        }[dtype]
+    )
+    if config.get("num_experts"):
+        writer.add_expert_count(config["num_experts"])
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    scaling = config.get("rope_scaling")
+    if scaling:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(scaling["factor"])
+        writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
+
+
+def _tokenizer(writer: Any, directory: Path, vocab_size: int, gguf: Any) -> None:
+    spec = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+    pre = _PRE.get(split_pattern(spec) or "")
+    if pre is None or spec["model"].get("type") != "BPE":
+        raise ValueError(
+            "export.gguf: llama.cpp has no name for this tokenizer's split pattern and would tokenise differently; set"
+            " export.gguf=off"
+        )
+    added = {token["id"]: token for token in spec["added_tokens"]}
+    names = {i: token for token, i in spec["model"]["vocab"].items()} | {
+        i: token["content"] for i, token in added.items()
+    }
+    types = gguf.TokenType
+    kinds = [
+        (
+            types.UNUSED
+            if i not in names
+            else types.NORMAL
+            if i not in added
+            else types.CONTROL
+            if added[i]["special"]
+            else types.USER_DEFINED
+        )
+        for i in range(vocab_size)
+    ]
+    config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+    ids = {token: i for i, token in names.items()}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list([names.get(i, f"[PAD{i}]") for i in range(vocab_size)])
+    writer.add_token_types(kinds)
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in spec["model"]["merges"]])
+    writer.add_bos_token_id(ids[config["bos_token"]])
+    writer.add_eos_token_id(ids[config["eos_token"]])
+    writer.add_pad_token_id(ids[config["pad_token"]])
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(config.get("chat_template", CHAT_TEMPLATE))

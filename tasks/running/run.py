@@ -1,0 +1,135 @@
+"""One pipeline run: its directory, its events, and what calling a stage means while it lasts.
+
+The flow is straight code that calls stages. What a call does is decided by the run it happens in: ``PrefectRun``
+(tasks/running/stage.py) builds or takes from cache, ``PlanRun`` (tasks/running/plan.py) only says what would happen.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import fcntl
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.resources import Resources
+from storage.digest import write_json
+from storage.places import ROOT, home
+from storage.store import open_store
+
+_current: contextvars.ContextVar[Any] = contextvars.ContextVar("run")
+
+
+def current() -> Any:
+    """The run that is going on. Raises LookupError when a stage is called outside any."""
+    return _current.get()
+
+
+WATCHERS: list[Callable[[dict[str, Any]], None]] = []
+"""Listeners that every new run in this process gets (the command line's console)."""
+
+
+class Reached(Exception):
+    """Raised after the stage that ``until`` names, to leave the straight code of the flow early."""
+
+
+class Run:
+    """State shared by all kinds of run: store, resources, events and their listeners.
+
+    A listener is called with every event (a dict with ``event`` and ``time``); events also go to
+    ``<home>/runs/<id>/events.jsonl``, from which the tracker process fills MLflow.
+    """
+
+    def __init__(
+        self, run_id: str, resources: Resources, until: str | None = None, refresh: tuple[str, ...] = ()
+    ) -> None:
+        self.id, self.resources, self.until, self.refresh = run_id, resources, until, refresh
+        self.directory = home() / "runs" / run_id
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
+        self.store = open_store(home() / "store", log=lambda line: self.emit("note", text=line))
+        self.stages: dict[str, dict[str, Any]] = {}
+        self._lock, self._alive = threading.Lock(), None
+
+    def __enter__(self) -> Run:
+        self._token = _current.set(self)
+        return self
+
+    def __exit__(self, kind, *_) -> bool:
+        _current.reset(self._token)
+        if self._alive:
+            self._alive.close()
+        return kind is Reached
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Record an event and tell the listeners. ``progress`` events are for watching only and not recorded."""
+        entry = {"event": event, "time": round(time.time(), 3), **fields}
+        with self._lock:
+            if event != "progress" and self.directory.is_dir():
+                with open(self.directory / "events.jsonl", "a", encoding="utf-8") as f:
+                    f.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            if event == "stage_finished":
+                self.stages[fields["stage"]] = entry
+            for listener in self.listeners:
+                listener(entry)
+
+    def open(self, **facts: Any) -> None:
+        """Create the run's directory with ``run.json``: what was asked for, by whom, with which code."""
+        self.directory.mkdir(parents=True)
+        self._alive = open(self.directory / "alive", "w")  # noqa: SIM115 - held while the run lasts; freed by the system when the process dies
+        fcntl.flock(self._alive, fcntl.LOCK_EX)
+        write_json(self.directory / "run.json", {"run_id": self.id, "argv": sys.argv, "git": git_state(), **facts})
+
+    def stop(self) -> None:
+        """End the worker processes of stages that still run in other threads."""
+        from tasks.running.launch import stop_all
+
+        stop_all()
+
+    def summary(self, **facts: Any) -> dict[str, Any]:
+        """What ``--json`` prints: every stage's state, key, digest, path, seconds and metrics, and the run's ids."""
+        stages = [
+            {
+                "name": name,
+                **{k: e[k] for k in ("state", "key", "digest", "path", "seconds", "built_seconds", "metrics")},
+            }
+            for name, e in self.stages.items()
+        ]
+        result = {"run_id": self.id, **facts, "seconds": round(facts["seconds"], 3), "stages": stages}
+        write_json(self.directory / "summary.json", result)
+        return result
+
+    def after(self, stage: str) -> None:
+        """Leave the flow when ``stage`` is the one to stop at."""
+        if stage == self.until:
+            raise Reached(stage)
+
+
+def is_alive(directory: Path) -> bool:
+    """Whether the run of this directory is still going on (on this machine)."""
+    try:
+        with open(directory / "alive") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def git_state() -> dict[str, Any]:
+    """Commit and dirtiness of the project's checkout; empty when it is not one."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *args], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return {}

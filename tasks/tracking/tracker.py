@@ -1,0 +1,213 @@
+"""Tracking beside the flow: a process of its own mirrors a run into MLflow, so that MLflow never delays or stops a run.
+
+The flow appends events to ``<home>/runs/<id>/events.jsonl``; :func:`start_tracker` starts ``python -m tasks.tracking.tracker
+<run dir>``, which follows that file and the training curves and writes them to MLflow (tasks/tracking/mirror.py, the
+only module that imports it; importing takes 1.5 s, which passes while the flow works). A pipe says when the flow is
+gone: without a ``run_finished`` event before, its runs become KILLED.
+
+When MLflow cannot be reached the events stay where they are and are tried again every few seconds, by later runs, and
+by ``python -m tasks.tracking.tracker --sync <home>``. Applying an event twice changes nothing, so a part of a run that was
+already there is no obstacle. ``mlflow.json`` in the run's directory says what MLflow holds.
+
+Where: ``MLFLOW_TRACKING_URI``, or SQLite and a folder of artifacts under ``<home>/mlflow``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import select
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from storage.digest import write_json
+from storage.places import ROOT
+from tasks.running.tail import Tail
+
+if TYPE_CHECKING:
+    from tasks.tracking.mirror import Mirror
+
+log = logging.getLogger("tracking")
+POLL_SECONDS = 0.2
+RETRY_SECONDS = 10.0
+# A server that is down should be noticed in seconds; MLflow's defaults retry for minutes. Its telemetry stays off.
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+
+class Tracker:
+    """The flow's handle on its tracker process."""
+
+    def __init__(self, run_dir: Path, process: subprocess.Popen[bytes], pipe: int) -> None:
+        self.run_dir, self.process, self.pipe = run_dir, process, pipe
+
+    def close(self, timeout: float = 60.0) -> dict[str, Any]:
+        """Wait until MLflow has the run (``run_finished`` must have been written) and say where it is.
+
+        Returns ``{"tracking_uri", "experiment_id", "parent_run_id", "stages": {stage: {"run_id", "model_id"}},
+        "complete", "error"}``, or ``{}`` when nothing reached MLflow. After ``timeout`` seconds the tracker goes on
+        alone.
+        """
+        deadline = time.monotonic() + timeout
+        state = summary(self.run_dir)
+        while not state.get("complete") and self.process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+            state = summary(self.run_dir)
+        os.close(self.pipe)
+        return summary(self.run_dir)
+
+
+def start_tracker(run_dir: Path) -> Tracker:
+    """Start the tracker of the run in ``run_dir`` (with its run.json); it lives until the run is finished or this
+    process ends."""
+    read, write = os.pipe()
+    environment = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID") and not k.startswith("PREFECT_")
+    }
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    try:
+        with open(run_dir / "tracker.log", "ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tasks.tracking.tracker", str(run_dir), "--pipe", str(read)],
+                pass_fds=(read,),
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+    finally:
+        os.close(read)
+    return Tracker(run_dir, process, write)
+
+
+def summary(run_dir: Path) -> dict[str, Any]:
+    """What MLflow holds of a run, as the tracker last wrote it; {} when nothing yet."""
+    try:
+        return json.loads((run_dir / "mlflow.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+
+
+def tracking_uri(home: Path) -> str:
+    """``MLFLOW_TRACKING_URI``, or the SQLite database under ``home``."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.resolve()}/mlflow/mlflow.db"
+
+
+def follow(run_dir: Path, pipe: int | None) -> bool:
+    """Mirror a run into MLflow while it lasts; ``pipe`` None mirrors what is there. True when MLflow has all of it."""
+    tail, waiting, mirror = Tail(run_dir / "events.jsonl"), deque(), None
+    again, tries = 0.0, 0
+    over = pipe is None
+    while True:
+        over = over or _closed(
+            pipe, POLL_SECONDS if mirror else 0.0
+        )  # at first MLflow's import is all there is to wait for
+        waiting.extend(tail.read(last=over))
+        over = over or any(event["event"] == "run_finished" for event in waiting)
+        if time.monotonic() < again:
+            continue
+        try:
+            mirror = mirror or _mirror(run_dir, live=pipe is not None)
+            _apply(mirror, waiting)
+            if over:
+                mirror.close()
+                return True
+            mirror.poll()
+        except Exception as error:  # whatever MLflow raises: the run goes on, the spool stays
+            log.warning(
+                "MLflow: %s: %s", type(error).__name__, str(error).strip().splitlines()[0] if str(error) else ""
+            )
+            write_json(
+                run_dir / "mlflow.json",
+                {**summary(run_dir), "complete": False, "error": f"{type(error).__name__}: {error}"[:2000]},
+            )
+            tries += over
+            if tries > 1:
+                return False
+            again = time.monotonic() + (1.0 if over else RETRY_SECONDS)
+
+
+def _apply(mirror: Mirror, waiting: deque[dict[str, Any]]) -> None:
+    """Apply events in order; one is dropped only after it went through, so an outage in the middle repeats it."""
+    while waiting:
+        mirror.apply(waiting[0])
+        waiting.popleft()
+
+
+def _mirror(run_dir: Path, live: bool) -> Mirror:
+    from tasks.tracking.mirror import Mirror
+
+    return Mirror(run_dir, tracking_uri(run_dir.parent.parent), live)
+
+
+def _closed(pipe: int, seconds: float) -> bool:
+    """Wait for ``seconds``; True as soon as the other end of the pipe is gone."""
+    ready, _, _ = select.select([pipe], [], [], seconds)
+    return bool(ready) and not os.read(pipe, 64)
+
+
+@contextmanager
+def _lock(run_dir: Path) -> Iterator[bool]:
+    """Hold the run's tracker lock; False when another tracker has it. Released by the system when the process ends."""
+    with open(run_dir / "tracker.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def sync(home: Path) -> dict[str, bool]:
+    """Fill MLflow with every run under ``home`` that it does not have whole yet. Returns {run id: whether it has
+    now}."""
+    done = {}
+    for run_json in sorted([*(home / "runs").glob("*/run.json"), *(home / "sweeps").glob("*/run.json")]):
+        run_dir = run_json.parent
+        if summary(run_dir).get("complete"):
+            continue
+        with _lock(run_dir) as mine:
+            if mine:
+                done[run_dir.name] = follow(run_dir, None)
+    return done
+
+
+def main(arguments: list[str]) -> int:
+    """``RUN_DIR --pipe FD`` follows a run; ``--sync HOME`` fills in what earlier outages left out."""
+    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if arguments[:1] == ["--sync"] and len(arguments) == 2:
+        done = sync(Path(arguments[1]).resolve())
+        for run_id, complete in done.items():
+            print(f"{run_id}  {'complete in MLflow' if complete else 'not in MLflow yet, see its mlflow.json'}")
+        return 0 if all(done.values()) else 1
+    if len(arguments) != 3 or arguments[1] != "--pipe":
+        print("usage: python -m tasks.tracking.tracker RUN_DIR --pipe FD | --sync HOME", file=sys.stderr)
+        return 2
+    run_dir, pipe = Path(arguments[0]).resolve(), int(arguments[2])
+    with _lock(run_dir) as mine:
+        complete = mine and follow(run_dir, pipe)
+    if complete:
+        sync(run_dir.parent.parent)  # MLflow is up: catch up on what an outage left
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
