@@ -165,9 +165,9 @@ def main() -> None:
     print("loss on the same batch:", {name: round(step(), 4) for name, step in steps.items()})
     for step in steps.values():
         step()
-    peak, flops = peak_flops("cpu", torch.bfloat16), model.network.config.flops_per_token(length)
+    peak, flops = peak_flops("cpu", torch.bfloat16), model.config.flops_per_token(length)
     print(
-        f"{options.shape}: {model.network.config.parameters() / 1e6:.2f}M parameters, {rows} x {length} tokens a step, bf16"
+        f"{options.shape}: {model.config.parameters() / 1e6:.2f}M parameters, {rows} x {length} tokens a step, bf16"
         f" matmul peak {peak / 1e9:.0f} GFLOP/s"
     )
     found = measure(steps, options.seconds, options.rounds)

@@ -366,8 +366,8 @@ def _down(args: argparse.Namespace) -> int:
 
 
 def _join(args: argparse.Namespace) -> int:
-    from tasks.running.join import join
     from storage.places import home
+    from tasks.running.join import join
 
     join(home(), lambda line: print(line, flush=True))
     return 0

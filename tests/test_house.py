@@ -18,7 +18,7 @@ MAY = {
         "model.running.estimate",
     },
     "tasks": {"tasks", "pipeline", "storage", "model.network.config", "model.tokens.chat"},
-    "pipeline": {"pipeline", "model.network.config", "model.tokens.chat"},
+    "pipeline": {"pipeline", "storage", "model.network.config", "model.tokens.chat"},
     "model": {"model"},
     "storage": {"storage"},
 }

@@ -35,12 +35,12 @@ def test_saved_directory_opens_in_transformers_with_equal_logits(kind: str, tmp_
     model = make(KINDS[kind])
     save_model(model, tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    assert type(theirs).__name__ == to_hf(model.network.config)["architectures"][0]
+    assert type(theirs).__name__ == to_hf(model.config)["architectures"][0]
     ids = torch.randint(0, 101, (2, 40), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(model(ids), theirs(ids).logits, atol=2e-5, rtol=1e-4)
     back = load_model(tmp_path)
-    assert back.config == from_hf(to_hf(model.network.config)) and all(
+    assert back.config == from_hf(to_hf(model.config)) and all(
         torch.equal(a, b) for a, b in zip(back.parameters(), model.parameters(), strict=True)
     )
 
@@ -110,5 +110,5 @@ def test_experts_get_gradients_and_balance_is_one_when_even() -> None:
             block.mlp.gate.weight.zero_()
     ids = torch.randint(1, 101, (2, 20), generator=torch.Generator().manual_seed(2))
     model(ids).logsumexp(-1).sum().backward()
-    assert model.balance().item() == pytest.approx(model.network.config.router_aux, rel=1e-4)
+    assert model.balance().item() == pytest.approx(model.config.router_aux, rel=1e-4)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from documents import CHINESE, ENGLISH, files, write
-from pipeline.config import cleaning, data
 
+from pipeline.config import cleaning, data
 from pipeline.data.clean import clean
 from pipeline.data.decontaminate import decontaminate
 from pipeline.data.dedup import dedup

@@ -85,13 +85,13 @@ def _steps(
     """Yield, a step at a time, ``(row, token)`` of every sequence that goes on."""
     if not prompts:
         return
-    longest, room = _check(prompts, model.network.config.max_seq_len)
+    longest, room = _check(prompts, model.config.max_seq_len)
     device = model.head.device
     pad = torch.tensor([longest - len(p) for p in prompts], device=device)
     tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
     steps = min(max_new_tokens, room)
     cache = model.cache(len(prompts), longest + steps, pad=pad if bool(pad.any()) else None)
-    choose = _Chooser(sampling, tokens, pad, model.network.config.vocab_size, steps)
+    choose = _Chooser(sampling, tokens, pad, model.config.vocab_size, steps)
     rows = list(range(len(prompts)))
     for step in range(steps):
         tokens = choose(model(tokens, cache=cache, last=True)[:, -1], step)

@@ -161,7 +161,7 @@ def widen(model: Transformer, vocabulary: int, tokenizer: Path) -> Transformer:
     Models").
     """
     spec = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    known, vocab = model.network.config.vocab_size, spec["vocab"]
+    known, vocab = model.config.vocab_size, spec["vocab"]
     pairs = [merge if isinstance(merge, list) else merge.split(" ") for merge in spec.get("merges", [])]
     made = {vocab[a + b]: (vocab[a], vocab[b]) for a, b in pairs if vocab.get(a + b, 0) >= known}
     state = model.state_dict()
@@ -172,7 +172,7 @@ def widen(model: Transformer, vocabulary: int, tokenizer: Path) -> Transformer:
             for i in range(known, vocabulary):
                 rows.append((rows[made[i][0]] + rows[made[i][1]]) / 2 if i in made else middle)
             state[name] = torch.stack(rows)
-    wide = Transformer(replace(model.network.config, vocab_size=vocabulary))
+    wide = Transformer(replace(model.config, vocab_size=vocabulary))
     wide.load_state_dict(state)
     return wide
 
@@ -181,7 +181,7 @@ def load_state(model: Transformer, state: dict[str, Tensor], where: str) -> None
     """Put the tensors of a Hugging Face state dict into ``model``; ValueError lists what is missing, extra or
     misshapen."""
     state = _stack_experts(state)
-    if model.network.config.tied:
+    if model.config.tied:
         state.pop("lm_head.weight", None)
     own = dict(model.named_parameters())
     wrong = [f"missing {name}" for name in own if name not in state]
@@ -223,11 +223,9 @@ def save_model(
     os.replace(temporary, path / "model.safetensors")
     _write_json(
         path / "config.json",
-        to_hf(model.network.config, {k: v[0] if isinstance(v, list) else v for k, v in ids.items()}),
+        to_hf(model.config, {k: v[0] if isinstance(v, list) else v for k, v in ids.items()}),
     )
-    _write_json(
-        path / "generation_config.json", {"do_sample": False, "max_length": model.network.config.max_seq_len} | ids
-    )
+    _write_json(path / "generation_config.json", {"do_sample": False, "max_length": model.config.max_seq_len} | ids)
 
 
 def special_ids(tokenizer: Path) -> dict[str, Any]:

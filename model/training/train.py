@@ -186,7 +186,7 @@ def fresh_model(spec: TrainSpec, config: ModelConfig) -> Transformer:
         model = load_model(spec.init)
         return (
             model
-            if model.network.config.vocab_size == config.vocab_size
+            if model.config.vocab_size == config.vocab_size
             else widen(model, config.vocab_size, Path(spec.tokenizer))
         )
     model = Transformer(config)

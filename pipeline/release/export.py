@@ -168,7 +168,7 @@ def model_card(cfg: ExportSection, config: dict[str, Any], parameters: int, fact
         'tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")',
         'chat = [{"role": "user", "content": "什么是语言模型？"}]',
         'ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)',
-        "print(tokenizer.decode(model.generation.generate(**ids)[0], skip_special_tokens=True))",
+        "print(tokenizer.decode(model.generate(**ids)[0], skip_special_tokens=True))",
         "```",
         "",
     ]
