@@ -28,11 +28,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import psutil  # noqa: E402
 import train_gpu  # noqa: E402
+from specs import spec as make_spec  # noqa: E402
 
-from model.network.config import ModelConfig, OptimConfig  # noqa: E402
 from model.running.estimate import Plan, estimate, this_cpu  # noqa: E402
+from model.specs.shape import ModelConfig  # noqa: E402
+from model.specs.train import OptimConfig  # noqa: E402
 from pipeline.config.resources import Resources  # noqa: E402
-from tasks import launch as launching  # noqa: E402
+from tasks.running import launch as launching  # noqa: E402
 from tasks.running.launch import launch  # noqa: E402
 
 SHAPES = {  # model, seq_len, rows of a global batch
@@ -69,8 +71,7 @@ def measure(row: tuple, folder: Path, steps: int) -> dict[str, float]:
     if not data.exists():
         train_gpu.write_tokens(data, "text", model.vocab_size, seq_len * rows * steps, seq_len)
     zero = {"engine": "deepspeed", "zero_stage": int(engine[4:])} if engine.startswith("zero") else {"engine": engine}
-    spec = {
-        "objective": "pretrain",
+    values = {
         "data": str(data),
         "tokenizer": str(folder / "tokenizer"),
         "out": str(out),
@@ -88,6 +89,7 @@ def measure(row: tuple, folder: Path, steps: int) -> dict[str, float]:
         "checkpointing": other.get("checkpointing", False),
         **zero,
     }
+    spec = make_spec(**values)
     records: list[dict[str, Any]] = []
     spent: list[float] = []
 
@@ -98,11 +100,11 @@ def measure(row: tuple, folder: Path, steps: int) -> dict[str, float]:
                 next(
                     sum(p.cpu_times()[:2])
                     for p in psutil.Process().children(recursive=True)
-                    if p.environ().get("RANK") == "0" and "model.training.train" in p.cmdline()
+                    if p.environ().get("RANK") == "0" and "model.pretrain" in p.cmdline()
                 )
             )
 
-    launch("model.training.train", spec, out, Resources(nproc=ranks, device="cpu", threads=1), report)
+    launch("model.pretrain", spec, out, Resources(nproc=ranks, device="cpu", threads=1), report)
     return {
         "seconds": (spent[steps - 2] - spent[1]) / (steps - 3),
         "memory": max(r["memory_bytes"] for r in records if "memory_bytes" in r),

@@ -39,9 +39,9 @@ def ours(shape: str, compiled: bool) -> tuple[Callable[[], float], object]:
     """One micro-step of this project's trainer, and the model."""
     import torch
 
-    from model.network.config import ModelConfig
     from model.network.transformer import Transformer, initialize
     from model.running.machine import pick_dtype
+    from model.specs.shape import ModelConfig
     from model.training import loss
 
     values, rows, length = SHAPES[shape]
@@ -51,7 +51,7 @@ def ours(shape: str, compiled: bool) -> tuple[Callable[[], float], object]:
         pick_dtype("auto", torch.device("cpu")),
         ("manual" if length <= 512 else "sdpa"),
     )
-    gradient = loss._gradient
+    gradient = loss.eager_gradient
     if compiled:
         gradient = torch.compile(loss.chunk_gradient, dynamic=False)
         for block in model.model.layers:

@@ -23,6 +23,10 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from specs import spec as make_spec  # noqa: E402
+
 ROOT = Path(__file__).resolve().parent.parent
 
 SHAPES = {  # model, vocabulary, seq_len, batch_tokens
@@ -90,8 +94,7 @@ def run(name: str, root: Path, options: argparse.Namespace) -> dict[str, Any]:
     (root / "tokenizer").mkdir(exist_ok=True)
     (root / "tokenizer" / "tokenizer.json").write_text('{"added_tokens": []}')
     (root / "tokenizer" / "tokenizer_config.json").write_text("{}")
-    spec = {
-        "objective": objective,
+    values = {
         "data": str(data),
         "tokenizer": str(root / "tokenizer"),
         "out": str(out),
@@ -107,7 +110,8 @@ def run(name: str, root: Path, options: argparse.Namespace) -> dict[str, Any]:
         "log_every": 10,
     }
     if variant.startswith("zero"):
-        spec["zero_stage"] = int(variant.removeprefix("zero"))
+        values["zero_stage"] = int(variant.removeprefix("zero"))
+    spec = make_spec(objective, **values)
     (out / "_run").mkdir(parents=True)
     (out / "_run" / "spec.json").write_text(json.dumps(spec))
     env = os.environ | {
@@ -119,7 +123,7 @@ def run(name: str, root: Path, options: argparse.Namespace) -> dict[str, Any]:
         env |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     begin = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "model.training.train", "--spec", str(out / "_run" / "spec.json")],
+        [sys.executable, "-m", f"model.{objective}", "--spec", str(out / "_run" / "spec.json")],
         env=env,
         text=True,
         cwd=ROOT,

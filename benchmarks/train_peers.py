@@ -43,10 +43,12 @@ from peer_loops import WARM_UP
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from specs import spec as make_spec  # noqa: E402
+
 from model.running.machine import pick_dtype  # noqa: E402
 from model.tokens.chat import ChatTokenizer  # noqa: E402
 from pipeline.tokens.chats import encode_chats, encode_pairs  # noqa: E402
-from pipeline.tokens.encode import dataset_meta, write_meta  # noqa: E402
+from pipeline.tokens.encoder import dataset_meta, write_meta  # noqa: E402
 from tasks.running.launch import MALLOC  # noqa: E402
 
 SHAPES = {  # 26m and 256x4 as MiniMind has them (feed-forward pi times the width), teacher as GPT_teacher has it
@@ -215,8 +217,7 @@ class Bench:
     def ours(self, shape: str, objective: str = "pretrain", data: str = "text", **fields: Any) -> dict[str, float]:
         """Our worker as the launcher starts it; medians over its steps after the first ones."""
         out = Path(tempfile.mkdtemp(dir=self.root))
-        spec = {
-            "objective": objective,
+        values = {
             "data": str(self.root / data),
             "tokenizer": str(self.tokenizer),
             "out": str(out),
@@ -229,6 +230,7 @@ class Bench:
             "eval_tokens": 1,
             "compile": "on",
         } | fields
+        spec = make_spec(objective, **values)
         (out / "_run").mkdir()
         (out / "_run" / "spec.json").write_text(json.dumps(spec))
         more = {
@@ -236,7 +238,7 @@ class Bench:
             "PYTHONPATH": str(ROOT),
         }
         call(
-            [sys.executable, "-m", "model.training.train", "--spec", str(out / "_run" / "spec.json")],
+            [sys.executable, "-m", f"model.{objective}", "--spec", str(out / "_run" / "spec.json")],
             out,
             MALLOC | more,
         )

@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from specs import spec as make_spec
 from tokens import ROOT, corpus, train_ours
 
 from model.tokens.chat import ChatTokenizer
-from pipeline.tokens.encode import Encoder, dataset_meta, write_meta
+from pipeline.tokens.encoder import Encoder, dataset_meta, write_meta
 from tasks.running.launch import MALLOC
 
 SHAPE = {"dim": 256, "layers": 4, "heads": 4, "kv_heads": 2, "ffn": 704}
@@ -73,8 +74,7 @@ def prepare(texts: list[str], root: Path, vocab: int) -> None:
 def train(root: Path, options: argparse.Namespace, optim: dict[str, Any], share: float) -> dict[str, float]:
     """The worker's ``result.json`` after ``share`` of the tokens."""
     out = Path(tempfile.mkdtemp(dir=root))
-    spec = {
-        "objective": "pretrain",
+    values = {
         "data": str(root / "text"),
         "tokenizer": str(root / "tokenizer"),
         "out": str(out),
@@ -86,10 +86,11 @@ def train(root: Path, options: argparse.Namespace, optim: dict[str, Any], share:
         "seed": options.seed,
         "checkpoint_every": 1 << 30,
     }
+    spec = make_spec(**values)
     (out / "spec.json").write_text(json.dumps(spec))
     environment = {"TORCHINDUCTOR_CACHE_DIR": str(root / "inductor"), **os.environ, **MALLOC, "PYTHONPATH": str(ROOT)}
     subprocess.run(
-        [sys.executable, "-m", "model.training.train", "--spec", str(out / "spec.json")],
+        [sys.executable, "-m", "model.pretrain", "--spec", str(out / "spec.json")],
         env=environment,
         check=True,
         stdout=subprocess.DEVNULL,

@@ -5,21 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from model.specs.dpo import DpoSpec
 from pipeline.config.resources import Resources
 from pipeline.config.training import DpoSection
 from storage.store import Artifact
 from tasks.running.stage import Report, stage
-from tasks.training import encode_records, train
+from tasks.training import spec_of, train
+from tasks.tuning import encode_records
 
 
-@stage(version=1, workers="model.training.train", kind="model", base="chat")
+@stage(version=1, workers="model.dpo", kind="model", base="chat")
 def dpo(
     cfg: DpoSection, chat: Artifact, preferences: Artifact, *, on: Resources, out: Path, report: Report
 ) -> dict[str, Any]:
     """Direct preference optimisation against the SFT model, whose log-probabilities are computed once."""
     from pipeline.tokens.chats import encode_pairs
 
-    counts = encode_records(encode_pairs, preferences, cfg, chat.path, out, report)
-    return counts | train(
-        cfg, data=out / "_run" / "data", tokenizer=chat.path, init=chat.path, on=on, out=out, report=report
-    )
+    data = out / "_run" / "data"
+    counts = encode_records(encode_pairs, preferences, cfg, chat.path, data, report)
+    spec = spec_of(DpoSpec, cfg, on, data=data, tokenizer=chat.path, out=out, init=chat.path)
+    return counts | train(spec, on, report)

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from model.specs.sft import SftSpec
 from pipeline.config.resources import Resources
 from pipeline.config.training import SftSection
 from storage.store import Artifact
 from tasks.running.stage import Report, stage
-from tasks.training import encode_records, train
+from tasks.training import spec_of, train
+from tasks.tuning import encode_records
 
 
-@stage(version=1, workers="model.training.train", kind="model", base="base")
+@stage(version=1, workers="model.sft", kind="model", base="base")
 def sft(
     cfg: SftSection, base: Artifact, chats: Artifact, *, on: Resources, out: Path, report: Report
 ) -> dict[str, Any]:
     """Supervised fine-tuning on the assistant's tokens of every conversation."""
     from pipeline.tokens.chats import encode_chats
 
-    counts = encode_records(encode_chats, chats, cfg, base.path, out, report)
-    return counts | train(
-        cfg, data=out / "_run" / "data", tokenizer=base.path, init=base.path, on=on, out=out, report=report
-    )
+    data = out / "_run" / "data"
+    counts = encode_records(encode_chats, chats, cfg, base.path, data, report)
+    spec = spec_of(SftSpec, cfg, on, data=data, tokenizer=base.path, out=out, init=base.path)
+    if spec.distill.teacher:
+        teacher = str(Path(spec.distill.teacher).expanduser().resolve())
+        spec = replace(spec, distill=replace(spec.distill, teacher=teacher))
+    return counts | train(spec, on, report)

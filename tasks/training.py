@@ -1,46 +1,40 @@
-"""What the three training stages share: a spec for the worker, its processes, and what is left of them afterwards."""
+"""What the training stages share: their section as the worker's spec, and a training run that leaves a model."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from model.network.config import dump
+from model.specs.base import dump
+from model.specs.train import TrainSpec
 from pipeline.config.resources import Resources
 from pipeline.config.training import TrainSection
-from storage.store import Artifact
 from tasks.running.launch import launch
 from tasks.running.stage import Report
 
-Encode = Callable[..., dict[str, Any]]
+Spec = TypeVar("Spec", bound=TrainSpec)
 
 
-def train(
-    cfg: TrainSection, *, data: Path, tokenizer: Path, init: Path | None, on: Resources, out: Path, report: Report
-) -> dict[str, Any]:
-    """Train in worker processes until ``out`` is a model directory; an earlier attempt's checkpoints in it are resumed
-    from."""
-    spec = cfg.spec(on, data=data, tokenizer=tokenizer, init=init, out=out)
-    result = launch("model.training.train", dump(spec), out, on, report.training, note=report.note)
-    shutil.rmtree(
-        out / "_run" / "checkpoints", ignore_errors=True
-    )  # the published model is whole; checkpoints are for attempts
+def spec_of(
+    kind: type[Spec], cfg: TrainSection, on: Resources, *, data: Path, tokenizer: Path, out: Path, init: Path | None
+) -> Spec:
+    """The worker's spec: every field of ``kind`` that the section has, by name; ``data`` is a token directory, ``init``
+    a model directory (or weights) that takes the place of the section's shape.
+
+    Raises ValueError naming the field that cannot be.
+    """
+    own: dict[str, Any] = {f.name: getattr(cfg, f.name) for f in fields(kind) if hasattr(cfg, f.name)}
+    own |= {"data": str(data), "tokenizer": str(tokenizer), "out": str(out), "how": on.how()}
+    own |= {"init": str(init), "model": None} if init else {"init": None}
+    return kind(**own)
+
+
+def train(spec: TrainSpec, on: Resources, report: Report) -> dict[str, Any]:
+    """Train in worker processes until the spec's ``out`` is a model directory; checkpoints of an earlier attempt in it
+    are resumed from."""
+    out = Path(spec.out)
+    result = launch(f"model.{spec.NAME}", dump(spec), out, on, report.training, note=report.note)
+    shutil.rmtree(out / "_run" / "checkpoints", ignore_errors=True)  # the published model is whole
     return result
-
-
-def encode_records(
-    encode: Encode, records: Artifact, cfg: TrainSection, model: Path, out: Path, report: Report
-) -> dict[str, Any]:
-    """Encode a stage's records into ``out/_run/data`` with the tokenizer of ``model``; returns counts."""
-    from pipeline.data.jsonl import read_jsonl
-
-    return encode(
-        read_jsonl(records.path / "records.jsonl"),
-        model,
-        out / "_run" / "data",
-        max_tokens=cfg.seq_len,
-        seed=cfg.seed,
-        progress=report,
-    )

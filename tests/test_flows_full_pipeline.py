@@ -177,7 +177,7 @@ def test_kill_9_of_the_flow_leaves_no_process_and_resumes_to_the_same_weights(ho
     while not any(store.glob("*.partial/_run/checkpoints/*")):
         assert flow.poll() is None and time.time() < deadline, "training never made a checkpoint"
         time.sleep(0.1)
-    family = [p for p in tree_of(flow.pid) if "model.training.train" in " ".join(p.cmdline())]
+    family = [p for p in tree_of(flow.pid) if "model.pretrain" in " ".join(p.cmdline())]
     assert family
     os.kill(flow.pid, signal.SIGKILL)
     flow.wait()

@@ -7,18 +7,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("flows", "tasks", "pipeline", "model", "storage")
+TORCH_FREE = {"model.specs", "model.tokens", "model.running.how"}
 MAY = {
-    "flows": {
-        "flows",
-        "tasks",
-        "pipeline",
-        "storage",
-        "model.chat",
-        "model.generation.generate",
-        "model.running.estimate",
-    },
-    "tasks": {"tasks", "pipeline", "storage", "model.network.config", "model.tokens.chat"},
-    "pipeline": {"pipeline", "storage", "model.network.config", "model.tokens.chat"},
+    "flows": {*PACKAGES[:3], "storage", "model.chat", "model.generation.generate", "model.running.estimate"},
+    "tasks": {"tasks", "pipeline", "storage", *TORCH_FREE},
+    "pipeline": {"pipeline", "storage", *TORCH_FREE},
     "model": {"model"},
     "storage": {"storage"},
 }

@@ -9,14 +9,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from spec_helpers import spec as make
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 from flows import cli
-from model.network.config import ModelConfig, OptimConfig, TrainSpec
 from model.network.transformer import Transformer, initialize
+from model.objectives.base import Batch
+from model.objectives.next_token import NextToken
 from model.running.estimate import (
     ENGINES,
     GPUS,
@@ -30,8 +32,10 @@ from model.running.estimate import (
     memory,
     references,
 )
+from model.specs.base import dump
+from model.specs.shape import ModelConfig
+from model.specs.train import OptimConfig
 from model.training.engine import Replicas
-from model.training.objective import Batch, NextToken
 
 SHAPES = [
     ModelConfig(vocab_size=64, dim=64, layers=6, heads=4, kv_heads=4, ffn=176),
@@ -148,7 +152,7 @@ def test_the_most_bytes_that_live_in_an_update_are_calculated(
     model = Transformer(config)
     initialize(model, 0)
     model.attention, model.checkpointing = "manual", wanted.checkpointing
-    spec = TrainSpec("pretrain", "d", "t", "o", model=config, optim=wanted.optim)
+    spec = make(data="d", tokenizer="t", out="o", model=dump(config), optim=dump(wanted.optim))
     engine, slots, living = Replicas(NextToken(model, spec), spec, torch.device("cpu"), 0, 1), rows * seq_len, Living()
     for tensor in (engine.grad, *(p.detach() for group in engine.optimizer.param_groups for p in group["params"])):
         living.hold(tensor)
@@ -186,7 +190,7 @@ def test_flops_are_torchs() -> None:
 def test_weights_gradients_and_optimizer_are_the_engines(name: str) -> None:
     config, optim = SHAPES[0], OptimConfig(name=name)
     model = Transformer(config)
-    spec = TrainSpec("pretrain", "d", "t", "o", model=config, optim=optim)
+    spec = make(data="d", tokenizer="t", out="o", model=dump(config), optim=dump(optim))
     engine = Replicas(NextToken(model, spec), spec, torch.device("cpu"), 0, 1)
     engine.step(1.0)
     state = sum(v.nbytes for s in engine.optimizer.state.values() for v in s.values() if v.numel() > 1)

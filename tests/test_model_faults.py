@@ -11,9 +11,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from spec_helpers import spec as make
 from test_model_data import write_tokens
 
-from model.network.config import TrainSpec, dump, parse
+from model.specs.base import dump
+from model.specs.train import TrainSpec
 from pipeline.config.resources import Resources
 from tasks.running import launch as launching
 from tasks.running.failure import WorkerFailed
@@ -48,7 +50,7 @@ def train(spec: TrainSpec, fault: signal.Signals | None = None, step: int = 0) -
             if fault == signal.SIGSTOP:
                 on.__dict__["no_progress_seconds"] = 2  # from now on: starting up takes longer than that
 
-    return launch("model.training.train", dump(spec), Path(spec.out), on, report)
+    return launch("model.pretrain", dump(spec), Path(spec.out), on, report)
 
 
 def test_a_killed_and_a_hung_rank_end_the_run_readably_and_it_resumes_to_the_same_bytes(tmp_path, monkeypatch) -> None:
@@ -63,7 +65,6 @@ def test_a_killed_and_a_hung_rank_end_the_run_readably_and_it_resumes_to_the_sam
     (tmp_path / "tokenizer" / "tokenizer_config.json").write_text("{}")
     shape = {"dim": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 96}
     base = {
-        "objective": "pretrain",
         "data": str(tmp_path / "text"),
         "tokenizer": str(tmp_path / "tokenizer"),
         "model": shape,
@@ -75,11 +76,11 @@ def test_a_killed_and_a_hung_rank_end_the_run_readably_and_it_resumes_to_the_sam
         "checkpoint_every": 10,
         "compile": "off",
     }
-    whole, broken = (parse(TrainSpec, base | {"out": str(tmp_path / name)}) for name in ("whole", "broken"))
+    whole, broken = (make(**base | {"out": str(tmp_path / name)}) for name in ("whole", "broken"))
     undisturbed = threading.Thread(target=train, args=(whole,))
     undisturbed.start()
 
-    with pytest.raises(WorkerFailed, match=r"model.training.train failed on rank 1: killed by signal 9") as killed:
+    with pytest.raises(WorkerFailed, match=r"model.pretrain failed on rank 1: killed by signal 9") as killed:
         train(broken, signal.SIGKILL, 15)
     assert killed.value.reason == "signal" and not ranks_of(tmp_path / "broken")
     with pytest.raises(WorkerFailed, match=r"made no progress(.|\n)*run again to resume") as hung:

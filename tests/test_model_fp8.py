@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.network.config import ModelConfig
 from model.network.fp8 import E4M3, check_fp8, quantize, use_fp8
 from model.network.transformer import Linear, Transformer, initialize
+from model.specs.shape import ModelConfig
 
 
 def test_products_and_gradients_are_within_the_rounding_of_fp8() -> None:

@@ -12,13 +12,15 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from safetensors.torch import load_file
+from spec_helpers import train
 from test_model_train import MODEL, Alone, assert_close, curve, finish, interrupt, make_spec, start, torchrun, weights
 from test_model_train import tokens as tokens
 from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForCausalLM
 
-from model.network.config import TrainSpec
-from model.training import loss, train
+from model.objectives.distill import distillation
+from model.specs.train import TrainSpec
+from model.training import loss
 
 LORA = {"rank": 4, "alpha": 6.0}
 
@@ -26,7 +28,7 @@ LORA = {"rank": 4, "alpha": 6.0}
 @pytest.fixture(scope="module")
 def base(tokens, tmp_path_factory) -> TrainSpec:
     spec = make_spec(tokens, tmp_path_factory.mktemp("base"), dtype="fp32", optim={"lr": 3e-3})
-    train.train(spec, Alone())
+    train(spec, Alone())
     return spec
 
 
@@ -55,7 +57,7 @@ def test_the_adapter_is_pefts_and_the_model_is_the_base_with_it(base, adapted) -
 
 def test_only_the_targets_change_and_little_is_kept_for_them(base, tokens, tmp_path) -> None:
     spec = make_spec(tokens, tmp_path, "sft", init=base.out, lora=LORA | {"targets": "attention"}, steps=3)
-    train.train(spec, Alone())
+    train(spec, Alone())
     before, after = (load_file(Path(path) / "model.safetensors") for path in (base.out, spec.out))
     changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -104,7 +106,7 @@ def test_distillation_is_the_formula_whatever_the_teacher_knows(
     expected = (((1 - share) * nll + share * divergence) * weight).sum()
     expected.backward()
     ours = [h.clone().requires_grad_(), head.clone().requires_grad_()]
-    total, sums = loss.distillation(*ours, taught, teacher, targets, weight, share, temperature)
+    total, sums = distillation(*ours, taught, teacher, targets, weight, share, temperature)
     total.backward()
     kept = weight > 0
     torch.testing.assert_close(
@@ -115,9 +117,9 @@ def test_distillation_is_the_formula_whatever_the_teacher_knows(
 
 def test_a_student_comes_closer_to_its_teacher_than_without_one(base, tokens, tmp_path) -> None:
     teacher = make_spec(tokens, tmp_path / "teacher", "sft", init=base.out, steps=40)
-    train.train(teacher, Alone())
+    train(teacher, Alone())
     small = make_spec(tokens, tmp_path / "small", model=MODEL | {"dim": 32, "ffn": 48}, steps=20)
-    train.train(small, Alone())
+    train(small, Alone())
     results = {}
     for weight in (0.01, 0.9):
         spec = make_spec(
@@ -128,7 +130,7 @@ def test_a_student_comes_closer_to_its_teacher_than_without_one(base, tokens, tm
             steps=30,
             distill={"teacher": teacher.out, "weight": weight},
         )
-        results[weight] = train.train(spec, Alone())
+        results[weight] = train(spec, Alone())
         first = next(json.loads(line) for line in (Path(spec.out) / "_run" / "metrics.jsonl").open())
         assert (
             results[weight]["val_divergence"] < 0.7 * first["val_divergence"]
@@ -145,7 +147,7 @@ def test_a_student_comes_closer_to_its_teacher_than_without_one(base, tokens, tm
         lora=LORA,
         dtype="fp32",
     )
-    assert train.train(same, Alone())["val_divergence"] < 0.05
+    assert train(same, Alone())["val_divergence"] < 0.05
 
 
 def test_a_teacher_of_other_tokens_is_refused(base, tokens, tmp_path) -> None:
@@ -155,8 +157,8 @@ def test_a_teacher_of_other_tokens_is_refused(base, tokens, tmp_path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "other" / name).write_bytes((Path(base.out) / name).read_bytes())
     with pytest.raises(ValueError, match="1 of the teacher's 1 tokens have other ids"):
-        train.train(replace(small, distill=replace(small.distill, teacher=str(tmp_path / "other"))), Alone())
+        train(replace(small, distill=replace(small.distill, teacher=str(tmp_path / "other"))), Alone())
     with pytest.raises(ValueError, match="give init"):
-        make_spec(tokens, tmp_path, lora=LORA)
-    with pytest.raises(ValueError, match="not with dpo"):
+        make_spec(tokens, tmp_path, "sft", lora=LORA, model=MODEL, init=None)
+    with pytest.raises(ValueError, match="distill: unknown key"):
         make_spec(tokens, tmp_path, "dpo", init=base.out, distill={"teacher": base.out})

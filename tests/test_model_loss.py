@@ -8,12 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.network.config import OptimConfig
+from model.objectives.preference import preference
+from model.specs.train import OptimConfig
 from model.training import loss
 from model.training.optim import MuonAdamW, groups
 
 
-@pytest.mark.parametrize("gradient", [loss._gradient, loss.chunk_gradient])
+@pytest.mark.parametrize("gradient", [loss.eager_gradient, loss.chunk_gradient])
 @pytest.mark.parametrize("z", [0.0, 1e-2])
 def test_chunked_cross_entropy_is_torchs(gradient, z: float) -> None:
     g = torch.Generator().manual_seed(0)
@@ -43,7 +44,7 @@ def test_log_probs_and_preference_are_the_formula(monkeypatch) -> None:
     ours = loss.log_probs(c, d, targets)
     (ours * torch.arange(10)).sum().backward()
     torch.testing.assert_close((ours, c.grad, d.grad), (expected, a.grad, b.grad))
-    value, margin = loss.preference(
+    value, margin = preference(
         torch.tensor([-1.0]), torch.tensor([-3.0]), torch.tensor([-2.0]), torch.tensor([-2.5]), 0.5
     )
     assert margin.item() == pytest.approx(0.75) and value.item() == pytest.approx(math.log(1 + math.exp(-0.75)))

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from spec_helpers import train
 from test_model_data import write_tokens
 from test_model_train import Alone, make_spec
 
-from model.network.config import ModelConfig
 from model.network.transformer import Transformer, initialize
 from model.network.weights import _split_experts, load_model, read_config, save_model, widen
-from model.training import train
+from model.specs.shape import ModelConfig
 
 SHAPE = {
     "vocab_size": 128,
@@ -123,12 +123,12 @@ def tokens(tmp_path) -> Path:
 
 def test_training_goes_on_from_a_weights_file_or_a_hugging_face_directory(tokens, tmp_path) -> None:
     torch.save({k: v.half() for k, v in theirs("minimind3").state_dict().items()}, path := tmp_path / "pretrain_64.pth")
-    first = train.train(make_spec(tokens, tmp_path / "first", init=str(path), steps=15), Alone())
+    first = train(make_spec(tokens, tmp_path / "first", init=str(path), steps=15), Alone())
     assert read_config(tmp_path / "first") == read_config(path)
     theirs("minimind3").save_pretrained(tmp_path / "hf")
-    again = train.train(make_spec(tokens, tmp_path / "again", init=str(tmp_path / "hf"), steps=15), Alone())
+    again = train(make_spec(tokens, tmp_path / "again", init=str(tmp_path / "hf"), steps=15), Alone())
     assert again["train_loss"] == pytest.approx(first["train_loss"], rel=0.05)  # the same weights but for fp16
-    more = train.train(make_spec(tokens, tmp_path / "more", init=str(tmp_path / "first"), steps=15), Alone())
+    more = train(make_spec(tokens, tmp_path / "more", init=str(tmp_path / "first"), steps=15), Alone())
     assert more["train_loss"] < first["train_loss"]
 
 
@@ -139,7 +139,7 @@ def test_another_tokenizer_than_the_initial_models_is_refused(tokens, tmp_path) 
         ValueError,
         match=r"1 of the initial model's 2 tokens have other ids or none, first 'b'; set tokenizer.existing=",
     ):
-        train.train(make_spec(tokens, tmp_path / "x", init=str(tmp_path / "hf")), Alone())
+        train(make_spec(tokens, tmp_path / "x", init=str(tmp_path / "hf")), Alone())
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -164,7 +164,7 @@ def test_an_initial_model_gets_rows_for_the_tokens_that_its_tokenizer_was_given(
         )
         torch.testing.assert_close(new[130], old.mean(0))
     write_tokens(tmp_path / "text", [[*range(3, 60), 129, 130, 0]] * 60, None, "text", 131, [[*range(3, 60), 0]] * 4)
-    result = train.train(
+    result = train(
         make_spec(
             tmp_path, tmp_path / "out", init=str(tmp_path / "first"), tokenizer=str(tokens / "tokenizer"), steps=15
         ),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from model.network.config import ModelConfig
 from model.network.moe import MoE
+from model.specs.shape import ModelConfig
 
 
 def test_compiled_experts_equal_plain_ones_and_an_expert_without_tokens_has_a_gradient_of_zero() -> None:

@@ -19,14 +19,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from spec_helpers import spec as make
+from spec_helpers import train
 from test_model_data import write_tokens
 
-from model.network.config import TrainSpec, dump, parse
 from model.running.checkpoint import Checkpoints, Piece
-from model.training import train
+from model.running.setup import Ranks
+from model.specs.base import dump
+from model.specs.train import TrainSpec
 from model.training.loop import SKIP_LIMIT, Diverged, Loop, Plan
-from model.training.setup import Ranks
 from model.training.spikes import LEAST, WINDOW, SpikeGuard
+from model.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 MODEL = {"dim": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 96}
@@ -61,7 +64,6 @@ def tokens(tmp_path_factory) -> Path:
 def make_spec(tokens: Path, out: Path, objective: str = "pretrain", **fields) -> TrainSpec:
     data = {"pretrain": "text", "sft": "chat", "dpo": "pairs"}[objective]
     base = {
-        "objective": objective,
         "data": str(tokens / data),
         "tokenizer": str(tokens / "tokenizer"),
         "out": str(out),
@@ -75,7 +77,7 @@ def make_spec(tokens: Path, out: Path, objective: str = "pretrain", **fields) ->
     }
     if "init" not in fields:
         base["model"] = MODEL
-    return parse(TrainSpec, base | fields)
+    return make(objective, **base | fields)
 
 
 def start(spec: TrainSpec, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
@@ -86,7 +88,7 @@ def start(spec: TrainSpec, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
     env |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     log = open(run / "log", "ab")  # noqa: SIM115 - lives as long as the process
     return subprocess.Popen(
-        [sys.executable, "-m", *launcher, "model.training.train", "--spec", str(run / "spec.json")],
+        [sys.executable, "-m", *launcher, f"model.{spec.NAME}", "--spec", str(run / "spec.json")],
         env=env,
         cwd=ROOT,
         stdout=log,
@@ -159,8 +161,9 @@ def bytes_per_target(data: Path) -> float:
 def test_sft_and_dpo_stopped_by_sigterm_checkpoint_and_resume_to_the_same_bits(
     objective: str, base, tokens, tmp_path
 ) -> None:
+    more = {"nll_weight": 0.1} if objective == "dpo" else {}
     specs = [
-        make_spec(tokens, tmp_path / name, objective, init=base.out, nll_weight=0.1, checkpoint_every=1000)
+        make_spec(tokens, tmp_path / name, objective, init=base.out, checkpoint_every=1000, **more)
         for name in ("whole", "stopped")
     ]
     whole, stopped = start(specs[0]), start(specs[1])
@@ -212,7 +215,7 @@ def test_sharded_experts_train_like_one_rank_and_the_other_engine_goes_on_from_a
     other = start(alone)
     interrupt(start(sharded, torchrun(2)), sharded, 5, signal.SIGKILL)
     assert len(list((Path(sharded.out) / "_run" / "checkpoints" / "step-00000003").glob("*.distcp"))) == 2
-    finish(start(replace(sharded, engine=then), torchrun(2)), sharded)
+    finish(start(replace(sharded, how=replace(sharded.how, engine=then)), torchrun(2)), sharded)
     finish(other, alone)
     assert_close(sharded, alone)
 
@@ -232,16 +235,16 @@ class Alone(Ranks):
 
 
 def test_out_of_memory_halves_the_micro_batch_and_goes_on(tokens, tmp_path, monkeypatch, capsys) -> None:
-    read = Loop._batch
+    read = Loop.batch
 
     def tight(self, split, numbers, norm_by):
         if split == "train" and len(numbers) > 2:
             raise torch.OutOfMemoryError("out of memory")
         return read(self, split, numbers, norm_by)
 
-    whole = train.train(make_spec(tokens, tmp_path / "whole", steps=5, dtype="fp32"), Alone())
-    monkeypatch.setattr(Loop, "_batch", tight)
-    halved = train.train(make_spec(tokens, tmp_path / "halved", steps=5, dtype="fp32"), Alone())
+    whole = train(make_spec(tokens, tmp_path / "whole", steps=5, dtype="fp32"), Alone())
+    monkeypatch.setattr(Loop, "batch", tight)
+    halved = train(make_spec(tokens, tmp_path / "halved", steps=5, dtype="fp32"), Alone())
     assert "going on with 2" in capsys.readouterr().out
     assert halved["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-3)
 
@@ -257,11 +260,11 @@ def test_steps_that_are_not_finite_are_skipped_and_many_of_them_fail(tokens, tmp
         return sums
 
     monkeypatch.setattr(Loop, "_gradient", poisoned)
-    result = train.train(make_spec(tokens, tmp_path / "a", steps=10), Alone())
+    result = train(make_spec(tokens, tmp_path / "a", steps=10), Alone())
     assert result["skipped_steps"] == 2 and result["train_loss"] < 10
     bad.update(range(100))
     with pytest.raises(Diverged, match=r"lower optim\.lr"):
-        train.train(make_spec(tokens, tmp_path / "b", steps=SKIP_LIMIT + 5), Alone())
+        train(make_spec(tokens, tmp_path / "b", steps=SKIP_LIMIT + 5), Alone())
 
 
 @pytest.mark.parametrize("spike, skipped", [(6.0, 1), (0.0, 0)])
@@ -277,9 +280,7 @@ def test_an_update_of_a_gradient_spike_is_skipped_and_training_goes_on(
         return sums
 
     monkeypatch.setattr(Loop, "_gradient", spiked)
-    result = train.train(
-        make_spec(tokens, tmp_path, steps=50, optim={"lr": 3e-3, "name": "adamw", "spike": spike}), Alone()
-    )
+    result = train(make_spec(tokens, tmp_path, steps=50, optim={"lr": 3e-3, "name": "adamw", "spike": spike}), Alone())
     assert result["skipped_steps"] == skipped and ("step 46: gradient norm" in capsys.readouterr().out) == bool(skipped)
 
 
@@ -303,7 +304,7 @@ def test_the_spike_guard_needs_company_and_follows_a_new_level() -> None:
 
 def test_the_batch_warms_up_from_a_quarter_and_an_epoch_stays_one(tokens, tmp_path) -> None:
     spec = make_spec(tokens, tmp_path, steps=0, epochs=2.0, optim={"batch_warmup": 0.5})
-    rows = train.read_data(spec).train.rows
+    rows = Trainer(spec, Alone()).read_data().train.rows
     plan = Plan(spec, rows)
     counts = [plan.rows(step) for step in range(plan.steps)]
     assert (
@@ -313,7 +314,7 @@ def test_the_batch_warms_up_from_a_quarter_and_an_epoch_stays_one(tokens, tmp_pa
         and counts[plan.steps // 2 :] == [8] * (plan.steps - plan.steps // 2)
     )
     assert sum(counts) == pytest.approx(2 * rows, abs=8)
-    result = train.train(spec, Alone())
+    result = train(spec, Alone())
     assert result["tokens"] == sum(counts) * spec.seq_len
 
 
@@ -324,7 +325,7 @@ def test_the_newest_checkpoints_stay_and_the_one_that_validated_best(tokens, tmp
     checkpoints.wait()
     assert [path.name[-1] for path in checkpoints.whole()] == ["2", "4", "5"]
     spec = make_spec(tokens, tmp_path / "run", steps=10, eval_every=2, checkpoint_every=4, keep_checkpoints=1)
-    train.train(spec, Alone())
+    train(spec, Alone())
     kept = [
         json.loads((path / "state.json").read_text())
         for path in sorted((tmp_path / "run" / "_run" / "checkpoints").iterdir())
@@ -356,40 +357,40 @@ def test_a_full_disk_leaves_no_checkpoint_that_looks_whole(tokens, tmp_path, mon
     monkeypatch.setattr(Checkpoints, "save", full)
     try:
         with pytest.raises(OSError, match="free disk space"):
-            train.train(spec, Alone())
+            train(spec, Alone())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [p.name for p in (tmp_path / "_run" / "checkpoints").iterdir()] == ["step-00000003"]
     monkeypatch.undo()
-    train.train(spec, Alone())
+    train(spec, Alone())
     whole = make_spec(tokens, tmp_path / "whole", steps=9)
-    train.train(whole, Alone())
+    train(whole, Alone())
     assert weights(spec) == weights(whole)
 
 
 def test_a_checkpoint_of_other_data_is_refused_and_a_damaged_one_passed_over(tokens, tmp_path) -> None:
     spec = make_spec(tokens, tmp_path, steps=9)
-    train.train(spec, Alone())
+    train(spec, Alone())
     newest = sorted((tmp_path / "_run" / "checkpoints").iterdir())[-1]
     os.truncate(newest / "__0_0.distcp", 10)
     before = weights(spec)
-    train.train(spec, Alone())
+    train(spec, Alone())
     assert weights(spec) == before
     with pytest.raises(ValueError, match="another spec"):
-        train.train(make_spec(tokens, tmp_path, steps=9, seed=1), Alone())
+        train(make_spec(tokens, tmp_path, steps=9, seed=1), Alone())
 
 
 def test_wrong_specs_are_refused_by_name(tokens, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"optim\.lr_: unknown key"):
         make_spec(tokens, tmp_path, optim={"lr_": 1})
     with pytest.raises(ValueError, match="holds chat tokens, pretrain needs text"):
-        train.train(make_spec(tokens, tmp_path, data=str(tokens / "chat")), Alone())
+        train(make_spec(tokens, tmp_path, data=str(tokens / "chat")), Alone())
     with pytest.raises(ValueError, match="smaller than the tokenizer's"):
-        train.train(make_spec(tokens, tmp_path, model=MODEL | {"vocab_size": 5}), Alone())
+        train(make_spec(tokens, tmp_path, model=MODEL | {"vocab_size": 5}), Alone())
 
 
 def test_experts_train(tokens, tmp_path) -> None:
     moe = MODEL | {"experts": 4, "experts_per_token": 2}
-    result = train.train(make_spec(tokens, tmp_path, model=moe, steps=20, checkpoint_every=100), Alone())
+    result = train(make_spec(tokens, tmp_path, model=moe, steps=20, checkpoint_every=100), Alone())
     first = curve(make_spec(tokens, tmp_path))[1]
     assert result["train_loss"] < first - 1

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.network.config import ModelConfig
 from model.network.transformer import QUERIES, Transformer, attend, initialize
 from model.network.weights import from_hf, load_model, save_model, to_hf
+from model.specs.shape import ModelConfig
 
 SHAPE = dict(vocab_size=101, dim=32, layers=2, heads=4, kv_heads=2, ffn=48, max_seq_len=64)
 KINDS = {

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, normalizers
 from model.tokens.chat import ChatTokenizer, render_chat
 from pipeline.config.tokens import EncodeSection
 from pipeline.tokens import encode
-from pipeline.tokens.encode import Encoder, encode_text
+from pipeline.tokens.encode import encode_text
+from pipeline.tokens.encoder import Encoder
 
 
 def files(path):

@@ -14,8 +14,9 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from model.tokens.chat import ChatTokenizer, render_chat
 from pipeline.config.tokens import TokenizerSection
 from pipeline.kernels.pretokens import count, split
-from pipeline.tokens.bpe import PRETOKEN_PATTERN, extend_merges, learn_merges, to_tokenizers
-from pipeline.tokens.encode import Encoder
+from pipeline.tokens.bpe import extend_merges, learn_merges, to_tokenizers
+from pipeline.tokens.encoder import Encoder
+from pipeline.tokens.patterns import PRETOKEN_PATTERN
 from pipeline.tokens.tokenizer import make_tokenizer
 
 

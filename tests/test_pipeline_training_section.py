@@ -7,10 +7,13 @@ from itertools import pairwise
 
 import pytest
 
-from model.network.config import ModelConfig, OptimConfig
 from model.running.estimate import matrices
+from model.specs.sft import SftSpec
+from model.specs.shape import ModelConfig
+from model.specs.train import OptimConfig, TrainSpec
 from pipeline.config.training import PretrainSection, compute_optimal
 from pipeline.config.tree import ConfigError, load
+from tasks.training import spec_of
 
 
 def test_the_dial_reaches_known_sizes_and_grows_evenly() -> None:
@@ -86,11 +89,15 @@ def test_initial_weights_enter_the_key_by_content_and_reach_the_worker(tmp_path)
     assert "model" not in one.pretrain.identity() and "init" not in load("tiny").pretrain.identity()
     (tmp_path / "two" / "model.safetensors").write_bytes(b"other weights")
     assert one.pretrain.identity() != two.pretrain.identity()
-    spec = one.pretrain.spec(one.resources, data=tmp_path, tokenizer=tmp_path, out=tmp_path)
+    spec = spec_of(
+        TrainSpec, one.pretrain, one.resources, data=tmp_path, tokenizer=tmp_path, out=tmp_path, init=tmp_path / "one"
+    )
     assert spec.init == str(tmp_path / "one") and spec.model is None
     fresh = load("tiny")
     assert (
-        fresh.pretrain.spec(fresh.resources, data=tmp_path, tokenizer=tmp_path, out=tmp_path).model
+        spec_of(
+            TrainSpec, fresh.pretrain, fresh.resources, data=tmp_path, tokenizer=tmp_path, out=tmp_path, init=None
+        ).model
         == fresh.pretrain.model
     )
     with pytest.raises(ConfigError, match=r"pretrain\.init  .*no folder with a config\.json"):
@@ -116,7 +123,7 @@ def test_a_teacher_enters_the_key_by_content_and_shares_its_tokenizer(tmp_path) 
         for name in ("one", "two")
     )
     assert one.sft.identity() == two.sft.identity() != load("tiny").sft.identity()
-    spec = one.sft.spec(one.resources, data=tmp_path, tokenizer=tmp_path, out=tmp_path, init=tmp_path)
+    spec = spec_of(SftSpec, one.sft, one.resources, data=tmp_path, tokenizer=tmp_path, out=tmp_path, init=tmp_path)
     assert spec.distill.teacher == str(tmp_path / "one") and str(tmp_path) not in str(spec.identity())
     (tmp_path / "two" / "model.safetensors").write_bytes(b"other weights")
     assert one.sft.identity() != two.sft.identity()

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from spec_helpers import spec as make
 from test_model_data import write_tokens
 
-from model.network.config import TrainSpec, dump, parse
+from model.specs.base import dump
 from pipeline.config.resources import Resources
 from tasks.running import launch as launching
 from tasks.running import nodes
@@ -36,7 +37,6 @@ def test_two_nodes_train_to_the_bytes_of_one_node_with_as_many_ranks(tmp_path, m
     (tmp_path / "tokenizer" / "tokenizer.json").write_text('{"added_tokens": []}')
     shape = {"dim": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 96}
     spec = {
-        "objective": "pretrain",
         "data": str(tmp_path / "text"),
         "tokenizer": str(tmp_path / "tokenizer"),
         "model": shape,
@@ -52,8 +52,8 @@ def test_two_nodes_train_to_the_bytes_of_one_node_with_as_many_ranks(tmp_path, m
     def train(name: str, **resources) -> bytes:
         """The trained model's bytes."""
         launch(
-            "model.training.train",
-            dump(parse(TrainSpec, spec | {"out": str(tmp_path / name)})),
+            "model.pretrain",
+            dump(make(**spec | {"out": str(tmp_path / name)})),
             tmp_path / name,
             Resources(device="cpu", threads=1, **resources),
             lambda record: None,

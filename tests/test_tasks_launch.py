@@ -287,7 +287,7 @@ def test_a_follow_up_error_is_not_taken_for_the_cause(tmp_path):
     log.write_text(
         trace + "torch.distributed.DistBackendError: connection closed by peer\n" + trace + "KeyError: 'tokens'\n"
     )
-    failure = explain("model.training.train", 1, log)
+    failure = explain("model.pretrain", 1, log)
     assert "KeyError: 'tokens'" in str(failure) and "DistBackendError" not in str(failure)
     assert (
         str(pickle.loads(pickle.dumps(failure))) == str(failure)

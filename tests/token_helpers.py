@@ -67,8 +67,8 @@ def new_model(seed=0, **shape):
     """A small random model whose blocks all do something."""
     import torch
 
-    from model.network.config import ModelConfig
     from model.network.transformer import Transformer, initialize
+    from model.specs.shape import ModelConfig
 
     sizes = {"vocab_size": 450, "dim": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 128, "max_seq_len": 128}
     model = Transformer(ModelConfig(**{**sizes, **shape}))

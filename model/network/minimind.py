@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.network.config import ModelConfig
+from model.specs.shape import ModelConfig
 
 POSITIONS, THETA, EXPERTS_A_TOKEN, LLAMA_HEADS = 32768, 1e6, 1, 8
 _PREFIX = re.compile(r"^(?:module\.|_orig_mod\.)+")

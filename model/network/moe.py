@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.network.config import ModelConfig
+from model.specs.shape import ModelConfig
 
 
 class Experts(nn.Module):

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.network.config import ModelConfig
 from model.network.moe import MoE
+from model.specs.shape import ModelConfig
 
 
 class KVCache:

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
-from model.network.config import ModelConfig, OptimConfig
+from model.specs.shape import ModelConfig
+from model.specs.train import OptimConfig
 
 Attention = Literal["flash", "masked", "plain"]
 ENGINES = ("ddp", "fsdp2", "zero0", "zero1", "zero2", "zero3")
@@ -146,7 +147,7 @@ class Plan:
             raise ValueError(f"utilisation is a share between 0 and 1, not {self.utilisation}")
 
     def attention(self, compiled: bool) -> Attention:
-        """The kind that the trainer picks (:func:`model.training.setup.choose`)."""
+        """The kind that the trainer picks (:func:`model.running.setup.choose`)."""
         if self.device.cpu:
             return "plain" if self.seq_len <= 512 else "masked"
         return "flash" if compiled else "masked"

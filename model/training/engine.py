@@ -21,9 +21,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.network.config import TrainSpec
+from model.objectives.base import Objective
 from model.running.checkpoint import Piece
-from model.training.objective import Objective
+from model.specs.train import TrainSpec
 from model.training.optim import MuonAdamW, gather, groups, orthogonalize
 
 UNLIMITED = torch.tensor(float("inf"))
@@ -318,10 +318,10 @@ class Fsdp(Engine):
 
 
 def make_engine(objective: Objective, spec: TrainSpec, device: torch.device, rank: int, world: int) -> Engine:
-    """The engine that ``spec.engine`` names; one rank alone needs no sharing, except that DeepSpeed stays DeepSpeed."""
-    if spec.engine == "deepspeed":
+    """The engine that ``spec.how.engine`` names; one rank alone needs no sharing, except that DeepSpeed stays DeepSpeed."""
+    if spec.how.engine == "deepspeed":
         from model.training.engine_deepspeed import DeepSpeed
 
         return DeepSpeed(objective, spec, device, rank, world)
-    kind = Fsdp if spec.engine == "fsdp2" and world > 1 else Replicas
+    kind = Fsdp if spec.how.engine == "fsdp2" and world > 1 else Replicas
     return kind(objective, spec, device, rank, world)

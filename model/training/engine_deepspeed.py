@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.network.config import TrainSpec
+from model.objectives.base import Objective
+from model.specs.train import TrainSpec
 from model.training.engine import UNLIMITED, Engine, Span, fine, in_a_row, slices
-from model.training.objective import Objective
 from model.training.optim import MuonAdamW
 
 
@@ -56,7 +56,7 @@ class DeepSpeed(Engine):
         importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         super().__init__(objective, spec, device, rank, world)
-        self.stage = spec.zero_stage
+        self.stage = spec.how.zero_stage
         self.optimizer = _Guarded([dict(g) for g in self.groups], spec.optim, self.updates)
         self.engine, _, _, _ = deepspeed.initialize(
             model=objective, optimizer=self.optimizer, config=self._config(), dist_init_required=False
@@ -70,7 +70,7 @@ class DeepSpeed(Engine):
         zero: dict[str, Any] = {"stage": self.stage, "round_robin_gradients": False}
         if self.stage == 3:
             zero |= {"sub_group_size": 1 << 40, "stage3_param_persistence_threshold": 0}  # one flat buffer a group
-        if self.spec.offload and self.stage:
+        if self.spec.how.offload and self.stage:
             zero["offload_optimizer"] = {"device": "cpu"}
         return {
             "train_micro_batch_size_per_gpu": 1,

@@ -7,25 +7,23 @@ numbers are read when they are logged.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.network.config import TrainSpec
+from model.objectives.base import Batch
 from model.running.checkpoint import Checkpoints
 from model.running.meter import Meter
+from model.specs.train import TrainSpec
 from model.tokens.rows import Order, Packed, Windows, share
 from model.training import loss
 from model.training.engine import Engine
-from model.training.objective import Batch, Preference, batch
-from model.training.setup import Choices, Ranks
+from model.running.setup import Choices, Ranks
 from model.training.spikes import SpikeGuard
 
 SKIP_LIMIT = 10
@@ -42,7 +40,6 @@ class Data:
 
     train: Windows | Packed
     val: Windows | Packed
-    reference: dict[str, NDArray] | None = None
 
 
 class Loop:
@@ -73,7 +70,7 @@ class Loop:
         SIGTERM."""
         self._resume()
         report: dict[str, Any] = {}
-        if self.step == 0 and self.spec.objective != "pretrain" and self.data.val.rows:
+        if self.step == 0 and self.spec.VALIDATES_FIRST and self.data.val.rows:
             self.meter.log({"step": 0, "total_steps": self.plan.steps, **self.validate()})
         self.meter.start()
         while self.step < self.plan.steps:
@@ -126,7 +123,7 @@ class Loop:
             try:
                 sums = torch.zeros(len(self.objective.names), device=self.engine.device)
                 for i, part in enumerate(parts):
-                    value, found = self.engine(self._batch("train", part, norm_by))
+                    value, found = self.engine(self.batch("train", part, norm_by))
                     self.engine.backward(value, last=i == len(parts) - 1)
                     sums += found
                 return sums
@@ -165,12 +162,12 @@ class Loop:
             flush=True,
         )
 
-    def _batch(self, split: str, numbers: NDArray, norm_by: float) -> Batch:
+    def batch(self, split: str, numbers: NDArray, norm_by: float) -> Batch:
         """The rows ``numbers`` as a micro-batch on the device."""
         began = time.perf_counter()
         data, device = getattr(self.data, split), self.engine.device
-        reference = self.data.reference[split] if self.data.reference else None
-        made = batch(data.read(numbers), norm_by, loss.CHUNK.get(device.type, 4096), reference).to(device)
+        chunk = loss.CHUNK.get(device.type, 4096)
+        made = self.objective.batch(data.read(numbers), norm_by, chunk, split).to(device)
         self.meter.data(time.perf_counter() - began)
         return made
 
@@ -202,7 +199,7 @@ class Loop:
 
     def _housekeeping(self, done: bool) -> None:
         """Stop when told to, checkpoint when due; all ranks decide alike."""
-        every = self.spec.checkpoint_every
+        every = self.spec.how.checkpoint_every
         due = done or (self.step % every == 0 if every else time.monotonic() - self._saved > 60)
         stop, due = self.ranks.agree(self.ranks.stopping(), due, self.step, self.choices.log_every)
         if stop or due or done:
@@ -269,39 +266,8 @@ class Loop:
     def _observe(self, split: str, numbers: NDArray) -> torch.Tensor:
         self.meter.beat()
         with torch.no_grad():
-            _, found = self.engine(self._batch(split, numbers, 1.0))
+            _, found = self.engine(self.batch(split, numbers, 1.0))
         return found.double().cpu()
-
-    def reference(self, folder: Path, key: str) -> None:
-        """dpo: log-probabilities of every answer under the initial model, once, kept in ``folder`` by weights and
-        data."""
-        if not isinstance(self.objective, Preference):
-            return
-        self.data.reference = {name: np.zeros(getattr(self.data, name).split.sequences) for name in ("train", "val")}
-        found = {}
-        for split, values in self.data.reference.items():
-            name = hashlib.sha256(f"{key} {self.spec.seq_len} {self.choices.dtype}".encode()).hexdigest()[:16]
-            path = folder / f"reference-{split}-{name}.npy"
-            found[split] = np.load(path) if path.is_file() else self._answers(split, len(values))
-            if self.ranks.rank == 0 and not path.is_file():
-                with open(path.with_suffix(".partial"), "wb") as handle:
-                    np.save(handle, found[split])
-                path.with_suffix(".partial").replace(path)
-        self.data.reference = found
-
-    def _answers(self, split: str, count: int) -> NDArray:
-        """Log-probability of each sequence's answer [count] under the current weights, each rank a share.
-        Collective."""
-        values = torch.zeros(count, dtype=torch.float64)
-        for part in share(
-            np.arange(getattr(self.data, split).rows), self.ranks.rank, self.ranks.world, self.choices.micro_batch
-        ):
-            self.meter.beat()
-            prepared = self._batch(split, part, 1.0)
-            with torch.no_grad():
-                answers, _ = self.engine(prepared, answers=True)
-            values[prepared.sequences.cpu()] = answers.double().cpu()
-        return self.ranks.total(values).numpy()
 
 
 class Plan:

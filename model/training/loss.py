@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = {"cpu": 256, "cuda": 8192}
@@ -19,7 +18,7 @@ WHOLE = {"cpu": 512}
 """The same where every slot is a target and nothing has to be padded; a tenth faster on a CPU."""
 
 
-def _gradient(h: Tensor, w: Tensor, targets: Tensor, weight: Tensor, z: float) -> tuple[Tensor, Tensor, Tensor]:
+def eager_gradient(h: Tensor, w: Tensor, targets: Tensor, weight: Tensor, z: float) -> tuple[Tensor, Tensor, Tensor]:
     """One chunk: weighted loss sum, plain loss sum (scalars, fp32) and the gradient of the logits [n, vocab] in ``h``'s
     dtype.
 
@@ -54,7 +53,7 @@ def _add_product(total: Tensor, grad: Tensor, h: Tensor) -> None:
         total += grad.t() @ h
 
 
-class _InForward(torch.autograd.Function):
+class InForward(torch.autograd.Function):
     """A loss by chunks of rows: ``gradient(h, w, *rows)`` gives a chunk's loss, its sums [k] and the gradient of its
     logits."""
 
@@ -101,7 +100,7 @@ class _LogProbs(torch.autograd.Function):
         gh, gw = torch.empty_like(h), torch.zeros_like(head, dtype=torch.float32) if learns else None
         for i in range(0, h.shape[0], chunk):
             rows = slice(i, i + chunk)
-            _, _, grad = _gradient(h[rows], w, targets[rows], -g[rows], 0.0)
+            _, _, grad = eager_gradient(h[rows], w, targets[rows], -g[rows], 0.0)
             torch.mm(grad, w, out=gh[rows])
             if learns:
                 _add_product(gw, grad, h[rows])
@@ -115,7 +114,7 @@ def cross_entropy(
     targets: Tensor,
     weight: Tensor,
     z_loss: float = 0.0,
-    gradient: Callable = _gradient,
+    gradient: Callable = eager_gradient,
     chunk: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """``sum(weight * (nll + z_loss * log(Z)^2))`` and, without gradient, the plain sum of nll over rows of weight > 0
@@ -129,64 +128,9 @@ def cross_entropy(
     if not torch.is_grad_enabled():
         nll = -log_probs_now(h, head, targets, chunk)
         return (nll * weight).sum(), (nll * (weight != 0)).sum()
-    return _InForward.apply(
+    return InForward.apply(
         h, head, chunk, lambda h, w, targets, weight: gradient(h, w, targets, weight, z_loss), targets, weight
     )
-
-
-def distill_gradient(
-    h: Tensor,
-    w: Tensor,
-    taught: Tensor,
-    teacher: Tensor,
-    targets: Tensor,
-    weight: Tensor,
-    share: float,
-    temperature: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One chunk of :func:`distillation`: weighted loss, plain sums of nll and divergence [2] (fp32), gradient of the
-    logits in ``h``'s dtype."""
-    logits = (h @ w.t()).float()
-    nll = torch.logsumexp(logits, -1) - logits.gather(1, targets[:, None])[:, 0]
-    at = torch.arange(logits.shape[1], device=h.device)[None, :] == targets[:, None]
-    known = min(w.shape[0], teacher.shape[0])  # rows past the teacher's last id have no teacher
-    ours = torch.log_softmax(logits[:, :known] / temperature, -1)
-    theirs = torch.log_softmax((taught @ teacher[:known].t()).float() / temperature, -1)
-    divergence = (theirs.exp() * (theirs - ours)).sum(-1) * temperature**2
-    grad = (torch.softmax(logits, -1) - at.float()) * (1 - share)
-    grad = grad + torch.nn.functional.pad(
-        (ours.exp() - theirs.exp()) * (share * temperature), (0, logits.shape[1] - known)
-    )
-    counted = (weight != 0).float()
-    sums = torch.stack(((nll * counted).sum(), (divergence * counted).sum()))
-    return ((nll * (1 - share) + divergence * share) * weight).sum(), sums, (grad * weight[:, None]).to(h.dtype)
-
-
-def distillation(
-    h: Tensor,
-    head: Tensor,
-    taught: Tensor,
-    teacher: Tensor,
-    targets: Tensor,
-    weight: Tensor,
-    share: float,
-    temperature: float,
-    gradient: Callable = distill_gradient,
-) -> tuple[Tensor, Tensor]:
-    """``sum(weight * ((1 - share) * nll + share * t^2 * KL(teacher || student)))`` and the plain sums of both terms [2]
-    over rows of weight > 0.
-
-    As :func:`cross_entropy`, with the teacher's hidden states ``taught`` [n, width] and its head ``teacher`` [vocab,
-    width], both in h's dtype; the divergence is taken at temperature ``t`` over the ids both know (Hinton et al. 2015,
-    arXiv:1503.02531).
-    """
-
-    def chunk_of(
-        h: Tensor, w: Tensor, taught: Tensor, targets: Tensor, weight: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return gradient(h, w, taught, teacher, targets, weight, share, temperature)
-
-    return _InForward.apply(h, head, CHUNK.get(h.device.type, 4096), chunk_of, taught, targets, weight)
 
 
 def log_probs(h: Tensor, head: Tensor, targets: Tensor) -> Tensor:
@@ -205,21 +149,3 @@ def log_probs_now(h: Tensor, head: Tensor, targets: Tensor, chunk: int) -> Tenso
         logits = (h[i : i + chunk] @ w.t()).float()
         parts.append(logits.gather(1, targets[i : i + chunk, None])[:, 0] - torch.logsumexp(logits, -1))
     return torch.cat(parts) if parts else torch.zeros(0, device=h.device)
-
-
-def preference(
-    chosen: Tensor,
-    rejected: Tensor,
-    reference_chosen: Tensor,
-    reference_rejected: Tensor,
-    beta: float,
-    label_smoothing: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """DPO (Rafailov et al. 2023; cDPO when ``label_smoothing`` > 0): losses [pairs] and margins [pairs].
-
-    Arguments are log-probabilities of whole answers (nats, fp32) [pairs]; the margin is ``beta`` times the difference
-    of log-ratios.
-    """
-    margin = beta * ((chosen - reference_chosen) - (rejected - reference_rejected))
-    loss = -F.logsigmoid(margin) * (1 - label_smoothing) - F.logsigmoid(-margin) * label_smoothing
-    return loss, margin

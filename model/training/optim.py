@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from model.network.config import OptimConfig
 from model.running.machine import pick_dtype
+from model.specs.train import OptimConfig
 
 Pieces = Callable[[dict[str, Any], list[Tensor]], list[Tensor]]
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # maximises the slope at zero; singular values end in about [0.7, 1.2]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from typing import Literal
 
 from pydantic import Field
 
+from model.running.how import How
 from pipeline.config.base import Section
 
 
@@ -68,3 +70,8 @@ class Resources(Section):
         900, ge=10, description="a worker silent for so long is ended and the stage fails, resumable"
     )
     wall_seconds: int = Field(0, ge=0, description="longest time a training stage may take; 0 is no limit")
+
+    def how(self) -> How:
+        """The part that training workers are told."""
+        same = {f.name: getattr(self, f.name) for f in fields(How) if f.name in type(self).model_fields}
+        return How(**same | {"engine": "deepspeed" if self.launcher == "deepspeed" else self.parallel})

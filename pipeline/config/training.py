@@ -8,19 +8,19 @@ import functools
 import hashlib
 import math
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from model.network.config import DistillConfig, LoraConfig, ModelConfig, OptimConfig, TrainSpec
+from model.specs.sft import DistillConfig
+from model.specs.shape import ModelConfig
+from model.specs.train import OptimConfig
+from model.specs.tune import LoraConfig
 from pipeline.config.base import Section, where
-from pipeline.config.resources import Resources
 
 
 class TrainSection(Section):
     """What every training stage reads."""
-
-    OBJECTIVE: ClassVar[Literal["pretrain", "sft", "dpo"]]
 
     seq_len: int = Field(256, ge=8, description="slots in one packed row; longer sequences are cut")
     batch_tokens: int = Field(8192, ge=8, description="global batch: slots in one update, whatever the number of ranks")
@@ -35,33 +35,6 @@ class TrainSection(Section):
         ),
     )
     eval_tokens: int = Field(0, ge=0, description="most slots of the validation split a validation reads; 0 reads all")
-
-    def spec(self, on: Resources, *, data: Path, tokenizer: Path, out: Path, init: Path | None = None) -> TrainSpec:
-        """The worker's spec for this section on these resources; ``data`` is a token directory, ``init`` a model
-        directory.
-
-        Raises ValueError naming the field that cannot be.
-        """
-        names = set(TrainSpec.__dataclass_fields__) - {"init", "model"}
-        own = {name: getattr(self, name) for name in type(self).model_fields if name in names}
-        engine = "deepspeed" if on.launcher == "deepspeed" else on.parallel
-        same = (
-            "micro_batch",
-            "dtype",
-            "compile",
-            "device",
-            "zero_stage",
-            "offload",
-            "fp8",
-            "checkpointing",
-            "checkpoint_every",
-            "threads",
-        )
-        how: dict[str, Any] = {name: getattr(on, name) for name in same} | {"engine": engine}
-        paths = {"data": str(data), "tokenizer": str(tokenizer), "out": str(out), "init": str(init) if init else None}
-        return TrainSpec(
-            objective=self.OBJECTIVE, model=None if init else getattr(self, "model", None), **own, **how, **paths
-        )
 
 
 DEPTH_HELP = (
@@ -81,7 +54,6 @@ LORA_HELP = (
 class PretrainSection(TrainSection):
     """Base model: next-token prediction over packed documents."""
 
-    OBJECTIVE = "pretrain"
     epochs: float = Field(
         1.0,
         ge=0,
@@ -127,11 +99,6 @@ class PretrainSection(TrainSection):
             del own["model"]
             own["init"] = content_digest(Path(self.init).expanduser())
         return own
-
-    def spec(self, on: Resources, *, data: Path, tokenizer: Path, out: Path, init: Path | None = None) -> TrainSpec:
-        """As for every stage, with this section's own starting point."""
-        start = Path(self.init).expanduser().resolve() if self.init else init
-        return super().spec(on, data=data, tokenizer=tokenizer, out=out, init=start)
 
     @model_validator(mode="before")
     @classmethod
@@ -236,7 +203,6 @@ class SftSection(TrainSection):
     """Supervised fine-tuning: next-token prediction at the assistant's tokens only, of all weights or of adapters,
     alone or with a teacher."""
 
-    OBJECTIVE = "sft"
     sources: list[str] = where(
         default_factory=lambda: ["teaching"], description="chat data: source names, files, globs, directories"
     )
@@ -264,17 +230,10 @@ class SftSection(TrainSection):
             own["distill"]["teacher"] = content_digest(Path(self.distill.teacher).expanduser())
         return own
 
-    def spec(self, on: Resources, *, data: Path, tokenizer: Path, out: Path, init: Path | None = None) -> TrainSpec:
-        """As for every stage, with the teacher's whole path."""
-        made = super().spec(on, data=data, tokenizer=tokenizer, out=out, init=init)
-        teacher = self.distill.teacher and str(Path(self.distill.teacher).expanduser().resolve())
-        return dataclasses.replace(made, distill=dataclasses.replace(self.distill, teacher=teacher))
-
 
 class DpoSection(TrainSection):
     """Direct preference optimization (Rafailov et al. 2023) against the SFT model."""
 
-    OBJECTIVE = "dpo"
     sources: list[str] = where(
         default_factory=lambda: ["teaching"], description="preference data: source names, files, globs, directories"
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from model.tokens.chat import check_tokens
+from model.tokens.vocabulary import check_tokens
 from pipeline.config.base import Section
 from pipeline.config.cleaning import CleanSection, DecontaminateSection, DedupSection, LanguageSection
 from pipeline.config.data import IngestSection, ShardSection

@@ -6,7 +6,7 @@ one compiled pass tells which documents need which repair, so the Python code be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,12 @@ import pyarrow.compute as pc
 from pipeline.config.base import Progress, quiet
 from pipeline.config.cleaning import CleanSection
 from pipeline.data import repairs, rules
+from pipeline.data.batches import batches
 from pipeline.data.documents import SCHEMA, Tally, finish, flat, plan, read_job, write_part
 from pipeline.kernels import alphabet
 from pipeline.kernels.alphabet import CONTROL
 from pipeline.kernels.scan import Stat
 from pipeline.running.executor import run_shards
-
-BATCH_ROWS = 1024
-BATCH_CHARACTERS = 8_000_000
 
 
 def clean(
@@ -53,19 +51,6 @@ def clean_job(job: dict[str, Any]) -> dict[str, Any]:
     tally.count("out", cleaned)
     write_part(Path(job["out"]), job["index"], cleaned)
     return tally.json()
-
-
-def batches(table: pa.Table) -> Iterator[pa.Table]:
-    """Slices of at most BATCH_ROWS rows and about BATCH_CHARACTERS characters, so that a batch of books fits into
-    memory too."""
-    sizes = np.cumsum(pc.binary_length(table["text"]).to_numpy())
-    start = 0
-    while start < table.num_rows:
-        base = sizes[start - 1] if start else 0
-        stop = int(np.searchsorted(sizes, base + BATCH_CHARACTERS, "right"))
-        stop = min(max(stop, start + 1), start + BATCH_ROWS, table.num_rows)
-        yield table.slice(start, stop - start)
-        start = stop
 
 
 class _Batch:

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from pipeline.config.base import Progress, quiet
 from pipeline.config.cleaning import DecontaminateSection
-from pipeline.data.clean import batches
+from pipeline.data.batches import batches
 from pipeline.data.documents import Tally, finish, flat, plan, read_job, write_kept
 from pipeline.kernels import alphabet, scripts, tokens
 from pipeline.kernels.alphabet import HAN, KANA, UNSPACED

@@ -25,6 +25,7 @@ from pipeline.config.base import Progress, quiet
 from pipeline.config.data import IngestSection
 from pipeline.data.cut import cut_files, piece_bytes
 from pipeline.data.documents import ROW_GROUP, SCHEMA, WORKING, Tally, finish, flat
+from pipeline.data.text import whole
 from pipeline.formats import MARKS, BadRecord, as_chat, as_preference, kind_of, own_id, text_of
 from pipeline.formats.chat import CHAT_MARKS
 from pipeline.readers import Fault, Text, read
@@ -254,15 +255,6 @@ class _Piece:
     def _note(self, action: str, rule: str, name: str, line: int, before: str, why: str) -> None:
         place = {"id": name, "source": self.source, "path": self.relpath, "line": line}
         self.tally.note(action, rule, place, lambda: (whole(before[:400]), ""), whole(why[:400]))
-
-
-def whole(text: str) -> str:
-    """``text`` itself, or a copy with lone surrogates (legal in JSON, not in UTF-8) as U+FFFD."""
-    try:
-        text.encode()
-        return text
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _built_in(piece: dict[str, Any]) -> Iterator[dict[str, Any]]:

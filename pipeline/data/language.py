@@ -27,7 +27,7 @@ import pyarrow as pa
 from pipeline.config.base import Progress, quiet
 from pipeline.config.cleaning import LanguageSection
 from pipeline.data import terms
-from pipeline.data.clean import batches
+from pipeline.data.batches import batches
 from pipeline.data.documents import SCHEMA, Tally, finish, flat, plan, read_job, write_part
 from pipeline.kernels import alphabet, scripts
 from pipeline.kernels.alphabet import CYRILLIC, HAN, HANGUL, KANA, LATIN, LETTER, UNSPACED

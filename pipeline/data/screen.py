@@ -26,9 +26,9 @@ from pipeline.config.base import Progress, quiet
 from pipeline.config.cleaning import DecontaminateSection
 from pipeline.data.decontaminate import decontaminate
 from pipeline.data.documents import SCHEMA, Tally, finish, flat, parts, write_part
-from pipeline.data.ingest import whole
 from pipeline.data.jsonl import read_jsonl
 from pipeline.data.records import Losses
+from pipeline.data.text import whole
 from pipeline.sources import Source
 
 Record = dict[str, Any]

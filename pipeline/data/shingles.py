@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.clean import batches
+from pipeline.data.batches import batches
 from pipeline.data.documents import Tally, read_job, write_kept
 from pipeline.kernels import alphabet, minhash, tokens
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from model.tokens.chat import CHAT_TEMPLATE
-from pipeline.tokens.bpe import GPT2_PATTERN, PRETOKEN_PATTERN, split_pattern
+from pipeline.tokens.patterns import GPT2_PATTERN, PRETOKEN_PATTERN, split_pattern
 
 _ARCHITECTURE = {"qwen3": "qwen3", "llama": "llama", "qwen3_moe": "qwen3moe"}
 _PRE = {PRETOKEN_PATTERN: "qwen2", GPT2_PATTERN: "gpt-2"}

@@ -19,7 +19,7 @@ import numpy as np
 
 from model.tokens.chat import ChatTokenizer, Message
 from pipeline.config.base import Progress, quiet
-from pipeline.tokens.encode import Encoder, dataset_meta, flat_counts, write_meta
+from pipeline.tokens.encoder import Encoder, dataset_meta, flat_counts, write_meta
 
 _SAMPLES = 20
 Sequence = tuple[list[int], list[int]]  # ids, mask

@@ -9,69 +9,22 @@ alone.
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
-import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from model.tokens.chat import IM_END, IM_START, ChatTokenizer
 from pipeline.config.base import Progress, quiet
 from pipeline.config.tokens import EncodeSection
-from pipeline.tokens.bpe import to_tiktoken
+from pipeline.tokens.encoder import Encoder, dataset_meta, flat_counts, write_meta
 
 if TYPE_CHECKING:
-    import tiktoken
-    from tokenizers import Tokenizer
+    pass
 
-_CHAT_MARKS = re.compile(f"({re.escape(IM_START)}|{re.escape(IM_END)})")
-_PROBES = (
-    "Hello,  world!\n\n\tif x: it's 12345\r\n",
-    "语言模型，是怎样炼成的？\n第二行 ",
-    "naïve café 😀 ́ ",
-    "<|im_start|>user\n<|endoftext|>",
-)
 _JOB_BYTES = (
     2 << 20
 )  # a fifth of a second: enough to repay what a job costs, little enough to keep all cores busy to the end
-
-
-class Encoder(ChatTokenizer):
-    """The chat tokenizer with a faster engine inside: "tiktoken" where it gives the ids of `tokenizers`, else that
-    itself."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._fast: tiktoken.Encoding | None = None
-        super().__init__(tokenizer)
-        unknown = getattr(tokenizer.model, "unk_token", None)
-        self.unknown_id = tokenizer.token_to_id(unknown) if unknown else -1
-        added = tokenizer.get_added_tokens_decoder().values()
-        self._literal = {token.content for token in added if not token.special}  # these are text to `tokenizers` too
-        expected = [self.encode(text) for text in _PROBES]
-        self._fast = to_tiktoken(tokenizer.to_str())
-        if self._fast and [self.encode(text) for text in _PROBES] != expected:
-            self._fast = None
-        self.engine = "tiktoken" if self._fast else "tokenizers"
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of plain text; nothing is added and nothing is parsed."""
-        return self.ids(text).tolist() if self._fast else super().encode(text)
-
-    def ids(self, text: str, *, parse_chat: bool = False) -> np.ndarray:
-        """Ids (uint32). With ``parse_chat``, written ``<|im_start|>`` and ``<|im_end|>`` become their ids; else they
-        are text."""
-        if self._fast:
-            allowed = {*self._literal, IM_START, IM_END} if parse_chat else self._literal
-            return self._fast.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
-        if not parse_chat:
-            return np.array(self.encode(text), dtype=np.uint32)
-        marks = {IM_START: [self.bos_id], IM_END: [self.eos_id]}
-        return np.array(
-            [i for piece in _CHAT_MARKS.split(text) for i in marks.get(piece) or self.encode(piece)], dtype=np.uint32
-        )
 
 
 def encode_text(
@@ -109,35 +62,6 @@ def encode_text(
     shutil.rmtree(out / "_run" / "encode")  # markers before parts: a marker promises its part
     shutil.rmtree(out / "_run" / "encode.parts")
     return flat_counts(meta)
-
-
-def dataset_meta(kind: str, tokenizer: Path) -> dict[str, Any]:
-    """The head of a token dataset's ``meta.json``: format, kind, dtype, special ids, the tokenizer's sha256; no splits
-    yet."""
-    chat = ChatTokenizer.load(tokenizer)
-    return {
-        "format": "tokens/1",
-        "kind": kind,
-        "dtype": "uint16" if chat.vocab_size <= 2**16 else "uint32",
-        "vocab_size": chat.vocab_size,
-        "eos_id": chat.end_of_text_id if kind == "text" else chat.eos_id,
-        "bos_id": chat.bos_id,
-        "pad_id": chat.pad_id,
-        "tokenizer": hashlib.sha256(Path(tokenizer, "tokenizer.json").read_bytes()).hexdigest(),
-        "splits": {},
-    }
-
-
-def write_meta(out: Path, meta: dict[str, Any]) -> None:
-    """Write ``meta.json``; it comes last, so a dataset without it is one whose making was cut short."""
-    (out / "meta.json").write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def flat_counts(meta: dict[str, Any]) -> dict[str, float]:
-    """``{train_tokens: …, val_sequences: …}`` of a dataset, with bytes per token of the training split."""
-    flat = {f"{split}_{name}": n for split, row in meta["splits"].items() for name, n in row.items()}
-    train = meta["splits"]["train"]
-    return {**flat, "bytes_per_token": round(train["bytes"] / max(1, train["supervised"]), 4)}
 
 
 def _jobs(cfg: EncodeSection, shards: Path, tokenizer: Path, out: Path, meta: dict[str, Any]) -> list[dict[str, Any]]:

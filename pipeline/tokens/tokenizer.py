@@ -83,7 +83,7 @@ def vocabulary_report(tokenizer: Path, shards: Path) -> dict[str, Any]:
 
     Measured on the validation split, or on the training split when that is empty. ``bytes_per_token`` is UTF-8 bytes.
     """
-    from pipeline.tokens.encode import Encoder
+    from pipeline.tokens.encoder import Encoder
 
     encoder = Encoder.load(tokenizer)
     by_lang: dict[str, dict[str, int]] = {}

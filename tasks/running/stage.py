@@ -24,26 +24,11 @@ from storage.store import Artifact, StoreError
 from tasks.running.run import Reached, Run, current
 
 PACKAGES = frozenset({"flows", "tasks", "pipeline", "model", "storage"})
-HOW = frozenset(
-    {
-        "storage",
-        "flows",
-        "pipeline.config.tree",
-        "pipeline.sections",
-        "pipeline.running.executor",
-        "pipeline.running.worker",
-        "tasks.running.stage",
-        "tasks.running.run",
-        "tasks.running.sources",
-        "tasks.training",
-        "tasks.running.launch",
-        "tasks.running.nodes",
-        "tasks.running.guard",
-        "tasks.running.failure",
-        "tasks.running.tail",
-    }
+NEVER = frozenset(
+    {"flows", "storage", "tasks.running", "tasks.tracking", "pipeline.config", "pipeline.running", "model.running"}
 )
-"""Modules that decide how a stage runs and not what it makes; the values of sections enter the key themselves."""
+"""The rooms whose code runs, watches, shows or estimates: in no cache key. All other code decides bytes, and is in the
+keys of the stages that reach it; the values of sections enter the key themselves."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +112,7 @@ def stage(
 
 @functools.cache
 def _code(entries: tuple[str, ...]) -> dict[str, str]:
-    return fingerprint(entries, ROOT, PACKAGES, HOW)
+    return fingerprint(entries, ROOT, PACKAGES, NEVER)
 
 
 @functools.cache

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from model.network.config import ModelConfig, TrainSpec
-from model.network.transformer import Transformer
 from model.running.checkpoint import write_json
+from model.running.how import How
 from model.running.machine import Orphan, can_compile, peak_flops, pick_device, pick_dtype
+from model.specs.shape import ModelConfig
+from model.specs.train import TrainSpec
 
 COMPILE_SECONDS = {True: 5.0, False: 50.0}
 """Time torch.compile takes with a warm cache and without; blocks share one graph, so depth costs nothing. Measured on a
@@ -32,15 +33,15 @@ EAGER_MFU = {"cuda": 0.45, "cpu bfloat16": 0.45, "cpu float32": 0.6}
 class Ranks:
     """The processes of this run, and whether they were asked to stop."""
 
-    def __init__(self, spec: TrainSpec) -> None:
+    def __init__(self, how: How) -> None:
         self.orphan = Orphan()
         self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        self.device = pick_device(spec.device, int(os.environ.get("LOCAL_RANK", "0")))
-        if spec.threads:
-            torch.set_num_threads(spec.threads)
+        self.device = pick_device(how.device, int(os.environ.get("LOCAL_RANK", "0")))
+        if how.threads:
+            torch.set_num_threads(how.threads)
         self._told = False
         signal.signal(signal.SIGTERM, self._stop)
-        if self.world > 1 or spec.engine == "deepspeed":
+        if self.world > 1 or how.engine == "deepspeed":
             for name, value in (
                 ("MASTER_ADDR", "127.0.0.1"),
                 ("MASTER_PORT", "0"),
@@ -117,10 +118,10 @@ class Choices:
 def choose(spec: TrainSpec, config: ModelConfig, ranks: Ranks, tokens: int, run: Path) -> Choices:
     """Precision, attention, compile and micro-batch for a run over ``tokens`` slots; earlier choices for the same
     machine are kept."""
-    dtype, cuda = pick_dtype(spec.dtype, ranks.device), ranks.device.type == "cuda"
+    dtype, cuda = pick_dtype(spec.how.dtype, ranks.device), ranks.device.type == "cuda"
     made_for = (
-        f"{ranks.device.type} {ranks.world} {torch.__version__} {spec.compile} {spec.dtype} {spec.micro_batch}"
-        f" {spec.engine}"
+        f"{ranks.device.type} {ranks.world} {torch.__version__} {spec.how.compile} {spec.how.dtype} {spec.how.micro_batch}"
+        f" {spec.how.engine}"
     )
     path = run / "choices.json"
     try:
@@ -129,7 +130,7 @@ def choose(spec: TrainSpec, config: ModelConfig, ranks: Ranks, tokens: int, run:
             return earlier
     except (OSError, ValueError, TypeError):
         pass
-    micro = spec.micro_batch or _micro_batch(spec, config, ranks)
+    micro = spec.how.micro_batch or _micro_batch(spec, config, ranks)
     wanted = torch.tensor([micro, _worth_compiling(spec, config, ranks, tokens, dtype, micro)], dtype=torch.float64)
     micro, compiled = (
         int(v) for v in ranks.total(wanted * (ranks.rank == 0))
@@ -138,7 +139,7 @@ def choose(spec: TrainSpec, config: ModelConfig, ranks: Ranks, tokens: int, run:
         attention = "flex" if compiled else "sdpa"
     else:
         attention = "manual" if spec.seq_len <= 512 else "sdpa"
-    every = max(spec.log_every, 10) if cuda else spec.log_every
+    every = max(spec.how.log_every, 10) if cuda else spec.how.log_every
     made = Choices(str(dtype).removeprefix("torch."), attention, bool(compiled), micro, every, made_for, str(path))
     made.save(ranks)
     return made
@@ -153,7 +154,7 @@ def _micro_batch(spec: TrainSpec, config: ModelConfig, ranks: Ranks) -> int:
     else:
         free, _ = torch.cuda.mem_get_info(ranks.device)
         width = 34 * config.dim + 6 * config.ffn * (config.experts_per_token if config.experts else 1)
-        row = spec.seq_len * (2 * config.dim if spec.checkpointing else width) * 2 * config.layers
+        row = spec.seq_len * (2 * config.dim if spec.how.checkpointing else width) * 2 * config.layers
         fit = max(1, int(0.6 * (free - 16 * config.parameters()) / row))
     rounds = -(-each // min(fit, each))
     return -(-each // rounds)
@@ -162,16 +163,16 @@ def _micro_batch(spec: TrainSpec, config: ModelConfig, ranks: Ranks) -> int:
 def _worth_compiling(
     spec: TrainSpec, config: ModelConfig, ranks: Ranks, tokens: int, dtype: torch.dtype, micro: int
 ) -> bool:
-    if spec.compile == "off":
+    if spec.how.compile == "off":
         return False
-    if spec.engine == "deepspeed" and spec.zero_stage == 3:  # its hooks gather parameters inside the blocks
-        if spec.compile == "on":
+    if spec.how.engine == "deepspeed" and spec.how.zero_stage == 3:  # its hooks gather parameters inside the blocks
+        if spec.how.compile == "on":
             ranks.say("torch.compile is left out under ZeRO 3")
         return False
     if not can_compile(ranks.device):
         ranks.say("torch.compile finds no compiler on this machine; training without")
         return False
-    if spec.compile == "on":
+    if spec.how.compile == "on":
         return True
     if config.experts and ranks.device.type == "cpu":  # one product an expert, outside the graph: little to gain
         return False
@@ -204,22 +205,5 @@ def warm_marker(spec: TrainSpec, config: ModelConfig, dtype: str, micro: int) ->
         micro,
         dtype,
     ]
-    digest = hashlib.sha256(
-        json.dumps(
-            [shape, torch.__version__, spec.objective == "dpo", spec.lora.rank, bool(spec.distill.teacher)]
-        ).encode()
-    ).hexdigest()
+    digest = hashlib.sha256(json.dumps([shape, torch.__version__, spec.graph()]).encode()).hexdigest()
     return Path(cache) / f"warm-{digest[:16]}"
-
-
-def prepare(model: Transformer, spec: TrainSpec, choices: Choices) -> None:
-    """Make ``model`` compute as chosen. Blocks are compiled one by one: they share one graph, so depth costs no compile
-    time."""
-    model.compute_dtype = getattr(torch, choices.dtype)
-    model.attention = choices.attention
-    model.checkpointing = spec.checkpointing
-    model.compiled = choices.compile
-    if choices.compile:
-        torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
-        for block in model.model.layers:
-            block.compile(dynamic=False)

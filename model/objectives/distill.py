@@ -1,0 +1,110 @@
+"""Distillation: next-token prediction and, beside it, a frozen teacher's probabilities (Hinton et al. 2015,
+arXiv:1503.02531)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from model.network.transformer import Transformer
+from model.objectives.base import Batch
+from model.objectives.next_token import NextToken
+from model.specs.sft import SftSpec
+from model.training.loss import CHUNK, InForward
+
+
+class Distill(NextToken):
+    """Cross-entropy at the targets and, beside it, the divergence from a frozen teacher (nats at the spec's
+    temperature, times its square)."""
+
+    names = ("loss", "divergence", "targets")
+
+    def __init__(self, model: Transformer, spec: SftSpec, teacher: Transformer) -> None:
+        super().__init__(model, spec)
+        self.teacher = (teacher,)  # in a tuple: no part of what engines shard, train and save
+        self.gradient = distill_gradient
+
+    @property
+    def compiled_gradient(self) -> Callable:
+        """It is written for the compiler already."""
+        return distill_gradient
+
+    def flops_per_token(self) -> float:
+        """The student's, and one forward pass of the teacher."""
+        return super().flops_per_token() + self.teacher[0].config.flops_per_token(self.spec.seq_len) / 3
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        how, teacher = self.spec.distill, self.teacher[0]
+        with torch.no_grad():
+            taught = teacher.hidden(batch.ids, batch.doc).reshape(-1, teacher.config.dim)
+            taught = taught if batch.index is None else taught[batch.index]
+        total, sums = distillation(
+            self.selected(batch),
+            self.lm.head,
+            taught,
+            teacher.head,
+            batch.targets,
+            batch.weight,
+            how.weight,
+            how.temperature,
+            self.gradient,
+        )
+        total = total + self.lm.balance() * batch.weight.sum()
+        return total, torch.cat((sums.detach(), (batch.weight > 0).sum().float()[None]))
+
+
+def distill_gradient(
+    h: Tensor,
+    w: Tensor,
+    taught: Tensor,
+    teacher: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    share: float,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One chunk of :func:`distillation`: weighted loss, plain sums of nll and divergence [2] (fp32), gradient of the
+    logits in ``h``'s dtype."""
+    logits = (h @ w.t()).float()
+    nll = torch.logsumexp(logits, -1) - logits.gather(1, targets[:, None])[:, 0]
+    at = torch.arange(logits.shape[1], device=h.device)[None, :] == targets[:, None]
+    known = min(w.shape[0], teacher.shape[0])  # rows past the teacher's last id have no teacher
+    ours = torch.log_softmax(logits[:, :known] / temperature, -1)
+    theirs = torch.log_softmax((taught @ teacher[:known].t()).float() / temperature, -1)
+    divergence = (theirs.exp() * (theirs - ours)).sum(-1) * temperature**2
+    grad = (torch.softmax(logits, -1) - at.float()) * (1 - share)
+    grad = grad + torch.nn.functional.pad(
+        (ours.exp() - theirs.exp()) * (share * temperature), (0, logits.shape[1] - known)
+    )
+    counted = (weight != 0).float()
+    sums = torch.stack(((nll * counted).sum(), (divergence * counted).sum()))
+    return ((nll * (1 - share) + divergence * share) * weight).sum(), sums, (grad * weight[:, None]).to(h.dtype)
+
+
+def distillation(
+    h: Tensor,
+    head: Tensor,
+    taught: Tensor,
+    teacher: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    share: float,
+    temperature: float,
+    gradient: Callable = distill_gradient,
+) -> tuple[Tensor, Tensor]:
+    """``sum(weight * ((1 - share) * nll + share * t^2 * KL(teacher || student)))`` and the plain sums of both terms [2]
+    over rows of weight > 0.
+
+    As :func:`cross_entropy`, with the teacher's hidden states ``taught`` [n, width] and its head ``teacher`` [vocab,
+    width], both in h's dtype; the divergence is taken at temperature ``t`` over the ids both know (Hinton et al. 2015,
+    arXiv:1503.02531).
+    """
+
+    def chunk_of(
+        h: Tensor, w: Tensor, taught: Tensor, targets: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return gradient(h, w, taught, teacher, targets, weight, share, temperature)
+
+    return InForward.apply(h, head, CHUNK.get(h.device.type, 4096), chunk_of, taught, targets, weight)

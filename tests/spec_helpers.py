@@ -1,0 +1,29 @@
+"""Specs of small training runs, and the trainer of each objective."""
+
+from dataclasses import fields as fields_of
+
+from model.dpo import DpoTrainer
+from model.running.how import How
+from model.sft import SftTrainer
+from model.specs.base import parse
+from model.training.trainer import Trainer
+
+TRAINERS = {"pretrain": Trainer, "sft": SftTrainer, "dpo": DpoTrainer}
+NUMBERS = {"seq_len": 64, "batch_tokens": 512, "steps": 40, "epochs": 1.0, "seed": 0, "eval_every": 0, "eval_tokens": 0}
+OWN = {
+    "pretrain": {},
+    "sft": {"lora": {}, "distill": {}},
+    "dpo": {"lora": {}, "beta": 0.1, "label_smoothing": 0.0, "nll_weight": 0.0},
+}
+
+
+def spec(objective="pretrain", **fields):
+    """The spec of ``objective`` with these fields; those of :class:`How` may stand among them."""
+    how = {f.name: fields.pop(f.name) for f in fields_of(How) if f.name in fields}
+    values = {**NUMBERS, "optim": {}, **OWN[objective], **fields, "how": how}
+    return parse(TRAINERS[objective].SPEC, values)
+
+
+def train(spec, ranks):
+    """Train in this process; the metrics."""
+    return TRAINERS[spec.NAME](spec, ranks).train()
