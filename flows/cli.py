@@ -163,10 +163,11 @@ def _artifact_commands(command: Any) -> None:
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--force", action="store_true", help="also when the model was withdrawn")
     sub = command("adopt", _adopt, "accept an artifact made by older code as what today's code would make")
-    sub.add_argument("ref", help="stage/key of the artifact")
+    sub.add_argument("ref", help="stage/key of an artifact, or a preset: all that earlier code made for a run of it")
     sub.add_argument("preset", nargs="?", help="today's preset (default: that of the run which made it)")
     sub.add_argument("overrides", nargs="*", metavar="section.key=value")
     sub.add_argument("--force", action="store_true", help="also when the stage's section or version differs")
+    sub.add_argument("--dry-run", action="store_true", help="only say what would be adopted")
     sub = command("invalidate", _invalidate, "withdraw a source or an artifact and everything made from it")
     sub.add_argument("what", metavar="SOURCE_OR_REF", help="a source's name or digest, or stage/key")
     sub.add_argument("--reason", help="why; shown wherever a withdrawn artifact is asked for")
@@ -180,13 +181,14 @@ def _artifact_commands(command: Any) -> None:
 
 def _checked(args: argparse.Namespace) -> tuple[Any, Any] | int:
     """The config and its resolved inputs, or an exit code after all problems were printed."""
-    from pipeline.config.tree import STAGES, ConfigError, load
+    from flows.dag import stage_names
+    from pipeline.config.tree import ConfigError, load
     from tasks.running.sources import given
 
     problems = [
-        f"{name}  no such stage; stages are {', '.join(STAGES)}"
+        f"{name}  no such stage; stages are {', '.join(stage_names())}"
         for name in [*args.refresh, args.until]
-        if name and name not in STAGES
+        if name and name not in stage_names()
     ]
     config = inputs = None
     try:
@@ -328,7 +330,10 @@ def _chat(args: argparse.Namespace) -> int:
 def _adopt(args: argparse.Namespace) -> int:
     from flows.curate import adopt
 
-    return adopt(args.ref, args.preset, args.overrides, args.force)
+    preset, overrides = args.preset, args.overrides
+    if preset and "=" in preset:  # adopt tiny pretrain.steps=10: the preset is the reference itself
+        preset, overrides = None, [preset, *overrides]
+    return adopt(args.ref, preset, overrides, args.force, args.dry_run)
 
 
 def _invalidate(args: argparse.Namespace) -> int:

@@ -12,14 +12,16 @@ from storage.places import home
 from storage.withdrawal import rule_for
 
 
-def adopt(ref: str, preset: str | None, overrides: list[str], force: bool) -> int:
+def adopt(ref: str, preset: str | None, overrides: list[str], force: bool, look: bool = False) -> int:
     """Accept the artifact ``ref`` for the key that its stage has today under a preset (default: that of the run which
-    made it)."""
-    from pipeline.config.tree import ConfigError
+    made it); where ``ref`` is a preset, everything of a run of it. ``look``: say what would be done and do nothing."""
+    from pipeline.config.tree import ConfigError, presets
     from tasks.running.adopt import NotAdopted
     from tasks.running.adopt import adopt as take
 
     try:
+        if preset is None and (ref in presets() or ref.endswith(".toml")):
+            return _adopt_run(ref, overrides, look)
         record = find_record(ref)
         if preset is None:
             preset, overrides = _asked(record)
@@ -27,12 +29,42 @@ def adopt(ref: str, preset: str | None, overrides: list[str], force: bool) -> in
         if plan.state == "hit":
             print(f"{plan.stage}/{plan.key[:12]} is in the store already; nothing to adopt")
             return 0
+        if look:
+            print(f"{record['stage']}/{record['key'][:12]} would be adopted if code and libraries are all that differs")
+            return 0
         made = take(store(), record, plan, force)
     except (LookupError, ConfigError, NotAdopted) as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 2
     print(f"{made.ref} adopted from {record['stage']}/{record['key'][:12]}, sha256 {made.digest[:12]}")
+    return 0
+
+
+def _adopt_run(preset: str, overrides: list[str], look: bool) -> int:
+    """Adopt for every stage of a run what earlier code made, where code and libraries are all that differs."""
+    from flows.dag import full
+    from pipeline.config.tree import load
+    from tasks.running.adopt import AdoptRun
+    from tasks.running.adopt import adopt as take
+    from tasks.running.sources import given
+
+    config = load(preset, overrides)
+    run = AdoptRun("adopt", config.resources)
+    with run:
+        full(config, given(config))
+    taken = {plan.stage: record for plan, record in run.taken}
+    for plan in run.planned:
+        said = "in the store" if plan.state == "hit" else "\n".ljust(17).join(plan.reasons)
+        if plan.stage in taken:
+            said = f"takes over {plan.stage}/{taken[plan.stage]['key'][:12]} of {taken[plan.stage]['created']}"
+        print(f"  {plan.stage:<14}{said}")
+    if look or not run.taken:
+        print(f"{len(run.taken)} artifacts can be adopted" if run.taken else "nothing to adopt")
+        return 0
+    for plan, record in run.taken:
+        take(run.store, record, plan)
+    print(f"{len(run.taken)} artifacts adopted; code and libraries are all that differed")
     return 0
 
 

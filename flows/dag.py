@@ -5,6 +5,7 @@ Straight code. What a stage call does (build, take from cache, only plan) is dec
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from pipeline.config.tree import Config
@@ -20,27 +21,48 @@ from tasks.ingest import ingest
 from tasks.language import language
 from tasks.preferences import preferences
 from tasks.pretrain import pretrain
+from tasks.running.inputs import several
+from tasks.running.outline import Outlined, outline
+from tasks.running.run import descent
 from tasks.running.sources import Inputs
 from tasks.sft import sft
 from tasks.shard import shard
 from tasks.tokenizer import tokenizer
 
 
-def full(cfg: Config, given: Inputs) -> dict[str, Any]:
-    """Run every stage of the pipeline on what was ``given``; returns the last artifacts by what they are."""
-    raw = ingest(cfg.ingest, given.text)
-    text = clean(cfg.clean, raw)
-    text = language(cfg.language, text)
-    text = dedup(cfg.dedup, text, given.against)
-    text = decontaminate(cfg.decontaminate, text, given.exams)
-    asked = chats(cfg.decontaminate, given.chats, given.exams) if given.chats else given.chats
-    liked = preferences(cfg.decontaminate, given.preferences, given.exams) if given.preferences else given.preferences
-    shards = shard(cfg.shard, text)
+def full(cfg: Config, inputs: Inputs) -> dict[str, Any]:
+    """Run every stage of the pipeline on its ``inputs``; returns the last artifacts by what they are."""
+    raw = ingest(cfg.ingest, inputs.text)
+    cleaned = clean(cfg.clean, raw)
+    kept = language(cfg.language, cleaned)
+    unique = dedup(cfg.dedup, kept, inputs.against)
+    text = decontaminate(cfg.decontaminate, unique, inputs.exams)
+    talks = chats(cfg.decontaminate, inputs.chats, inputs.exams) if inputs.chats else None
+    pairs = preferences(cfg.decontaminate, inputs.preferences, inputs.exams) if inputs.preferences else None
+    shards = shard(cfg.shard, text, several(raw, cleaned, kept, unique, text))
     vocabulary = tokenizer(cfg.tokenizer, shards)
     tokens = encode(cfg.encode, shards, vocabulary)
     base = pretrain(cfg.pretrain, tokens, vocabulary)
-    chat = sft(cfg.sft, base, asked) if asked else base
-    aligned = dpo(cfg.dpo, chat, liked) if liked else chat
-    release = export.submit(cfg.export, aligned)
-    scores = evaluate.submit(cfg.evaluate, base, chat, aligned, tokens, given.exams, text, asked, liked)
+    chat = sft(cfg.sft, base, talks) if talks else None
+    aligned = dpo(cfg.dpo, chat, pairs) if pairs else None
+    final = aligned or chat or base
+    release = export.submit(cfg.export, final, descent(final))
+    models = several(base, chat, aligned)
+    scores = evaluate.submit(cfg.evaluate, models, tokens, inputs.exams, several(text, talks, pairs))
     return {"model": release.result(), "report": scores.result()}
+
+
+@functools.cache
+def stages() -> tuple[Outlined, ...]:
+    """Every stage in the order of the DAG, read off :func:`full` itself."""
+    return outline(full)
+
+
+def stage_names() -> tuple[str, ...]:
+    """Their names."""
+    return tuple(stage.name for stage in stages())
+
+
+def of_kind(*kinds: str) -> tuple[str, ...]:
+    """Names of the stages that make one of these kinds of artifact, in the order of the DAG."""
+    return tuple(stage.name for stage in stages() if stage.kind in kinds)

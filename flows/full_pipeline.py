@@ -12,8 +12,8 @@ from typing import Any, Literal
 from prefect import flow, get_run_logger, runtime
 
 from flows.console import duration, headline
-from flows.dag import full
-from pipeline.config.tree import STAGES, ConfigError, load
+from flows.dag import full, of_kind, stage_names
+from pipeline.config.tree import ConfigError, load
 from pipeline.pages.funnel import write_funnel
 from storage.places import home
 from tasks.running.run import WATCHERS
@@ -21,8 +21,7 @@ from tasks.running.sources import given, withdrawn
 from tasks.running.stage import PrefectRun
 from tasks.tracking.tracker import start_tracker
 
-DATA_STAGES = ("ingest", "clean", "language", "dedup", "decontaminate", "shard")
-StageName = Literal[STAGES]  # type: ignore[valid-type]
+StageName = Literal[stage_names()]  # type: ignore[valid-type]
 
 
 @flow(name="full-pipeline", log_prints=False, persist_result=False)
@@ -98,8 +97,10 @@ def _funnel(run: PrefectRun) -> None:
             if run.stages.get(name, {}).get("state") in ("ran", "cached")
         }
 
-    if data := of(DATA_STAGES):
-        write_funnel(data, run.directory, tokens=of(("encode",)).get("encode"), records=of(("chats", "preferences")))
+    if data := of(of_kind("documents")):
+        write_funnel(
+            data, run.directory, tokens=next(iter(of(of_kind("tokens")).values()), None), records=of(of_kind("records"))
+        )
 
 
 def new_run_id() -> str:

@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from flows.console import duration, headline
+from flows.dag import of_kind
 from storage.lineage import ancestors, descendants, source_users
 from storage.places import home
 from storage.store import Store, open_store
 from tasks.running.run import is_alive
 
-MODELS = ("export", "dpo", "sft", "pretrain")
 """Stages that make models, the most finished first."""
+
+
+def model_stages() -> tuple[str, ...]:
+    """Stages that leave a model directory, the last one first."""
+    return tuple(reversed(of_kind("model", "release")))
 
 
 def store() -> Store:
@@ -124,7 +129,7 @@ def newest_run(preset: str) -> dict[str, Any] | None:
     """The newest run of a preset whose summary names a model."""
     for path in sorted((home() / "runs").glob("*/summary.json"), reverse=True):
         summary = json.loads(path.read_text())
-        if summary.get("preset") == preset and any(s["name"] in MODELS for s in summary["stages"]):
+        if summary.get("preset") == preset and any(s["name"] in model_stages() for s in summary["stages"]):
             return summary
     return None
 
@@ -134,7 +139,7 @@ def find_record(ref: str) -> dict[str, Any]:
     summary = newest_run(ref)
     if summary:
         by_name = {s["name"]: s for s in summary["stages"]}
-        stage = next(name for name in MODELS if name in by_name)
+        stage = next(name for name in model_stages() if name in by_name)
         found = [r for r in store().records(stage) if r["key"] == by_name[stage]["key"]]
     else:
         found = store().find(ref)
@@ -156,7 +161,7 @@ def find_model(ref: str, force: bool = False) -> Path:
         record = json.loads((path / "lineage.json").read_text("utf-8")) if (path / "lineage.json").is_file() else None
     else:
         record = find_record(ref)
-        if record["stage"] not in MODELS:
+        if record["stage"] not in model_stages():
             raise LookupError(f"{ref}  is a {record['stage']} artifact, not a model")
         path = store().directory(record["stage"], record["key"])
     if record and not force and (why := store().withdrawals.because(record)):

@@ -21,9 +21,10 @@ from typing import Any
 from rich.console import Console
 
 from flows.console import Watch, duration
+from flows.dag import of_kind, stage_names
 from flows.runner import QUIET, readable
 from flows.services import ensure_prefect
-from pipeline.config.tree import STAGES, ConfigError, load
+from pipeline.config.tree import ConfigError, load
 from pipeline.pages.sweep import page
 from storage.digest import write_json
 from storage.places import home
@@ -35,7 +36,6 @@ from tasks.tracking.tracker import start_tracker
 
 SMALLER = ("loss", "bits", "seconds", "bad", "dropped", "perplexity")
 """A number whose name has one of these words is better when it is smaller."""
-TRAINING = ("pretrain", "sft", "dpo")
 
 
 @dataclass
@@ -123,7 +123,9 @@ def default_metric(overrides: list[str], until: str | None) -> str:
     """Held-out loss of the last training stage whose section is swept; of the pretraining when none is."""
     swept = [path.split(".")[0] for path, values in axes(overrides).items() if len(values) > 1]
     reached = [
-        name for name in TRAINING if until is None or until not in STAGES or STAGES.index(name) <= STAGES.index(until)
+        name
+        for name in of_kind("model")
+        if until is None or until not in stage_names() or stage_names().index(name) <= stage_names().index(until)
     ]
     return next((f"{name}.val_loss" for name in reversed(reached) if name in swept), "pretrain.val_loss")
 
@@ -131,12 +133,12 @@ def default_metric(overrides: list[str], until: str | None) -> str:
 def checked(preset: str, overrides: list[str], until: str | None, metric: str) -> tuple[list[Child], list[str]]:
     """The children of the grid, and every problem of any of them, each once."""
     problems: list[str] = []
-    if until is not None and until not in STAGES:
-        problems.append(f"{until}  no such stage; stages are {', '.join(STAGES)}")
+    if until is not None and until not in stage_names():
+        problems.append(f"{until}  no such stage; stages are {', '.join(stage_names())}")
     stage, dot, name = metric.partition(".")
-    if stage not in STAGES or not dot or not name:
+    if stage not in stage_names() or not dot or not name:
         problems.append(f"--metric {metric}  write stage.number, for example pretrain.val_loss")
-    elif until in STAGES and STAGES.index(stage) > STAGES.index(until):
+    elif until in stage_names() and stage_names().index(stage) > stage_names().index(until):
         problems.append(f"--metric {metric}  {stage} comes after --until {until}; choose a number of a stage that runs")
     grid = axes(overrides)
     children = [Child(dict(zip(grid, values, strict=True))) for values in itertools.product(*grid.values())]

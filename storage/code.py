@@ -1,7 +1,10 @@
-"""The code fingerprint of a stage: the project modules it can reach, as normalised syntax trees.
+"""The code fingerprint of a stage: the project files it can reach, each in a normal form of its meaning.
 
-Comments, docstrings and formatting do not count, so a reworded comment never costs a retrain, and a changed helper
-three imports away always does (Prefect's TASK_SOURCE sees neither).
+A module counts by its syntax tree without comments, docstrings, formatting and the annotations of functions, so a
+reworded comment never costs a retrain, and a changed helper three imports away always does (Prefect's TASK_SOURCE sees
+neither). With a module come the ``__init__`` files that its import runs, and the other files of its folder (templates,
+style sheets). The form is our own, because ``ast.dump`` differs between Python versions and machines of several
+versions share a store; a test holds it against a constant.
 """
 
 from __future__ import annotations
@@ -10,35 +13,47 @@ import ast
 import contextlib
 import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+MEANINGLESS = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
+"""Fields of syntax nodes that say nothing, or the same as another."""
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
-def fingerprint(entries: Iterable[str], root: Path, packages: frozenset[str], skip: frozenset[str]) -> dict[str, str]:
-    """``{module: 16 hex}`` of every project module reachable by import from the modules ``entries``.
 
-    ``root`` holds the ``packages``; a module named in ``skip`` (or below a package named there) is left out, with
-    what only it imports. Raises FileNotFoundError for an entry that does not exist.
+def fingerprint(entries: Iterable[str], root: Path, packages: frozenset[str], never: frozenset[str]) -> dict[str, str]:
+    """``{path: 16 hex}`` of every project file that counts for the modules ``entries``, paths relative to ``root``.
+
+    ``root`` holds the ``packages``; a module named in ``never``, or below a package named there, is left out with what
+    only it imports. Imports inside functions count, those for type checkers do not. Raises FileNotFoundError for an
+    entry that does not exist.
     """
-    seen: dict[str, str] = {}
+    found: dict[str, str] = {}
+    seen: set[str] = set()
     todo = list(entries)
+    for name in todo:
+        if _find(name, root) is None:
+            raise FileNotFoundError(f"stage code: no module {name} below {root}")
     while todo:
         name = todo.pop()
-        if name in seen or _skipped(name, skip):
-            continue
         path = _find(name, root)
-        if path is None:
-            raise FileNotFoundError(f"stage code: no module {name} below {root}")
+        if name in seen or path is None or _is_below(name, never):
+            continue
+        seen.add(name)
         stamp = path.stat()
-        digest, imports = _parse(path, stamp.st_mtime_ns, stamp.st_size)
-        seen[name] = digest
-        todo += [m for i in imports if i.split(".")[0] in packages for m in _modules(i, root)]
-    return dict(sorted(seen.items()))
+        module = _parse(path, stamp.st_mtime_ns, stamp.st_size)
+        if module.digest:
+            found[path.relative_to(root).as_posix()] = module.digest
+        found |= {file.relative_to(root).as_posix(): digest for file, digest in _beside(path)}
+        parts = name.split(".")
+        todo += [".".join(parts[:i]) for i in range(1, len(parts))]
+        todo += [m for i in module.imports if i.split(".")[0] in packages for m in _modules(i, root)]
+    return dict(sorted(found.items()))
 
 
-def _skipped(name: str, skip: frozenset[str]) -> bool:
+def _is_below(name: str, packages: frozenset[str]) -> bool:
     parts = name.split(".")
-    return any(".".join(parts[: i + 1]) in skip for i in range(len(parts)))
+    return any(".".join(parts[: i + 1]) in packages for i in range(len(parts)))
 
 
 def _find(name: str, root: Path) -> Path | None:
@@ -50,24 +65,46 @@ def _find(name: str, root: Path) -> Path | None:
 
 
 def _modules(imported: str, root: Path) -> list[str]:
-    """The modules an import of the dotted name can mean: ``a.b.c`` is module a.b.c, or the name c in module a.b."""
+    """The module an import of the dotted name means: ``a.b.c`` is module a.b.c, or the name c in module a.b."""
     for name in (imported, imported.rpartition(".")[0]):
         if name and _find(name, root):
             return [name]
     return []
 
 
+def _beside(module: Path) -> Iterator[tuple[Path, str]]:
+    """Files of the module's folder that are no Python, with their digests."""
+    for path in sorted(module.parent.iterdir()):
+        if path.is_file() and path.suffix not in (".py", ".pyc") and not path.name.startswith("."):
+            stamp = path.stat()
+            yield path, _content(path, stamp.st_mtime_ns, stamp.st_size)
+
+
 @functools.cache
-def _parse(path: Path, mtime: int, size: int) -> tuple[str, tuple[str, ...]]:
+def _content(path: Path, mtime: int, size: int) -> str:
+    return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()[:16]
+
+
+class _Module:
+    """What a source file means ("" when it does nothing) and what it imports."""
+
+    def __init__(self, tree: ast.Module) -> None:
+        lines = list(_lines(tree, ""))
+        self.digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] if tree.body else ""
+        self.imports: list[str] = []
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                self.imports += [a.name for a in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                self.imports += [f"{node.module}.{a.name}" for a in node.names]
+
+
+@functools.cache
+def _parse(path: Path, mtime: int, size: int) -> _Module:
     tree = _tree(path.read_bytes())
-    imports = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            imports += [a.name for a in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            imports += [f"{node.module}.{a.name}" for a in node.names]
-        _drop_docstring(node)
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16], tuple(imports)
+        _simplify(node)
+    return _Module(tree)
 
 
 def _tree(source: bytes) -> ast.Module:
@@ -79,15 +116,62 @@ def _tree(source: bytes) -> ast.Module:
     return ast.parse(source)
 
 
-def _drop_docstring(node: ast.AST) -> None:
-    body = getattr(node, "body", None)
-    if not isinstance(body, list) or not isinstance(
-        node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    ):
-        return
-    kept = [
-        s
-        for s in body
-        if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant) and isinstance(s.value.value, str))
-    ]
-    node.body = kept or [ast.Pass()]
+def _simplify(node: ast.AST) -> None:
+    """Take from a node what does not change what the code does."""
+    for name, value in ast.iter_fields(node):
+        if isinstance(value, list) and value and isinstance(value[0], ast.stmt):
+            setattr(node, name, [s for s in value if not _says_nothing(s)])
+    if isinstance(node, FUNCTIONS):
+        node.returns = None
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.AnnAssign) and isinstance(inner.target, ast.Name):
+                inner.annotation = ast.Constant(None)
+    elif isinstance(node, ast.arg):
+        node.annotation = None
+    elif isinstance(node, ast.JoinedStr):
+        node.values = list(_merged(node.values))
+
+
+def _says_nothing(statement: ast.stmt) -> bool:
+    """A docstring, ``pass``, a ``__future__`` import, or what only type checkers see."""
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str)
+    if isinstance(statement, ast.If) and not statement.orelse:
+        test = statement.test
+        return getattr(test, "id", getattr(test, "attr", "")) == "TYPE_CHECKING"
+    return isinstance(statement, ast.Pass) or (
+        isinstance(statement, ast.ImportFrom) and statement.module == "__future__"
+    )
+
+
+def _merged(values: list[ast.expr]) -> Iterator[ast.expr]:
+    """Parts of an f-string with neighbouring texts as one: where they are cut depends on the Python version."""
+    text = ""
+    for value in values:
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            text += value.value
+            continue
+        if text:
+            yield ast.Constant(text)
+        text = ""
+        yield value
+    if text:
+        yield ast.Constant(text)
+
+
+def _lines(value: object, indent: str) -> Iterator[str]:
+    """A syntax tree as lines: a node's name, then its fields by name; what is empty or None is left out."""
+    if isinstance(value, ast.Constant):
+        yield f"{indent}{type(value.value).__name__} {ascii(value.value)}"  # printable is a matter of the version
+    elif isinstance(value, ast.AST):
+        yield f"{indent}{type(value).__name__}"
+        for name, field in sorted(ast.iter_fields(value)):
+            if name not in MEANINGLESS and field is not None and field != []:
+                yield f"{indent} .{name}"
+                yield from _lines(field, indent + "  ")
+    elif isinstance(value, list):
+        for item in value:
+            yield from _lines(item, indent)
+            yield f"{indent},"
+    else:
+        yield f"{indent}{value!r}"

@@ -274,6 +274,13 @@ class S3Store(Store):
             list(pool.map(lambda rel: self.bucket.upload(path / rel, base + rel), files))
         self.bucket.upload(path / "lineage.json", base + "lineage.json")
 
+    def files(self, stage: str, key: str) -> dict[str, str]:
+        """As of any store; of an artifact that is in the bucket only, by the manifest there."""
+        if self.directory(stage, key).is_dir():
+            return super().files(stage, key)
+        listed = json.loads(self.bucket.get(f"{stage}/{key}/manifest.json") or "{}")
+        return {path: info["sha256"] for path, info in listed.items()}
+
     def _fetch(self, stage: str, key: str, again: bool = True) -> Artifact | None:
         """Bring an artifact here: all of it and checked, or not at all. None (with a line in the log) when the bucket's
         copy is damaged."""

@@ -180,6 +180,11 @@ class Store:
         """The lineage record of a published artifact."""
         return json.loads((self.directory(stage, key) / "lineage.json").read_text())
 
+    def files(self, stage: str, key: str) -> dict[str, str]:
+        """Path and sha256 of every file of a published artifact."""
+        listed = json.loads((self.directory(stage, key) / "manifest.json").read_text())
+        return {path: info["sha256"] for path, info in listed.items()}
+
     def records(self, stage: str | None = None) -> Iterator[dict[str, Any]]:
         """Lineage records of all artifacts here (of one stage), oldest first; ``withdrawn`` is added to those that
         are."""

@@ -11,7 +11,12 @@ from storage.store import Artifact
 from tasks.running.stage import Report, stage
 
 
-@stage(version=1, libs=("ftfy", "resiliparse", "trafilatura"))
+@stage(
+    version=1,
+    kind="documents",
+    libs=("ftfy", "pyarrow", "resiliparse", "trafilatura"),
+    reads={"docs": "part-*.parquet"},
+)
 def clean(cfg: CleanSection, docs: Artifact, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
     """Repair, filter and mask documents; every drop and change has a named rule."""
     from pipeline.data.clean import clean as make

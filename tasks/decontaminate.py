@@ -12,12 +12,26 @@ from tasks.running.sources import SourceSet
 from tasks.running.stage import Report, stage
 
 
-@stage(version=1)
+@stage(version=1, kind="documents", libs=("pyarrow", "xxhash"), reads={"docs": "part-*.parquet"})
 def decontaminate(
-    cfg: DecontaminateSection, docs: Artifact, exams: SourceSet, *, on: Resources, out: Path, report: Report
+    cfg: DecontaminateSection,
+    docs: Artifact,
+    exams: SourceSet | None = None,
+    *,
+    on: Resources,
+    out: Path,
+    report: Report,
 ) -> dict[str, Any]:
     """Find evaluation texts in the documents and drop or report the documents that hold them."""
     from pipeline.data.decontaminate import decontaminate as make
     from pipeline.evaluation.exams import exam_items
 
-    return make(cfg, docs.path, exam_items(exams.sources), out, workers=on.workers, engine=on.engine, progress=report)
+    return make(
+        cfg,
+        docs.path,
+        exam_items(exams.sources if exams else ()),
+        out,
+        workers=on.workers,
+        engine=on.engine,
+        progress=report,
+    )

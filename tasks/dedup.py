@@ -12,9 +12,9 @@ from tasks.running.sources import SourceSet
 from tasks.running.stage import Report, stage
 
 
-@stage(version=1, libs=("datasketch", "xxhash"))
+@stage(version=1, kind="documents", libs=("datasketch", "pyarrow", "xxhash"), reads={"docs": "part-*.parquet"})
 def dedup(
-    cfg: DedupSection, docs: Artifact, against: SourceSet, *, on: Resources, out: Path, report: Report
+    cfg: DedupSection, docs: Artifact, against: SourceSet | None = None, *, on: Resources, out: Path, report: Report
 ) -> dict[str, Any]:
     """Drop exact and verified near copies, keeping the best one of each group."""
     from pipeline.data.dedup import dedup as make

@@ -14,7 +14,14 @@ from tasks.training import spec_of, train
 from tasks.tuning import encode_records
 
 
-@stage(version=1, workers="model.dpo", kind="model", base="chat")
+@stage(
+    version=1,
+    kind="model",
+    workers="model.dpo",
+    libs=("safetensors", "tiktoken", "tokenizers", "torch"),
+    base="chat",
+    reads={"preferences": "records.jsonl"},
+)
 def dpo(
     cfg: DpoSection, chat: Artifact, preferences: Artifact, *, on: Resources, out: Path, report: Report
 ) -> dict[str, Any]:

@@ -11,7 +11,12 @@ from storage.store import Artifact
 from tasks.running.stage import Report, stage
 
 
-@stage(version=1, libs=("tiktoken", "tokenizers"))
+@stage(
+    version=1,
+    kind="tokens",
+    libs=("pyarrow", "tiktoken", "tokenizers"),
+    reads={"shards": ("train/part-*.parquet", "val/part-*.parquet"), "vocabulary": "tokenizer.json"},
+)
 def encode(
     cfg: EncodeSection, shards: Artifact, vocabulary: Artifact, *, on: Resources, out: Path, report: Report
 ) -> dict[str, Any]:

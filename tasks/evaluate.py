@@ -7,51 +7,49 @@ from typing import Any
 
 from pipeline.config.evaluation import EvaluateSection
 from pipeline.config.resources import Resources
+from pipeline.evaluation.names import model_name
 from storage.store import Artifact
+from tasks.running.inputs import Several, several
 from tasks.running.launch import launch
 from tasks.running.sources import SourceSet
 from tasks.running.stage import Report, stage
 
-NAMES = {"pretrain": "base", "sft": "sft", "dpo": "dpo"}
 
-
-@stage(version=1, workers="model.score", kind="report")
+@stage(
+    version=1,
+    kind="scores",
+    workers="model.score",
+    libs=("tokenizers", "torch"),
+    reads={"learnt": ("contamination.jsonl", "records.jsonl")},
+)
 def evaluate(
     cfg: EvaluateSection,
-    base: Artifact,
-    chat: Artifact,
-    aligned: Artifact,
+    models: Several,
     tokens: Artifact,
-    exams: SourceSet,
-    text: Artifact,
-    chats: Artifact | SourceSet,
-    preferences: Artifact | SourceSet,
+    exams: SourceSet | None = None,
+    learnt: Several = several(),
     *,
     on: Resources,
     out: Path,
     report: Report,
 ) -> dict[str, Any]:
-    """Ask every model the same questions and write report.html and report.md."""
+    """Ask every model the same questions; ``learnt`` are the data they were trained on, to tell which questions those
+    hold."""
     from pipeline.data.jsonl import read_jsonl
     from pipeline.evaluation.exams import write_exams
     from pipeline.pages.report import write_report
 
-    models = {
-        NAMES[model.stage]: model for model in (base, chat, aligned)
-    }  # a stage that was left out is not asked twice
-    learnt = [
-        data for data in (text, chats, preferences) if isinstance(data, Artifact)
-    ]  # a SourceSet is one that was left out
-    asked = read_jsonl(chats.path / "records.jsonl") if isinstance(chats, Artifact) else ()
-    counts = write_exams(
-        cfg, exams.sources, out / "_run" / "exams", asked, [data.path / "contamination.jsonl" for data in learnt]
-    )
+    named = {model_name(model.stage): model for model in models.items}
+    chats = [data.path / "records.jsonl" for data in learnt.items if data.stage == "chats"]
+    asked = (row for path in chats for row in read_jsonl(path))
+    contamination = [data.path / "contamination.jsonl" for data in learnt.items]
+    counts = write_exams(cfg, exams.sources if exams else (), out / "_run" / "exams", asked, contamination)
     settings = cfg.model_dump(include={"max_new_tokens", "batch", "bits_tokens", "seq_len", "seed"})
     scores = launch(
         "model.score",
         {
-            "models": [{"name": name, "path": str(model.path)} for name, model in models.items()],
-            "reference": "sft" if "dpo" in models else None,
+            "models": [{"name": name, "path": str(model.path)} for name, model in named.items()],
+            "reference": list(named)[-2] if len(named) > 2 else None,
             "exams": str(out / "_run" / "exams"),
             "tokens": str(tokens.path),
             "out": str(out),
@@ -69,6 +67,6 @@ def evaluate(
         title="Evaluation",
         samples=cfg.samples,
         facts={"questions": f"{counts['answers']:,}", "choices": f"{counts['choices']:,}"},
-        curves={name: model.path / "_run" / "metrics.jsonl" for name, model in models.items()},
+        curves={name: model.path / "_run" / "metrics.jsonl" for name, model in named.items()},
     )
     return {f"exam_{name}": count for name, count in counts.items()} | scores

@@ -7,33 +7,23 @@ from typing import Any
 
 from pipeline.config.evaluation import ExportSection
 from pipeline.config.resources import Resources
-from storage.store import Artifact, Store
+from storage.store import Artifact
+from tasks.running.inputs import Descent
 from tasks.running.stage import Report, stage
 
 
-@stage(version=1, workers="model.verify", libs=("transformers", "safetensors"), kind="model", base="model")
-def export(cfg: ExportSection, model: Artifact, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
-    """Publish weights, tokenizer, chat template and model card; prove that stock transformers gives equal logits."""
+@stage(
+    version=1,
+    kind="release",
+    workers="model.verify",
+    libs=("gguf", "safetensors", "torch", "transformers"),
+    base="model",
+)
+def export(
+    cfg: ExportSection, model: Artifact, descent: Descent, *, on: Resources, out: Path, report: Report
+) -> dict[str, Any]:
+    """Publish weights, tokenizer, chat template and a model card that tells the ``descent``; prove that stock
+    transformers gives equal logits."""
     from pipeline.release.export import export as make
 
-    return make(cfg, model.path, out, facts=facts(model), progress=report)
-
-
-def facts(model: Artifact) -> dict[str, Any]:
-    """What the model card says: every stage the model descends from with its section, and the sources by digest."""
-    store = Store(model.path.parent.parent)
-    records = {(r["stage"], r["key"]): r for r in store.records()}
-    found: dict[str, Any] = {"stages": {}, "sources": {}}
-    todo = [(model.stage, model.key)]
-    while todo:
-        record = records.get(todo.pop())
-        if record is None or record["stage"] in found["stages"]:
-            continue
-        found["stages"][record["stage"]] = {"digest": record["digest"], "section": record["identity"]["section"]}
-        for given in record["inputs"]:
-            todo.append((given["stage"], given["key"]))
-            found["sources"] |= {
-                s["name"]: {"digest": s["digest"], "files": s["files"], "bytes": s["bytes"], "stage": record["stage"]}
-                for s in given.get("sources", [])
-            }
-    return found
+    return make(cfg, model.path, out, facts={"stages": descent.stages, "sources": descent.sources}, progress=report)

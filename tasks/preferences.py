@@ -11,9 +11,15 @@ from tasks.running.sources import SourceSet
 from tasks.running.stage import Report, stage
 
 
-@stage(version=1)
+@stage(version=1, kind="records", libs=("orjson", "pyarrow", "xxhash"))
 def preferences(
-    cfg: DecontaminateSection, given: SourceSet, exams: SourceSet, *, on: Resources, out: Path, report: Report
+    cfg: DecontaminateSection,
+    records: SourceSet,
+    exams: SourceSet | None = None,
+    *,
+    on: Resources,
+    out: Path,
+    report: Report,
 ) -> dict[str, Any]:
     """Read preference pairs, drop or report those that hold evaluation texts, and write them in normal form."""
     from pipeline.data.records import read_preferences
@@ -23,8 +29,8 @@ def preferences(
     return screen(
         cfg,
         read_preferences,
-        given.sources,
-        exam_items(exams.sources),
+        records.sources,
+        exam_items(exams.sources if exams else ()),
         out,
         workers=on.workers,
         engine=on.engine,

@@ -13,7 +13,7 @@ from tasks.running.stage import Report, stage
 from tasks.training import spec_of, train
 
 
-@stage(version=1, workers="model.pretrain", kind="model")
+@stage(version=1, kind="model", workers="model.pretrain", libs=("safetensors", "torch"))
 def pretrain(
     cfg: PretrainSection, tokens: Artifact, vocabulary: Artifact, *, on: Resources, out: Path, report: Report
 ) -> dict[str, Any]:

@@ -15,7 +15,14 @@ from tasks.training import spec_of, train
 from tasks.tuning import encode_records
 
 
-@stage(version=1, workers="model.sft", kind="model", base="base")
+@stage(
+    version=1,
+    kind="model",
+    workers="model.sft",
+    libs=("safetensors", "tiktoken", "tokenizers", "torch"),
+    base="base",
+    reads={"chats": "records.jsonl"},
+)
 def sft(
     cfg: SftSection, base: Artifact, chats: Artifact, *, on: Resources, out: Path, report: Report
 ) -> dict[str, Any]:

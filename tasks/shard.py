@@ -7,23 +7,23 @@ from typing import Any
 
 from pipeline.config.data import ShardSection
 from pipeline.config.resources import Resources
-from storage.store import Artifact, Store
+from storage.store import Artifact
+from tasks.running.inputs import Several
 from tasks.running.stage import Report, stage
 
 
-@stage(version=1, libs=("pyarrow",))
-def shard(cfg: ShardSection, docs: Artifact, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
-    """Split, mix and shuffle documents into Parquet shards."""
+@stage(
+    version=1,
+    kind="documents",
+    libs=("pyarrow", "xxhash"),
+    reads={"docs": "part-*.parquet", "history": "stats.json"},
+)
+def shard(
+    cfg: ShardSection, docs: Artifact, history: Several, *, on: Resources, out: Path, report: Report
+) -> dict[str, Any]:
+    """Split, mix and shuffle documents into Parquet shards; their data card tells what ``history``, the stages that
+    made them, did."""
     from pipeline.data.shard import shard as make
 
-    return make(cfg, docs.path, out, history=history(docs), workers=on.workers, engine=on.engine, progress=report)
-
-
-def history(docs: Artifact) -> dict[str, Path]:
-    """The artifacts that ``docs`` was made from, the first stage first, and ``docs``: of each its stage and path. Only
-    those that this machine holds."""
-    store, found, step = Store(docs.path.parent.parent), {}, {"stage": docs.stage, "key": docs.key}
-    while step["key"] and (path := store.directory(step["stage"], step["key"])).is_dir():
-        found[step["stage"]] = path
-        step = store.lineage(step["stage"], step["key"])["inputs"][0]
-    return dict(reversed(found.items()))
+    past = {made.stage: made.path for made in history.items}
+    return make(cfg, docs.path, out, history=past, workers=on.workers, engine=on.engine, progress=report)

@@ -11,7 +11,12 @@ from storage.store import Artifact
 from tasks.running.stage import Report, stage
 
 
-@stage(version=1, libs=("tokenizers",), kind="tokenizer")
+@stage(
+    version=1,
+    kind="tokenizer",
+    libs=("pyarrow", "tokenizers"),
+    reads={"shards": ("train/part-*.parquet", "val/part-*.parquet")},
+)
 def tokenizer(cfg: TokenizerSection, shards: Artifact, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
     """Train the vocabulary (or take an existing one) and measure its compression per language."""
     from pipeline.tokens.tokenizer import make_tokenizer

@@ -59,7 +59,8 @@ def third(cfg, before, *, on, out, report):
     return _build("third", cfg, out)
 
 
-first, second, third = stage(version=1)(first), stage(version=1)(second), stage(version=1, kind="model")(third)
+first, second = (stage(version=1, kind="documents")(fn) for fn in (first, second))
+third = stage(version=1, kind="model")(third)
 
 
 def chain(cfgs, digest):

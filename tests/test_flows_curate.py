@@ -20,7 +20,7 @@ def test_adopt_takes_the_preset_of_the_run_that_made_it(lab, swept):
     place = lab.path / "store" / "clean"
     (place / clean["key"]).rename(place / ("0" * 32))
     record = json.loads((place / ("0" * 32) / "lineage.json").read_text())
-    record["identity"]["code"]["pipeline.data.clean"] = "older"
+    record["identity"]["code"]["pipeline/data/clean.py"] = "older"
     (place / ("0" * 32) / "lineage.json").write_text(json.dumps({**record, "key": "0" * 32}))
     assert plan(lab)["clean"]["state"] == "miss"
     assert f"clean/{clean['key'][:12]} adopted from clean/000000000000" in lab("adopt", "clean/0000").stdout

@@ -18,7 +18,7 @@ def place(tmp_path, player):
     path = tmp_path / "home" / "store" / "first"
     (path / made["stages"]["first"][1]).rename(path / OLD)
     record = json.loads((path / OLD / "lineage.json").read_text())
-    record["identity"]["code"] |= {"tests.stage_helpers": "older"}
+    record["identity"]["code"] |= {"tests/stage_helpers.py": "older"}
     (path / OLD / "lineage.json").write_text(json.dumps({**record, "key": OLD}))
     return tmp_path / "home"
 

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from model.objectives.base import Batch
 from model.running.checkpoint import Checkpoints
 from model.running.meter import Meter
+from model.running.setup import Choices, Ranks
 from model.specs.train import TrainSpec
 from model.tokens.rows import Order, Packed, Windows, share
 from model.training import loss
 from model.training.engine import Engine
-from model.running.setup import Choices, Ranks
 from model.training.spikes import SpikeGuard
 
 SKIP_LIMIT = 10

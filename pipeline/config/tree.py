@@ -67,27 +67,6 @@ class Config(Section):
         return self
 
 
-STAGES = (
-    "ingest",
-    "clean",
-    "language",
-    "dedup",
-    "decontaminate",
-    "chats",
-    "preferences",
-    "shard",
-    "tokenizer",
-    "encode",
-    "pretrain",
-    "sft",
-    "dpo",
-    "evaluate",
-    "export",
-)
-"""The stages in the order of the DAG. Each reads the section of its name; chats and preferences read
-decontaminate's."""
-
-
 def presets() -> list[str]:
     """Names of the presets that come with the project."""
     return sorted(path.stem for path in PRESETS.glob("*.toml"))

@@ -216,7 +216,7 @@ def _stages_table(stages: dict[str, dict[str, Any]]) -> list[str]:
     settings = [
         line
         for name in reversed(stages)
-        if name in ("pretrain", "sft", "dpo")
+        if stages[name].get("kind") == "model"
         for line in _settings(name, stages[name].get("section") or {})
     ]
     return [

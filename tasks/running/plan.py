@@ -1,4 +1,4 @@
-"""What a run would do, without doing it: hit or miss for every stage, and why (design §4.8).
+"""What a run would do, without doing it: hit or miss for every stage, and why.
 
 A miss is explained by the nearest earlier artifact of the same stage: the config field, the code file, the library
 or the input that differs, and what building it cost then.
@@ -6,6 +6,7 @@ or the input that differs, and what building it cost then.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from typing import Any
 from tasks.running.run import Run
 from tasks.running.stage import Stage, key_of
 
+FILES_SHOWN = 8
+"""Changed files that a plan names one by one; of more it says how many."""
+
 
 @dataclass
 class Planned:
-    """A stage call as planned. ``digest`` is known for a hit only; ``identity``, ``given`` (inputs) and ``base`` when
+    """A stage call as planned. ``digest`` is known for a hit only; ``identity``, ``listed`` (inputs) and ``base`` when
     all inputs are."""
 
     stage: str
@@ -27,22 +31,19 @@ class Planned:
     seconds: float | None = None
     path: Path | None = None
     identity: dict[str, Any] | None = None
-    given: list[dict[str, Any]] = field(default_factory=list)
+    listed: list[dict[str, Any]] = field(default_factory=list)
     base: str | None = None
 
     def result(self) -> Planned:
         return self
 
 
-@dataclass
 class PlanRun(Run):
     """A run in which calling a stage only looks it up."""
 
-    planned: list[Planned] = field(default_factory=list)
-
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.planned = []
+        self.planned: list[Planned] = []
 
     def call(self, stage: Stage, cfg: Any, inputs: dict[str, Any]) -> Planned:
         plan = self._look(stage, cfg, inputs)
@@ -52,20 +53,24 @@ class PlanRun(Run):
 
     submit = call
 
+    def files(self, stage: str, key: str) -> Mapping[str, str]:
+        """Path and sha256 of every file of an artifact that the plan counts on."""
+        return self.store.files(stage, key)
+
     def _look(self, stage: Stage, cfg: Any, inputs: dict[str, Any]) -> Planned:
         earlier = list(self.store.records(stage.name))
         unknown = [name for name, value in inputs.items() if value.digest is None]
         if unknown:
             cost = earlier[-1]["seconds"] if earlier else None
             return Planned(stage.name, "depends", [f"on the bytes of {', '.join(unknown)}, made anew"], seconds=cost)
-        identity = stage.identity(cfg, inputs)
+        identity = stage.identity(cfg, inputs, self.files)
         plan = Planned(
             stage.name,
             "miss",
             [],
             key_of(identity),
             identity=identity,
-            given=stage.given(inputs),
+            listed=stage.listed(inputs),
             base=stage.base_key(inputs),
         )
         if stage.name in self.refresh:
@@ -108,7 +113,9 @@ def differences_by_kind(old: dict[str, Any], new: dict[str, Any]) -> dict[str, l
         ]
     }
     found["inputs"] = [f"input {name} changed" for name in _differing(old["inputs"], new["inputs"])]
-    found["code"] = [f"code {name.replace('.', '/')}.py changed" for name in _differing(old["code"], new["code"])]
+    files = _differing(old["code"], new["code"])
+    shown = files if len(files) <= FILES_SHOWN else [f"of {len(files)} files ({', '.join(files[:3])} …)"]
+    found["code"] = [f"code {name} changed" for name in shown]
     found["libs"] = [
         f"library {name}: {old['libs'].get(name)} → {new['libs'].get(name)}"
         for name in _differing(old["libs"], new["libs"])

@@ -6,6 +6,7 @@ The flow is straight code that calls stages. What a call does is decided by the 
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import fcntl
 import json
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipeline.config.resources import Resources
 from storage.digest import write_json
 from storage.places import ROOT, home
 from storage.store import open_store
+from tasks.running.inputs import Descent, Made, descent_of
 
 _current: contextvars.ContextVar[Any] = contextvars.ContextVar("run")
 
@@ -28,6 +30,21 @@ _current: contextvars.ContextVar[Any] = contextvars.ContextVar("run")
 def current() -> Any:
     """The run that is going on. Raises LookupError when a stage is called outside any."""
     return _current.get()
+
+
+@contextlib.contextmanager
+def entered(run: Any) -> Iterator[None]:
+    """Stage calls inside the context are calls of ``run``."""
+    token = _current.set(run)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def descent(made: Made) -> Descent:
+    """What the lineage records of the current run's store say ``made`` was made from."""
+    return current().descent(made)
 
 
 WATCHERS: list[Callable[[dict[str, Any]], None]] = []
@@ -102,6 +119,10 @@ class Run:
         result = {"run_id": self.id, **facts, "seconds": round(facts["seconds"], 3), "stages": stages}
         write_json(self.directory / "summary.json", result)
         return result
+
+    def descent(self, made: Made) -> Descent:
+        """What the store's lineage records say ``made`` was made from."""
+        return descent_of(lambda stage, key: self.store.examine(stage, key).record, made)
 
     def after(self, stage: str) -> None:
         """Leave the flow when ``stage`` is the one to stop at."""

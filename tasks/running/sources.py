@@ -32,48 +32,46 @@ class SourceSet:
             for s in self.sources
         ]
 
-    def __bool__(self) -> bool:
-        return bool(self.sources)
-
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything the flow reads from outside. An empty ``chats`` or ``preferences`` leaves that training stage out."""
+    """Everything the flow reads from outside; what a config does not ask for is None, and its stages are left out."""
 
-    text: SourceSet
-    chats: SourceSet
-    preferences: SourceSet
-    exams: SourceSet
-    against: SourceSet
+    text: SourceSet | None
+    chats: SourceSet | None
+    preferences: SourceSet | None
+    exams: SourceSet | None
+    against: SourceSet | None
 
 
 def given(config: Config) -> Inputs:
     """Resolve everything a config names outside itself. Raises ConfigError with all problems at once."""
     problems: list[str] = []
 
-    def gather(field: str, kind: str, find: Callable[[], list[Source]]) -> SourceSet:
+    def gather(field: str, kind: str, find: Callable[[], list[Source]]) -> SourceSet | None:
         try:
             return SourceSet(kind, tuple(find()))
         except (ValueError, OSError) as error:
             problems.extend(f"{field}  {line}" for line in str(error).splitlines())
-            return SourceSet(kind)
+            return None
 
-    def named(section: str, kind: str, required: bool = False) -> SourceSet:
+    def named(section: str, kind: str, required: bool = False) -> SourceSet | None:
         names = list(getattr(config, section).sources)
         if kind == "exam" and not names and "teaching" in [*config.ingest.sources, *config.sft.sources]:
             names = ["teaching"]
-        return (
-            gather(f"{section}.sources", kind, lambda: resolve(names, kind)) if names or required else SourceSet(kind)
-        )
+        return gather(f"{section}.sources", kind, lambda: resolve(names, kind)) if names or required else None
 
+    against = config.dedup.against
     inputs = Inputs(
         text=named("ingest", "text", required=True),
         chats=named("sft", "chat"),
         preferences=named("dpo", "preference"),
         exams=named("evaluate", "exam"),
-        against=gather("dedup.against", "documents", lambda: [_documents(path) for path in config.dedup.against]),
+        against=gather("dedup.against", "documents", lambda: [_documents(path) for path in against])
+        if against
+        else None,
     )
-    if inputs.preferences and not inputs.chats:
+    if config.dpo.sources and not config.sft.sources:
         problems.append(
             "dpo.sources  preferences are learnt by a chat model: give sft.sources too, or set dpo.sources=[]"
         )
@@ -87,7 +85,7 @@ def withdrawn(inputs: Inputs, store: Store) -> list[str]:
     return [
         f"{field.name}  {source.name} was withdrawn: {why}; leave it out, or `pipeline invalidate {source.name} --undo`"
         for field in fields(inputs)
-        for source in getattr(inputs, field.name).sources
+        for source in (getattr(inputs, field.name) or SourceSet(field.name)).sources
         if (why := store.withdrawals.source(source.digest))
     ]
 

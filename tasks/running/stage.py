@@ -1,7 +1,7 @@
 """``@stage``: the one place where a plain function becomes a cached, tracked, resumable Prefect task.
 
 A stage function is ``fn(cfg, input…, *, on, out, report) -> metrics``: it reads its section and its inputs'
-directories, writes into ``out``, and returns numbers. What it gets wrapped in is design §4: a key from content,
+directories, writes into ``out``, and returns numbers. What it gets wrapped in: a key from content,
 a lease, a partial directory, an atomic publish, and Prefect's own record inside the artifact, so that its UI says
 ``Cached`` and deleting the directory is all there is to invalidation.
 """
@@ -12,15 +12,17 @@ import functools
 import importlib.metadata
 import inspect
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from storage.code import fingerprint
 from storage.digest import sha256_json
 from storage.places import ROOT
 from storage.store import Artifact, StoreError
+from tasks.running.inputs import Descent, Files, Several, digest_of_input
 from tasks.running.run import Reached, Run, current
 
 PACKAGES = frozenset({"flows", "tasks", "pipeline", "model", "storage"})
@@ -31,11 +33,16 @@ NEVER = frozenset(
 keys of the stages that reach it; the values of sections enter the key themselves."""
 
 
+KINDS = ("documents", "records", "tokenizer", "tokens", "model", "release", "scores", "page")
+"""What a stage makes. A model is one that was trained; a release is what others are given of it."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """A stage as the flow sees it: callable with its section and its inputs, giving an Artifact.
 
-    ``kind`` is what it makes (dataset, tokenizer, model, report); ``base`` names the input it descends from.
+    ``kind`` is what it makes, ``base`` names the input that its model descends from, ``reads`` which files of an input
+    count (see :func:`stage`).
     """
 
     fn: Callable[..., dict[str, Any]]
@@ -44,6 +51,8 @@ class Stage:
     libs: tuple[str, ...]
     kind: str
     base: str | None
+
+    reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -57,39 +66,45 @@ class Stage:
         return current().submit(self, cfg, self.bind(inputs))
 
     def bind(self, inputs: tuple[Any, ...]) -> dict[str, Any]:
-        """Inputs by the names that the stage function gives them."""
-        names = [p.name for p in inspect.signature(self.fn).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD][
+        """Inputs by the names that the stage function gives them, without those that are None (stages and sources that
+        were left out; the function's default stands for them)."""
+        parameters = [p for p in inspect.signature(self.fn).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD][
             1:
         ]
-        if len(names) != len(inputs):
-            raise TypeError(f"stage {self.name} takes {names}, got {len(inputs)} inputs")
-        return dict(zip(names, inputs, strict=True))
+        if len(parameters) != len(inputs):
+            raise TypeError(f"stage {self.name} takes {[p.name for p in parameters]}, got {len(inputs)} inputs")
+        bound = {p.name: value for p, value in zip(parameters, inputs, strict=True) if value is not None}
+        missing = [p.name for p in parameters if p.name not in bound and p.default is p.empty]
+        if missing:
+            raise TypeError(f"stage {self.name} cannot do without {', '.join(missing)}")
+        return bound
 
-    def identity(self, cfg: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Everything that decides a cache hit, and nothing else (design §4)."""
+    def identity(self, cfg: Any, inputs: dict[str, Any], files: Files) -> dict[str, Any]:
+        """Everything that decides a cache hit, and nothing else; ``files`` lists an artifact's."""
         return {
             "stage": self.name,
             "version": self.version,
-            "code": _code((self.fn.__module__, *self.workers)),
+            "code": self.code(),
             "libs": {lib: _version(lib) for lib in self.libs},
             "section": cfg.identity(),
-            "inputs": {name: value.digest for name, value in inputs.items()},
+            "inputs": {name: digest_of_input(value, self.reads.get(name, ()), files) for name, value in inputs.items()},
         }
 
-    def given(self, inputs: dict[str, Any], with_path: bool = False) -> list[dict[str, Any]]:
+    def code(self) -> dict[str, str]:
+        """Path and fingerprint of every file whose code decides the stage's bytes."""
+        return _code((self.fn.__module__, *self.workers))
+
+    def listed(self, inputs: dict[str, Any], with_path: bool = False) -> list[dict[str, Any]]:
         """The inputs as lineage tells them: name, stage, key, digest, and the sources that come from outside."""
-        listed = []
+        entries = []
         for name, value in inputs.items():
-            entry = {
-                "name": name,
-                "stage": getattr(value, "stage", "source"),
-                "key": getattr(value, "key", ""),
-                "digest": value.digest,
-            }
-            entry |= {"path": str(value.path)} if with_path and isinstance(value, Artifact) else {}
-            entry |= {"sources": value.describe()} if hasattr(value, "describe") else {}
-            listed.append(entry)
-        return listed
+            for item in value.items if isinstance(value, Several) else () if isinstance(value, Descent) else (value,):
+                entry = {"name": name, "stage": getattr(item, "stage", "source"), "key": getattr(item, "key", "")}
+                entry["digest"] = item.digest
+                entry |= {"path": str(item.path)} if with_path and isinstance(item, Artifact) else {}
+                entry |= {"sources": item.describe()} if hasattr(item, "describe") else {}
+                entries.append(entry)
+        return entries
 
     def base_key(self, inputs: dict[str, Any]) -> str | None:
         """Key of the model that this stage's model descends from."""
@@ -99,15 +114,27 @@ class Stage:
 def stage(
     *,
     version: int,
+    kind: str,
     workers: str | tuple[str, ...] = (),
     libs: tuple[str, ...] = (),
-    kind: str = "dataset",
     base: str | None = None,
+    reads: Mapping[str, str | tuple[str, ...]] = MappingProxyType({}),
 ) -> Callable[[Callable[..., dict[str, Any]]], Stage]:
-    """Make a function a stage. ``workers``: modules it starts in other processes; ``libs``: packages whose version
-    changes its bytes."""
+    """Make a function a stage.
+
+    Args:
+        version: raise it when the bytes change though no code, library or input does.
+        kind: what it makes, one of :data:`KINDS`; pages, tracking and the command line go by it.
+        workers: modules it starts in other processes.
+        libs: packages whose version changes its bytes.
+        base: the input that its model descends from.
+        reads: by input, the files that the stage reads of it (``fnmatch`` patterns); all of them when nothing is said.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
     modules = (workers,) if isinstance(workers, str) else tuple(workers)
-    return lambda fn: Stage(fn, version, modules, libs, kind, base)
+    patterns = {name: (files,) if isinstance(files, str) else files for name, files in reads.items()}
+    return lambda fn: Stage(fn, version, modules, libs, kind, base, patterns)
 
 
 @functools.cache
@@ -117,7 +144,7 @@ def _code(entries: tuple[str, ...]) -> dict[str, str]:
 
 @functools.cache
 def _version(package: str) -> str:
-    return importlib.metadata.version(package)
+    return importlib.metadata.version(package).partition("+")[0]  # 2.13.0+cpu is 2.13.0
 
 
 def key_of(identity: dict[str, Any]) -> str:
@@ -177,7 +204,7 @@ class PrefectRun(Run):
         super().after(stage)
 
     def _prepare(self, stage: Stage, cfg: Any, inputs: dict[str, Any]) -> _Call:
-        identity = stage.identity(cfg, inputs)
+        identity = stage.identity(cfg, inputs, self.store.files)
         key = key_of(identity)
         hit = None if stage.name in self.refresh else self.store.ready(stage.name, key)
         return _Call(self, stage, cfg, inputs, identity, key, hit is not None)
@@ -223,8 +250,12 @@ class _Call:
         return self.made
 
     def _upstream(self) -> list[Any]:
-        places = [(value.stage, value.key) for value in self.inputs.values() if isinstance(value, Artifact)]
+        places = [(value.stage, value.key) for value in self._artifacts()]
         return [self.run.states[place] for place in places if place in self.run.states]
+
+    def _artifacts(self) -> list[Artifact]:
+        listed = [v.items if isinstance(v, Several) else (v,) for v in self.inputs.values()]
+        return [item for items in listed for item in items if isinstance(item, Artifact)]
 
     def _task(self) -> Any:
         from prefect import task
@@ -263,11 +294,11 @@ class _Call:
             section=self.identity["section"],
             partial=str(partial),
             resources=self.run.resources.model_dump(),
-            inputs=self.stage.given(self.inputs, with_path=True),
+            inputs=self.stage.listed(self.inputs, with_path=True),
         )
         metrics = self.stage.fn(
             self.cfg,
-            *self.inputs.values(),
+            **self.inputs,
             on=self.run.resources,
             out=partial,
             report=Report(self.run, name, _progress_artifact(name)),
@@ -279,10 +310,10 @@ class _Call:
             self.key,
             {
                 "identity": self.identity,
-                "inputs": self.stage.given(self.inputs),
+                "inputs": self.stage.listed(self.inputs),
                 "resources": self.run.resources.model_dump(),
                 "metrics": metrics,
-                "sources": self.run.store.sources_of(self.stage.given(self.inputs)),
+                "sources": self.run.store.sources_of(self.stage.listed(self.inputs)),
                 "seconds": seconds,
                 "kind": self.stage.kind,
                 "base": self.stage.base_key(self.inputs),

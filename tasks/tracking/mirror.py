@@ -143,7 +143,7 @@ class Mirror:
             record["run_id"] = run_id
             self._close_building(stage, path)
             self._results(run_id, event, path)
-            if event["state"] == "ran" and record.get("kind") == "model":
+            if event["state"] == "ran" and record.get("kind") in ("model", "release"):
                 record["model_id"] = self._model(run_id, record)
             self._tag(run_id, {"mlflow.note.content": note(record, self._lineage(stage), self._link, self._model_link)})
             self.client.set_terminated(

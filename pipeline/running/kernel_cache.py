@@ -1,0 +1,17 @@
+"""Where compiled kernels are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numba
+
+
+def cache_by_source(folder: Path) -> None:
+    """Give each state of ``folder`` a cache of its own below NUMBA_CACHE_DIR: numba looks at a kernel's own file alone,
+    and kernels call those of others."""
+    if os.environ.get("NUMBA_CACHE_DIR"):
+        sources = b"\0".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
+        numba.config.CACHE_DIR = str(Path(os.environ["NUMBA_CACHE_DIR"], hashlib.sha256(sources).hexdigest()[:16]))

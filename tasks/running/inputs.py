@@ -1,0 +1,98 @@
+"""What a stage is handed besides a single artifact: several artifacts as one input, and what is on record about one.
+
+Every input has a ``digest`` over what the stage reads of it; None while it is only planned and not known yet.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from storage.digest import sha256_json
+
+Files = Callable[[str, str], Mapping[str, str]]
+"""``files(stage, key)``: path and sha256 of every file of a published artifact."""
+
+
+class Made(Protocol):
+    """An artifact, or one that a plan expects."""
+
+    @property
+    def stage(self) -> str: ...
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def digest(self) -> str | None: ...
+
+    @property
+    def path(self) -> Path | None: ...
+
+
+@dataclass(frozen=True)
+class Several:
+    """Artifacts that are one input together, in their order."""
+
+    items: tuple[Any, ...]
+
+    @property
+    def digest(self) -> str | None:
+        digests = [item.digest for item in self.items]
+        return None if None in digests else sha256_json(digests)
+
+
+def several(*items: Made | None) -> Several:
+    """Those of ``items`` that there are: a stage that was left out is None."""
+    return Several(tuple(item for item in items if item is not None))
+
+
+@dataclass(frozen=True)
+class Descent:
+    """What the lineage records say an artifact was made from: ``stages`` {stage: {digest, kind, section}} from the last
+    to the first, ``sources`` {name: {digest, files, bytes, stage}}. It counts by these facts."""
+
+    digest: str | None
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def descent_of(record_of: Callable[[str, str], dict[str, Any] | None], made: Made) -> Descent:
+    """The descent of ``made`` by the lineage records that ``record_of(stage, key)`` gives; not known while its digest
+    is not."""
+    if made.digest is None:
+        return Descent(None)
+    stages: dict[str, dict[str, Any]] = {}
+    sources: dict[str, dict[str, Any]] = {}
+    todo = [(made.stage, made.key)]
+    while todo:
+        record = record_of(*todo.pop())
+        if record is None or record["stage"] in stages:
+            continue
+        identity = record["identity"]
+        stages[record["stage"]] = {key: record[key] for key in ("digest", "kind")} | {"section": identity["section"]}
+        for entry in record["inputs"]:
+            todo.append((entry["stage"], entry["key"]))
+            for s in entry.get("sources", []):
+                facts = {key: s[key] for key in ("digest", "files", "bytes")}
+                sources[s["name"]] = facts | {"stage": record["stage"]}
+    return Descent(sha256_json([list(stages), stages, sources]), stages, sources)
+
+
+def digest_of_input(value: Any, patterns: tuple[str, ...], files: Files) -> str:
+    """The digest of what a stage reads of an input: the files that ``patterns`` match (all, without any).
+
+    Raises ValueError when an artifact holds no such file: the declaration is wrong.
+    """
+    if isinstance(value, Several):
+        return sha256_json([digest_of_input(item, patterns, files) for item in value.items])
+    if not patterns or not hasattr(value, "key"):
+        return value.digest
+    listed = files(value.stage, value.key)
+    read = sorted([p, sha] for p, sha in listed.items() if any(fnmatch.fnmatchcase(p, known) for known in patterns))
+    if not read:
+        raise ValueError(f"{value.stage}/{value.key[:12]} holds nothing like {', '.join(patterns)}")
+    return sha256_json(read)

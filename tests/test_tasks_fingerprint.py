@@ -1,0 +1,177 @@
+"""Which edits cost which stages: edits of a copy of the project, and the stages whose code fingerprint changes."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows import dag
+from storage.code import fingerprint
+from tasks.running.stage import NEVER, PACKAGES, Stage
+
+ROOT = Path(__file__).parent.parent
+STAGES = {name: s for name, s in vars(dag).items() if isinstance(s, Stage)}
+DOCUMENT_STAGES = {"ingest", "clean", "language", "dedup", "decontaminate", "shard", "chats", "preferences"}
+TRAINING = {"pretrain", "sft", "dpo"}
+TUNING = {"sft", "dpo"}
+ALL_MODELS = {*TRAINING, "evaluate", "export"}
+
+EDITS = [
+    # what runs, watches, shows or estimates costs nothing
+    ("model/running/estimate.py", "USABLE = 0.92", "USABLE = 0.9", set()),
+    ("model/running/machine.py", '"A100": 312e12', '"A100": 313e12', set()),
+    ("model/running/meter.py", "WARM_UP = 3", "WARM_UP = 4", set()),
+    ("model/running/setup.py", "2048 // spec.seq_len", "1024 // spec.seq_len", set()),
+    ("tasks/running/guard.py", "import", "import sys as _s\nimport", set()),
+    ("tasks/running/launch.py", "POLL_SECONDS = ", "POLL_SECONDS = 2 * ", set()),
+    ("tasks/tracking/forms.py", "def as_key", "def as_key_of", set()),
+    ("pipeline/running/executor.py", "def run_shards", "LIMIT = 1\n\n\ndef run_shards", set()),
+    ("pipeline/config/training.py", "slots in one packed row", "places in one packed row", set()),
+    ("pipeline/config/tree.py", "is not an override", "is no override", set()),
+    ("pipeline/pages/funnel.py", "drops exact copies", "drops the exact copies", set()),
+    ("storage/lease.py", "import", "import sys as _s\nimport", set()),
+    ("flows/console.py", "def duration", "def duration_of", set()),
+    # data
+    ("pipeline/data/rules.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"clean"}),
+    ("pipeline/data/repairs.py", "fix_encoding=True", "fix_encoding=False", {"clean"}),
+    ("pipeline/kernels/repeats.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"clean"}),
+    ("pipeline/kernels/minhash.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"dedup"}),
+    ("pipeline/data/shingles.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"dedup"}),
+    ("pipeline/kernels/fasttext.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"language"}),
+    ("pipeline/data/datacard.py", "def write_datacard", "EXTRA = 1\n\n\ndef write_datacard", {"shard"}),
+    ("pipeline/data/screen.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"chats", "preferences"}),
+    ("pipeline/data/documents.py", "SAMPLES = 20", "SAMPLES = 21", DOCUMENT_STAGES),
+    # tokens
+    ("pipeline/kernels/bpe.py", "_ZERO = np.int64(0)", "_ZERO = np.int64(1)", {"tokenizer"}),
+    ("pipeline/tokens/encode.py", "2 << 20", "1 << 20", {"encode"}),
+    ("pipeline/tokens/chats.py", "_SAMPLES = 20", "_SAMPLES = 10", TUNING),
+    # from a section to a worker's spec
+    ("tasks/training.py", "hasattr(cfg, f.name)", 'hasattr(cfg, f.name) and f.name != "seed"', TRAINING),
+    ("tasks/tuning.py", "max_tokens=cfg.seq_len", "max_tokens=cfg.seq_len // 2", TUNING),
+    ("tasks/sft.py", "base.path, data", "base.path, out", {"sft"}),
+    ("tasks/pretrain.py", "init=init", "init=None", {"pretrain"}),
+    # models
+    ("model/objectives/preference.py", "margin = beta * (", "margin = 2 * beta * (", {"dpo"}),
+    ("model/objectives/distill.py", "* temperature**2", "* temperature", {"sft"}),
+    ("model/dpo.py", "together=2", "together=1", {"dpo"}),
+    ("model/specs/dpo.py", "self.beta > 0", "self.beta > 1", {"dpo"}),
+    ("model/network/lora.py", "self.lora_A(x)", "self.lora_A(2 * x)", TUNING),
+    ("model/training/optim.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", TRAINING),
+    ("model/training/loop.py", "SKIP_LIMIT = 10", "SKIP_LIMIT = 11", TRAINING),
+    ("model/network/transformer.py", "class Transformer", "EXTRA = 1\n\n\nclass Transformer", ALL_MODELS),
+    ("model/generation/judge.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"evaluate"}),
+    ("pipeline/release/export.py", "0x7FFF", "0x7FFE", {"export"}),
+    # words about the code
+    ("model/network/transformer.py", '"""', '"""Said in other words. ', set()),
+]
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    root = tmp_path_factory.mktemp("copy")
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return root
+
+
+def codes(root):
+    return {name: fingerprint((s.fn.__module__, *s.workers), root, PACKAGES, NEVER) for name, s in STAGES.items()}
+
+
+@pytest.mark.parametrize("path, old, new, stages", EDITS, ids=[f"{e[0]}: {e[1].strip()}" for e in EDITS])
+def test_an_edit_costs_the_stages_whose_bytes_it_decides(copy, path, old, new, stages):
+    before, file = codes(copy), copy / path
+    text = file.read_text(encoding="utf-8")
+    assert old in text, "the edit does not fit the code any more"
+    file.write_text(text.replace(old, new, 1), encoding="utf-8")
+    try:
+        after = codes(copy)
+    finally:
+        file.write_text(text, encoding="utf-8")
+    assert {name for name in before if before[name] != after[name]} == stages
+
+
+SOURCE = '''
+"""A docstring."""
+from __future__ import annotations
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+NAMES = ("a", "é", "\\U0001fae8")  # a comment
+
+
+class Point:
+    """Words."""
+
+    x: int = 0
+    """More words."""
+
+
+def area(p: Point, *, scale: float = 1.0, **more: int) -> float:
+    """Words."""
+    found: list[int] = []
+    match p:
+        case Point(x=0):
+            pass
+        case _:
+            found.append(f"{p.x!r:>{4}} and {scale=}" "tail")
+    return [y := 1, *(z async for z in more)] if found else 1_000 / 2.5e-3j
+'''
+
+
+def test_the_fingerprint_is_the_same_under_every_python_and_for_every_formatting(tmp_path):
+    def of(text, python=None):
+        (tmp_path / "pkg").mkdir(exist_ok=True)
+        (tmp_path / "pkg" / "mod.py").write_text(text, encoding="utf-8")
+        if python is None:
+            return fingerprint(("pkg.mod",), tmp_path, frozenset({"pkg"}), frozenset())["pkg/mod.py"]
+        code = (
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from storage.code import fingerprint;"
+            f"print(fingerprint(('pkg.mod',), Path({str(tmp_path)!r}), frozenset({{'pkg'}}), frozenset())['pkg/mod.py'])"
+        )
+        return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+    known = of(SOURCE)
+    assert known == "3ef30dfe955322f0", (
+        "another Python version gives another form, or the form was changed: all stages miss"
+    )
+    others = [path for v in range(11, 15) if (path := shutil.which(f"python3.{v}"))]
+    working = [path for path in others if subprocess.run([path, "--version"], capture_output=True).returncode == 0]
+    assert {of(SOURCE, python) for python in [sys.executable, *working]} == {known}
+    same = SOURCE.replace("# a comment", "# another").replace(
+        '("a", "é", "\\\\U0001fae8")', "(\n 'a',\n 'é',\n '\\\\U0001fae8',\n)"
+    )
+    same = (
+        same.replace("Words.", "Other words.")
+        .replace("p: Point", "p: 'Point | None'")
+        .replace("list[int]", "list[str]")
+    )
+    assert same != SOURCE and of(same) == known
+    for old, new in (
+        ("x: int = 0", "x: int = 1"),
+        ("scale=}", "scale}"),
+        ("case _:", "case None:"),
+        ('"tail"', '"tale"'),
+    ):
+        assert old in SOURCE and of(SOURCE.replace(old, new)) != known
+
+
+def test_what_lies_beside_a_module_and_what_its_packages_run_belong_to_it(tmp_path):
+    folder = tmp_path / "pkg" / "page"
+    folder.mkdir(parents=True)
+    (folder / "page.py").write_text("X = 1")
+    (folder / "page.html.j2").write_text("<p>")
+
+    def of():
+        return fingerprint(("pkg.page.page",), tmp_path, frozenset({"pkg"}), frozenset())
+
+    before = of()
+    assert set(before) == {"pkg/page/page.py", "pkg/page/page.html.j2"}
+    (folder / "page.html.j2").write_text("<b>")
+    assert of() != before
+    (tmp_path / "pkg" / "__init__.py").write_text("Y = 2")
+    assert "pkg/__init__.py" in of()
