@@ -15,8 +15,6 @@ from storage.places import home
 from storage.store import Store, open_store
 from tasks.running.run import is_alive
 
-"""Stages that make models, the most finished first."""
-
 
 def model_stages() -> tuple[str, ...]:
     """Stages that leave a model directory, the last one first."""
