@@ -153,3 +153,21 @@ def test_ray_cluster_of_two_nodes_leaves_the_same_markers(tmp_path):
 
 def teardown_module():
     executor.close_workers()
+
+
+def test_a_worker_that_ended_for_want_of_work_while_it_was_taken_is_replaced(tmp_path, monkeypatch):
+    take, taken = executor._take, []
+
+    def late():
+        taken.append(take())
+        if len(taken) == 1:
+            pipe = subprocess.PIPE
+            taken[0].close()
+            taken[0].process = subprocess.Popen([sys.executable, "-c", ""], stdin=pipe, stdout=pipe)
+        return taken[-1]
+
+    monkeypatch.setattr(executor, "_take", late)
+    assert run_shards(square, jobs_for(tmp_path), workers=2, done=tmp_path / "done") == [
+        {"square": i * i} for i in range(6)
+    ]
+    assert runs(tmp_path) == list(range(6)) and len(taken) > 6

@@ -166,12 +166,8 @@ def _on_processes(name: str, jobs: Iterator[tuple[int, Job]], done: str, workers
     def feed() -> None:
         while (item := waiting.get()) is not None and not stopped:
             i, job = item
-            worker = _take()
-            try:
-                finished.put((i, worker.do(name, job, i, done)))
-            except BaseException:
-                worker.close()
-                raise
+            worker, result = _do(name, job, i, done)
+            finished.put((i, result))
             with _LOCK:
                 _IDLE.append(worker)
 
@@ -232,7 +228,8 @@ class _Worker:
         )
 
     def do(self, name: str, job: Job, index: int, done: str) -> Job:
-        """Send one job and wait for its result; ShardFailed when it raised or the process died under it."""
+        """Send one job and wait for its result; ShardFailed when it raised or the process died under it, _Retired when
+        it was gone before."""
         try:
             self.process.stdin.write(json.dumps([name, job, index, done]).encode() + b"\n")
             self.process.stdin.flush()
@@ -241,6 +238,8 @@ class _Worker:
             answer = b""
         if not answer:
             code = self.process.wait()
+            if code == 0:
+                raise _Retired
             how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
             raise ShardFailed(
                 f"{name} on shard {job.get('shard', index)}: its worker process {how} (out of memory?); run again to"
@@ -255,6 +254,23 @@ class _Worker:
         self.process.stdin.close()
         self.process.terminate()
         self.process.wait()
+
+
+class _Retired(Exception):
+    """The worker had ended of itself, for want of work, before it saw the job."""
+
+
+def _do(name: str, job: Job, index: int, done: str) -> tuple[_Worker, Job]:
+    """One job on some worker: the worker, which is free again, and the result."""
+    while True:
+        worker = _take()
+        try:
+            return worker, worker.do(name, job, index, done)
+        except _Retired:
+            worker.close()  # it lived when it was taken; a busy machine can make that moment long
+        except BaseException:
+            worker.close()
+            raise
 
 
 def _take() -> _Worker:
