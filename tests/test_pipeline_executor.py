@@ -170,4 +170,4 @@ def test_a_worker_that_ended_for_want_of_work_while_it_was_taken_is_replaced(tmp
     assert run_shards(square, jobs_for(tmp_path), workers=2, done=tmp_path / "done") == [
         {"square": i * i} for i in range(6)
     ]
-    assert runs(tmp_path) == list(range(6)) and next(calls) == 7
+    assert runs(tmp_path) == list(range(6)) and next(calls) > 6
