@@ -20,6 +20,7 @@ from tasks.ingest import ingest
 from tasks.language import language
 from tasks.preferences import preferences
 from tasks.pretrain import pretrain
+from tasks.report import report
 from tasks.running.sources import Inputs
 from tasks.sft import sft
 from tasks.shard import shard
@@ -43,4 +44,4 @@ def full(cfg: Config, given: Inputs) -> dict[str, Any]:
     aligned = dpo(cfg.dpo, chat, liked) if liked else chat
     release = export.submit(cfg.export, aligned)
     scores = evaluate.submit(cfg.evaluate, base, chat, aligned, tokens, given.exams, text, asked, liked)
-    return {"model": release.result(), "report": scores.result()}
+    return {"model": release.result(), "report": report(cfg.report, scores.result(), base, chat, aligned)}

@@ -1,4 +1,4 @@
-"""The evaluate stage: base, SFT and DPO model side by side, and one report about them."""
+"""The evaluate stage: base, SFT and DPO model side by side, scored on the same questions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks.running.stage import Report, stage
 NAMES = {"pretrain": "base", "sft": "sft", "dpo": "dpo"}
 
 
-@stage(version=1, workers="model.score", kind="report")
+@stage(version=1, workers="model.score", kind="scores")
 def evaluate(
     cfg: EvaluateSection,
     base: Artifact,
@@ -31,10 +31,9 @@ def evaluate(
     out: Path,
     report: Report,
 ) -> dict[str, Any]:
-    """Ask every model the same questions and write report.html and report.md."""
+    """Ask every model the same questions; scores with intervals and every answer."""
     from pipeline.data.jsonl import read_jsonl
     from pipeline.evaluation.exams import write_exams
-    from pipeline.pages.report import write_report
 
     models = {
         NAMES[model.stage]: model for model in (base, chat, aligned)
@@ -63,12 +62,5 @@ def evaluate(
         on,
         report.training,
         single=True,
-    )
-    write_report(
-        out,
-        title="Evaluation",
-        samples=cfg.samples,
-        facts={"questions": f"{counts['answers']:,}", "choices": f"{counts['choices']:,}"},
-        curves={name: model.path / "_run" / "metrics.jsonl" for name, model in models.items()},
     )
     return {f"exam_{name}": count for name, count in counts.items()} | scores
