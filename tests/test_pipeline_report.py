@@ -41,7 +41,7 @@ def scored(tmp_path):
         "base": model(0, 10, 2.0),
         "dpo": {**model(2, 34, 2.25), "against_reference": {"all": preference(22, 3.0)}},
     }
-    said, right = {"base": "", "sft": "词元是单位", "dpo": EVIL}, {"base": False, "sft": True, "dpo": False}
+    said, right = {"base": "", "sft": "词元是单位", "dpo": EVIL + "\ud800"}, {"base": False, "sft": True, "dpo": False}
     sets = [("training", "zh"), ("heldout", "zh"), ("heldout", "en"), ("heldout", "en")]
     answers = [
         {

@@ -1,7 +1,9 @@
 """The report is a stage of its own: rewording it costs no evaluation, and it is made from what was published."""
 
 import json
+import tomllib
 
+from conftest import ROOT
 from pages_helpers import Page
 
 from flows import dag
@@ -29,6 +31,15 @@ def test_a_report_reaches_no_page_but_its_own():
     code = report.identity(ReportSection(), {})["code"]
     pages = {module.split(".")[2] for module in code if module.startswith("pipeline.pages.")}
     assert pages == {"report", "parts"}
+
+
+def test_every_file_that_a_page_needs_is_shipped():
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["pipeline"]
+    shipped = {path for pattern in patterns for path in (ROOT / "pipeline").glob(pattern)}
+    needed = {
+        path for path in (ROOT / "pipeline" / "pages").rglob("*") if path.suffix in (".j2", ".css", ".html", ".md")
+    }
+    assert len(needed) > 8 and needed <= shipped
 
 
 def test_it_is_made_from_the_scores_and_the_models_training(tmp_path):
