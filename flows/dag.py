@@ -21,6 +21,7 @@ from tasks.ingest import ingest
 from tasks.language import language
 from tasks.preferences import preferences
 from tasks.pretrain import pretrain
+from tasks.report import report
 from tasks.running.inputs import several
 from tasks.running.outline import Outlined, outline
 from tasks.running.run import descent
@@ -49,7 +50,7 @@ def full(cfg: Config, inputs: Inputs) -> dict[str, Any]:
     release = export.submit(cfg.export, final, descent(final))
     models = several(base, chat, aligned)
     scores = evaluate.submit(cfg.evaluate, models, tokens, inputs.exams, several(text, talks, pairs))
-    return {"model": release.result(), "report": scores.result()}
+    return {"model": release.result(), "report": report(cfg.report, scores.result(), models)}
 
 
 @functools.cache

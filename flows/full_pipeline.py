@@ -14,7 +14,7 @@ from prefect import flow, get_run_logger, runtime
 from flows.console import duration, headline
 from flows.dag import full, of_kind, stage_names
 from pipeline.config.tree import ConfigError, load
-from pipeline.pages.funnel import write_funnel
+from pipeline.pages.funnel.page import write_funnel
 from storage.places import home
 from tasks.running.run import WATCHERS
 from tasks.running.sources import given, withdrawn

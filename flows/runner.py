@@ -125,8 +125,8 @@ def _summary(out: Console, result: dict[str, Any], args: Any, tracking_ui: str |
     by_name = {s["name"]: s for s in stages}
     if (funnel := home() / "runs" / result["run_id"] / "funnel.html").is_file():
         rows += [("documents", str(funnel))]
-    if "evaluate" in by_name:
-        rows += [("report", str(Path(by_name["evaluate"]["path"]) / "report.html"))]
+    if "report" in by_name:
+        rows += [("report", str(Path(by_name["report"]["path"]) / "report.html"))]
     if "export" in by_name:
         rows += [("model", by_name["export"]["path"])]
     rows += [

@@ -25,7 +25,7 @@ from flows.dag import of_kind, stage_names
 from flows.runner import QUIET, readable
 from flows.services import ensure_prefect
 from pipeline.config.tree import ConfigError, load
-from pipeline.pages.sweep import page
+from pipeline.pages.sweep.page import page
 from storage.digest import write_json
 from storage.places import home
 from storage.store import open_store

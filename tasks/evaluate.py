@@ -1,4 +1,4 @@
-"""The evaluate stage: base, SFT and DPO model side by side, and one report about them."""
+"""The evaluate stage: base, SFT and DPO model side by side, scored on the same questions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,6 @@ def evaluate(
     hold."""
     from pipeline.data.jsonl import read_jsonl
     from pipeline.evaluation.exams import write_exams
-    from pipeline.pages.report import write_report
 
     named = {model_name(model.stage): model for model in models.items}
     chats = [data.path / "records.jsonl" for data in learnt.items if data.stage == "chats"]
@@ -61,12 +60,5 @@ def evaluate(
         on,
         report.training,
         single=True,
-    )
-    write_report(
-        out,
-        title="Evaluation",
-        samples=cfg.samples,
-        facts={"questions": f"{counts['answers']:,}", "choices": f"{counts['choices']:,}"},
-        curves={name: model.path / "_run" / "metrics.jsonl" for name, model in named.items()},
     )
     return {f"exam_{name}": count for name, count in counts.items()} | scores

@@ -2,37 +2,16 @@
 bytes again."""
 
 import json
-from html.parser import HTMLParser
 
 import pytest
+from pages_helpers import EVIL, Page
 
 from pipeline.config.data import IngestSection, ShardSection
 from pipeline.data.ingest import ingest
 from pipeline.data.shard import shard
-from pipeline.pages.funnel import write_funnel
-from pipeline.pages.funnel_parts import count, marked, share
+from pipeline.pages.funnel.page import write_funnel
+from pipeline.pages.parts.forms import Piece, count, marked, share
 from pipeline.sources import resolve
-
-EVIL = "<script>alert(1)</script>\u2028line"
-
-
-class Page(HTMLParser):
-    """Collects tags, and fails on a tag that is closed out of order."""
-
-    VOID = frozenset({"meta", "path", "rect", "polyline"})
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.tags = [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
 
 
 def stage(path, samples=(), pairs=(), **stats):
@@ -57,21 +36,42 @@ def stage(path, samples=(), pairs=(), **stats):
 
 def test_a_page_from_all_that_stages_can_leave(tmp_path):
     place = {"id": "0", "source": "s", "path": "f.jsonl", "line": 1234}
+    spam = {"rule": "spam", "action": "dropped", **place, "before": EVIL, "after": "", "why": "three <b> words"}
+    email = {"rule": "email", "action": "masked", **place, "why": "personal data"}
+    email |= {"before": "to a@b.c now", "after": "to <EMAIL> now"}
+    near = {"similarity": 0.9, "a": "x", "b": "y", "copies": True, "text_a": "same text one", "text_b": EVIL}
     stages = {
         "clean": stage(
             tmp_path / "clean",
-            [{"rule": "spam", "action": "dropped", **place, "before": EVIL, "after": "", "why": "three <b> words"},
-             {"rule": "email", "action": "masked", **place, "before": "to a@b.c now", "after": "to <EMAIL> now", "why": "personal data"}],
-            docs_in=2_000_000, docs_out=1_500_000, chars_in=9, chars_out=8, dropped={"spam": 499_999, "short": 1}, changed={"email": 7},
-            by_source={EVIL: {"docs_in": 2_000_000, "docs_out": 1_500_000}}, by_lang={"unknown": {"docs_in": 2_000_000, "docs_out": 1_500_000}},
+            [spam, email],
+            docs_in=2_000_000,
+            docs_out=1_500_000,
+            chars_in=9,
+            chars_out=8,
+            dropped={"spam": 499_999, "short": 1},
+            changed={"email": 7},
+            by_source={EVIL: {"docs_in": 2_000_000, "docs_out": 1_500_000}},
+            by_lang={"unknown": {"docs_in": 2_000_000, "docs_out": 1_500_000}},
         ),
         "dedup": stage(
-            tmp_path / "dedup", [], [{"similarity": 0.9, "a": "x", "b": "y", "copies": True, "text_a": "same text one", "text_b": EVIL}],
-            docs_in=1_500_000, docs_out=1_400_000, dropped={"near_duplicate": 100_000}, candidate_pairs=5, verified_pairs=2, clusters=1,
-            similarity_histogram={"edges": [0.5, 0.75, 1.0], "pairs": [3, 2], "threshold": 0.75}, by_lang={"zh": {"docs_in": 5, "docs_out": 4}},
+            tmp_path / "dedup",
+            pairs=[near],
+            docs_in=1_500_000,
+            docs_out=1_400_000,
+            dropped={"near_duplicate": 100_000},
+            candidate_pairs=5,
+            verified_pairs=2,
+            clusters=1,
+            similarity_histogram={"edges": [0.5, 0.75, 1.0], "pairs": [3, 2], "threshold": 0.75},
+            by_lang={"zh": {"docs_in": 5, "docs_out": 4}},
         ),
-        "decontaminate": stage(tmp_path / "decontaminate", docs_in=1_400_000, docs_out=1_400_000, evaluation={"mmlu": {"clean": 9, "overlapping": 1}}),
-    }  # fmt: skip
+        "decontaminate": stage(
+            tmp_path / "decontaminate",
+            docs_in=1_400_000,
+            docs_out=1_400_000,
+            evaluation={"mmlu": {"clean": 9, "overlapping": 1}},
+        ),
+    }
     (tmp_path / "tokens").mkdir()
     splits = {"train": {"sequences": 10, "tokens": 1000, "bytes": 3500, "supervised": 1000}}
     (tmp_path / "tokens/meta.json").write_text(json.dumps({"splits": splits, "vocab_size": 6400}))
@@ -80,14 +80,14 @@ def test_a_page_from_all_that_stages_can_leave(tmp_path):
     )
     path = write_funnel(stages, tmp_path, tokens=tmp_path / "tokens", records={"chats": chats})
     text = path.read_text(encoding="utf-8")
-    page = Page()
-    page.feed(text)
-    assert not page.open and "script" not in {tag for tag, _ in page.tags}
-    assert not [attrs for _, attrs in page.tags if "src" in attrs or str(attrs.get("href", "")).startswith("http")]
+    page = Page(text)
+    page.is_whole_and_alone()
+    assert page.words.count(EVIL.split()[0]) >= 3  # the source's name, the sample, the pair
     parts = [
-        "2 M → 1.4 M", "1,000", "3.50 bytes a token", "499,999", "&lt; 0.1 %", "f.jsonl, line 1,234", "<del>a@b.c</del>", "<ins>&lt;EMAIL&gt;</ins>",
-        "threshold 0.75", "near duplicate", "mmlu", "Personal data", "321", "no answer", "prefers-color-scheme: dark",
-    ]  # fmt: skip
+        *("2 M → 1.4 M", "1,000", "3.50 bytes a token", "499,999", "&lt; 0.1 %", "2 M came in", "f.jsonl, line 1,234"),
+        *("<del>a@b.c</del>", "<ins>&lt;EMAIL&gt;</ins>", "threshold 0.75", "near duplicate", "mmlu", "Personal data"),
+        *("321", "no answer"),
+    ]
     assert not [part for part in parts if part not in text]
     assert (
         path.read_bytes()
@@ -116,5 +116,9 @@ def test_a_page_from_real_stages(tmp_path, monkeypatch):
 
 def test_numbers_and_differences():
     assert [count(n) for n in (0, 999_999, 1_234_567, 2_500_000_000)] == ["0", "999,999", "1.23 M", "2.5 B"]
-    assert [share(1, 0), share(1, 10_000), share(1, 3)] == ["–", "&lt; 0.1 %", "33.3 %"]
-    assert marked("一二三", "一四三") == ("一<del>二</del>三", "一<ins>四</ins>三")
+    shares = [share(1, 0), share(1, 10_000), share(1, 3), share(9_999, 10_000), share(3, 3)]
+    assert shares == ["–", "< 0.1 %", "33.3 %", "> 99.9 %", "100.0 %"]
+    assert marked("一二三", "一四三") == (
+        [Piece("一"), Piece("二", "del"), Piece("三")],
+        [Piece("一"), Piece("四", "ins"), Piece("三")],
+    )

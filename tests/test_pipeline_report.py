@@ -1,38 +1,35 @@
+"""The evaluation report: what it says, what it marks, and that nothing in it is fetched, run or taken for markup."""
+
 import json
-from html.parser import HTMLParser
 
 import pytest
+from pages_helpers import EVIL, Page
 
 from model.generation.judge import share
-from pipeline.pages.report import pick_samples, write_report
-from pipeline.pages.svg import bars, lines
-
-EVIL = '<script>alert("x")</script> | pipe'
+from pipeline.pages.parts.charts import Group, Interval, bars, histogram, lines
+from pipeline.pages.parts.curves import read_curves
+from pipeline.pages.report.page import write_report
+from pipeline.pages.report.scores import comparison, pick_samples
 
 
 def preference(right, margin):
+    low, high = margin - 1, margin + 1
     return {
         **share([True] * right + [False] * (40 - right), 0.5),
         "margin": margin,
-        "margin_low": margin - 1,
-        "margin_high": margin + 1,
+        "margin_low": low,
+        "margin_high": high,
     }
 
 
 def model(place, right, bits):
+    whole = [True] * right + [False] * (40 - right)
+    answers = {"all": share(whole), "zh": share([True] * 5), "en": share([False] * 5)}
     return {
         "place": place,
         "bits_per_byte": {"value": bits, "bytes": 1000, "tokens": 300},
-        "answers": {
-            "training": {
-                "all": share([True] * right + [False] * (40 - right)),
-                "zh": share([True] * 5),
-                "en": share([False] * 5),
-            }
-        },
-        "choices": {
-            name: share([True] * right + [False] * (40 - right), 0.25) for name in ("all", "overlap.in_distribution")
-        },
+        "answers": {"training": answers},
+        "choices": {name: share(whole, 0.25) for name in ("all", "overlap.in_distribution")},
         "preferences": {name: preference(right, 0.5) for name in ("all", "overlap.clean", "overlap.overlapping")},
     }
 
@@ -44,106 +41,106 @@ def scored(tmp_path):
         "base": model(0, 10, 2.0),
         "dpo": {**model(2, 34, 2.25), "against_reference": {"all": preference(22, 3.0)}},
     }
-    said = {"base": "", "sft": "词元是单位", "dpo": EVIL}
-    right = {"base": False, "sft": True, "dpo": False}
+    said, right = {"base": "", "sft": "词元是单位", "dpo": EVIL + "\ud800"}, {"base": False, "sft": True, "dpo": False}
+    sets = [("training", "zh"), ("heldout", "zh"), ("heldout", "en"), ("heldout", "en")]
     answers = [
         {
             "id": f"{i}",
             "set": s,
             "lang": lang,
-            "question": f"问 {i} <b>",
-            "answer": "a",
-            "keywords": [],
+            "question": f"问 {i} {EVIL}",
+            "answer": EVIL,
             "said": said,
             "right": right,
         }
-        # fmt: skip
-        for i, (s, lang) in enumerate([("training", "zh"), ("heldout", "zh"), ("heldout", "en"), ("heldout", "en")])
+        for i, (s, lang) in enumerate(sets)
     ]
     (tmp_path / "scores.json").write_text(json.dumps(scores))
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(a) + "\n" for a in answers))
     (tmp_path / "metrics.jsonl").write_text(
-        '{"step": 1, "loss": 3.5}\n{"step": 2, "loss": 2.5}\n{"step": 3, "val_loss": 2}\n{broken\n'
+        '{"step": 1, "loss": 3.5}\n{"step": 2, "loss": 2.5}\n{"step": 2, "val_loss": 2}\n{broken\n'
     )
-    write_report(
-        tmp_path,
-        title="A & B",
-        facts={"preset": "tiny"},
-        curves={"pretrain": tmp_path / "metrics.jsonl", "sft": tmp_path / "none.jsonl"},
-        samples=2,
-    )
+    write(tmp_path)
     return tmp_path
 
 
-class Balance(HTMLParser):
-    """Fails on tags that do not close each other, and collects addresses."""
+def write(place):
+    curves = {"pretrain": place / "metrics.jsonl", "sft": place / "none.jsonl"}
+    return write_report(place, place, title="A & B", curves=curves, samples=2)
 
-    def __init__(self):
-        super().__init__()
-        self.open, self.links, self.scripts = [], [], 0
 
-    def handle_starttag(self, tag, attrs):
-        self.scripts += tag == "script"
-        self.links += [value for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "br", "link"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        pass
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
+def cells(place):
+    """The Markdown table: cells by label."""
+    lines = [line for line in (place / "report.md").read_text().splitlines() if line.startswith("| ")]
+    return {line.split(" | ")[0].strip("| "): line.rstrip(" |").split(" | ")[1:] for line in lines}
 
 
 def test_the_page_is_whole_and_fetches_and_runs_nothing(scored):
-    page = (scored / "report.html").read_text()
-    check = Balance()
-    check.feed(page)
-    assert (check.open, check.links, check.scripts) == ([], [], 0)
-    assert "<title>A &amp; B</title>" in page
-    assert "prefers-color-scheme: dark" in page
-    assert page.count("<svg") == 2  # bars, and the one curve that exists
+    page = Page((scored / "report.html").read_text())
+    page.is_whole_and_alone()
+    assert "<title>A &amp; B</title>" in page.text
+    assert page.tags.count("polyline") == 2  # training and held-out loss of the one stage that has a curve
+    assert "pretrain" in page.text and page.words.count(EVIL.split()[0]) >= 2
 
 
-def test_models_stand_in_order_with_differences_and_chance(scored):
+def test_what_models_said_is_text_in_markdown_too(scored):
     text = (scored / "report.md").read_text()
-    rows = {
-        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:5]]
-        for line in text.splitlines()
-        if line.startswith("| ")
-    }
+    assert "<script" not in text.replace("\\<script", "") and "\\<script\\>" in text
+
+
+def test_models_stand_in_order_with_differences_and_how_many_were_asked(scored):
+    rows = cells(scored)
     assert rows[""] == ["base", "sft", "dpo"]
-    assert rows["Bits per byte of held-out text"][1].startswith("2.500 (+0.500)")
-    assert rows["Multiple choice (in-distribution)"][0].startswith("25.0%, at chance")
-    assert rows["Multiple choice (in-distribution)"][1].startswith("75.0% (+50.0) <sub>")
-    assert rows["Preference accuracy"][0].startswith("25.0%, below chance")
-    assert rows["Reward accuracy against the sft model"] == ["–", "–", rows["Reward accuracy against the sft model"][2]]
-    assert "at chance" in rows["Reward accuracy against the sft model"][2]
-    assert rows["Reward margin against the sft model (nats)"][2].startswith("+3.00 <sub>+2.00 to +4.00")
+    assert rows["Bits per byte of held-out text"][1] == "2.500 (+0.500) <sub>1,000 bytes</sub>"
+    assert rows["Multiple choice (in-distribution)"][1].startswith("75.0 % (+50.0) <sub>")
+    assert rows["Multiple choice (in-distribution)"][1].endswith(", n = 40</sub>")
     page = (scored / "report.html").read_text()
     assert page.index(">base<") < page.index(">sft<") < page.index(">dpo<")
-    assert "at chance" in page
     assert '<span class="down">+0.500</span>' in page  # more bits are worse
     assert '<span class="up">+50.0</span>' in page
 
 
+def test_every_percentage_says_of_how_many(scored):
+    for label, row in cells(scored).items():
+        assert all("n = " in cell for cell in row if "%" in cell), label
+    page = Page((scored / "report.html").read_text())
+    assert page.text.count("n = 40") >= 3 * 3
+
+
+def test_scores_no_better_than_guessing_are_marked(scored):
+    rows = cells(scored)
+    assert rows["Multiple choice (in-distribution)"][0].startswith("25.0 %, no better than guessing")
+    assert rows["Preference accuracy"][0].startswith("25.0 %, worse than guessing")
+    reward = rows["Reward accuracy against the sft model"]
+    assert reward[:2] == ["–", "–"] and "no better than guessing" in reward[2]
+    assert rows["Reward margin against the sft model (nats)"][2].startswith("+3.00 <sub>+2.00 to +4.00, n = 40")
+    assert "no better than guessing" not in rows["Multiple choice (in-distribution)"][1]
+    assert '<span class="badge warn">no better than guessing</span>' in (scored / "report.html").read_text()
+
+
+def test_scores_say_how_their_questions_overlap_with_training(scored):
+    rows = list(cells(scored))
+    assert "Multiple choice (in-distribution)" in rows
+    at = rows.index("Preference accuracy")
+    assert rows[at + 1 : at + 3] == ["&nbsp;&nbsp;clean", "&nbsp;&nbsp;overlapping"]
+
+
+def test_a_score_that_no_model_has_is_left_out():
+    lone = {**model(0, 20, 2.0), "bits_per_byte": None, "preferences": {}, "choices": {}, "answers": {}}
+    assert comparison([lone]) == []
+    lone["answers"] = {"odd": {"all": share([True])}}
+    assert [row.label for row in comparison([lone])] == ["Questions of “odd” answered correctly"]
+
+
 def test_the_same_scores_give_the_same_bytes(scored):
     before = [(scored / name).read_bytes() for name in ("report.html", "report.md")]
-    write_report(
-        scored,
-        title="A & B",
-        facts={"preset": "tiny"},
-        curves={"pretrain": scored / "metrics.jsonl", "sft": scored / "none.jsonl"},
-        samples=2,
-    )
+    assert write(scored) == {"models": 3, "scores": 10, "samples": 2}
     assert before == [(scored / name).read_bytes() for name in ("report.html", "report.md")]
 
 
 def test_samples_are_held_out_and_of_every_language():
-    answers = [
-        {"set": s, "lang": lang, "n": i}
-        for i, (s, lang) in enumerate([("training", "zh")] + [("heldout", "zh")] * 3 + [("heldout", "en")] * 9)
-    ]
+    kinds = [("training", "zh")] + [("heldout", "zh")] * 3 + [("heldout", "en")] * 9
+    answers = [{"set": s, "lang": lang, "n": i} for i, (s, lang) in enumerate(kinds)]
     chosen = pick_samples(answers, 4)
     assert [a["lang"] for a in chosen] == ["zh", "zh", "en", "en"]
     assert all(a["set"] == "heldout" for a in chosen)
@@ -151,18 +148,25 @@ def test_samples_are_held_out_and_of_every_language():
     assert pick_samples([], 4) == []
 
 
-def test_plots_take_what_is_missing_or_not_finite():
-    assert lines([("a", [(0, float("nan"))])], "t", "x") == ""
-    assert "polyline" in lines([("a", [(0, 1.0), (1, 1.0), (2, float("inf"))])], "t", "x")
-    drawn = bars([("a <b>", [None, (0.5, 0.4, 0.6)], 0.25)], ["one", "two"], "t")
-    assert drawn.count("<rect") == 1
-    assert "a &lt;b&gt;" in drawn
-
-
-def test_scores_say_how_their_questions_overlap_with_training(scored):
-    rows = [
-        line.split("|")[1].strip() for line in (scored / "report.md").read_text().splitlines() if line.startswith("|")
+def test_curves_take_what_is_torn_repeated_or_no_number(tmp_path):
+    lines = [
+        '{"step": 2, "loss": 9}',
+        '{"step": 1, "loss": 3}',
+        "[]",
+        '{"step": 2, "loss": 2}',
+        '{"step": 3, "loss": NaN}',
     ]
-    assert "Multiple choice (in-distribution)" in rows
-    at = rows.index("Preference accuracy")
-    assert rows[at + 1 : at + 3] == ["&nbsp;&nbsp;clean", "&nbsp;&nbsp;overlapping"]
+    lines += ['{"step": true, "loss": 1}', '{"step": 4}', '{"step": 5, "lo']
+    (tmp_path / "metrics.jsonl").write_bytes("\n".join(lines).encode() + b"\n\xff\n")
+    assert read_curves(tmp_path / "metrics.jsonl", ("loss", "val_loss")) == {"loss": [(1, 3), (2, 2)], "val_loss": []}
+    assert read_curves(tmp_path / "none.jsonl", ("loss",)) == {"loss": []}
+
+
+def test_charts_take_what_is_missing_or_not_finite():
+    assert lines([("a", [(0, float("nan"))])], "t", "x") is None
+    drawn = lines([("a", [(0, 1.0), (1, 1.0), (2, float("inf"))])], "t", "x")
+    assert drawn is not None and len(drawn.curves[0].points.split()) == 2
+    half = Interval(0.5, 0.4, 0.6, 5, 10)
+    marks = bars([Group("a", [None, half], 0.25)], ["one", "two"], "t").marks
+    assert [mark.shape for mark in marks].count("rect") == 1 and any("5 of 10" in mark.tip for mark in marks)
+    assert histogram([0, 0.5, 1], [0, 0], 0.5, "t", "pairs").marks

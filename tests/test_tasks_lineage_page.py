@@ -6,7 +6,11 @@ import itertools
 import re
 import xml.etree.ElementTree as ElementTree
 
-from pipeline.pages.lineage import HEIGHT, WIDTH, ancestry, graph, headline, layout, note, page
+from pages_helpers import EVIL, Page
+
+from pipeline.pages.lineage.layout import HEIGHT, WIDTH, layout, paths
+from pipeline.pages.lineage.page import graph, page
+from pipeline.pages.lineage.records import ancestry, headline, note
 
 
 def record(stage: str, *inputs: str, **more) -> dict:
@@ -82,13 +86,28 @@ def test_the_picture_is_well_formed_and_needs_nothing_from_outside():
 
 def test_no_two_boxes_overlap_and_the_picture_holds_them():
     nodes, edges = graph(PIPELINE)
-    places, (width, height), end = layout(list(nodes), edges)
-    boxes = {name: places[name] for name in nodes}
+    plan = layout(list(nodes), edges)
+    boxes = {name: plan.places[name] for name in nodes}
     for (_, (ax, ay)), (_, (bx, by)) in itertools.combinations(boxes.items(), 2):
         assert abs(ax - bx) >= WIDTH or abs(ay - by) >= HEIGHT
-    assert all(0 <= x <= width - WIDTH and 0 <= y <= height - HEIGHT for x, y in boxes.values())
+    assert all(0 <= x <= plan.width - WIDTH and 0 <= y <= plan.height - HEIGHT for x, y in boxes.values())
     for a, b in edges:  # left to right, the first row before the second
-        assert (boxes[a][1] > end, boxes[a][0]) < (boxes[b][1] > end, boxes[b][0])
+        assert (boxes[a][1] > plan.end, boxes[a][0]) < (boxes[b][1] > plan.end, boxes[b][0])
+
+
+def test_lines_between_the_rows_stay_in_the_picture_and_off_the_boxes():
+    """However many edges cross the fold: each has a lane of its own."""
+    chain = [record("s0", "@in"), *(record(f"s{i}", *(f"s{k}" for k in range(i))) for i in range(1, 14))]
+    nodes, edges = graph(chain)
+    plan = layout(list(nodes), edges)
+    second = min(y for y in (plan.places[name][1] for name in nodes) if y > plan.end)
+    around = [path for path in paths(plan, edges) if "V" in path]
+    assert len(around) > 20
+    for path in around:
+        across = [float(x) for x in re.findall(r"H(-?[\d.]+)", path)]
+        assert min(across) >= 0 and max(across) <= plan.width
+        between = re.search(r"V\d+ Q\d+ (\d+)", path)
+        assert between and plan.end < int(between[1]) < second
 
 
 def test_ancestry_keeps_what_a_model_descends_from():
@@ -108,13 +127,12 @@ def test_ancestry_keeps_what_a_model_descends_from():
 
 
 def test_hostile_text_stays_text():
-    evil = '<img src=x onerror="alert(1)">'
-    text = page(
-        [record("ingest", f"@{evil}", section={"path": evil}, metrics={"docs_out": 1}, run_id=evil, state="failed")],
-        evil,
-        lambda run_id: None,
-    )
-    assert "<img" not in text
+    hostile = record("ingest", f"@{EVIL}", section={"path": EVIL}, metrics={"docs_out": 1}, run_id=EVIL, state="failed")
+    made = Page(page([hostile, record(EVIL, "ingest")], EVIL, lambda run_id: None))
+    made.is_whole_and_alone()
+    assert made.words.count(EVIL.split()[0][:8]) >= 4  # the title, the source, the setting, the run
+    text = note(None, [record(EVIL, "ingest", digest="ab" * 32)], link, link)
+    assert "<script" not in text.replace("\\<script", "") and len(text.splitlines()) == 5
 
 
 def test_notes_link_upstream():

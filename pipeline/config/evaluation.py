@@ -1,4 +1,4 @@
-"""Config of the evaluate and export stages."""
+"""Config of the evaluate, report and export stages."""
 
 from __future__ import annotations
 
@@ -31,8 +31,13 @@ class EvaluateSection(Section):
     )
     max_new_tokens: int = Field(96, ge=1, le=4096, description="longest answer in tokens")
     batch: int = Field(32, ge=1, le=1024, description="questions answered at once")
-    samples: int = Field(12, ge=0, description="answers shown in the report, model beside model")
     seed: int = Field(0, ge=0, description="seed of sampling from the sets and of the bootstrap")
+
+
+class ReportSection(Section):
+    """What the report about the models shows."""
+
+    samples: int = Field(12, ge=0, description="answers shown in the report, model beside model; 0 shows none")
 
 
 class ExportSection(Section):

@@ -18,7 +18,7 @@ from model.tokens.vocabulary import check_tokens
 from pipeline.config.base import Section
 from pipeline.config.cleaning import CleanSection, DecontaminateSection, DedupSection, LanguageSection
 from pipeline.config.data import IngestSection, ShardSection
-from pipeline.config.evaluation import EvaluateSection, ExportSection
+from pipeline.config.evaluation import EvaluateSection, ExportSection, ReportSection
 from pipeline.config.resources import Resources
 from pipeline.config.tokens import EncodeSection, TokenizerSection, tokenizer_file
 from pipeline.config.training import DpoSection, PretrainSection, SftSection
@@ -50,6 +50,7 @@ class Config(Section):
     sft: SftSection = Field(default_factory=SftSection)
     dpo: DpoSection = Field(default_factory=DpoSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+    report: ReportSection = Field(default_factory=ReportSection)
     export: ExportSection = Field(default_factory=ExportSection)
     resources: Resources = Field(default_factory=Resources)
 

@@ -140,8 +140,8 @@ def generation_config(cfg: ExportSection, given: dict[str, Any]) -> dict[str, An
 def model_card(cfg: ExportSection, config: dict[str, Any], parameters: int, facts: dict[str, Any]) -> str:
     """README.md of the published model, with Hugging Face's front matter.
 
-    ``facts`` may hold ``sources`` {name: {files, bytes, digest, stage}}, ``stages`` {name: {digest, section}} from last
-    to first, and ``scores`` (``scores.json`` of the evaluate stage); what it lacks is left out.
+    ``facts`` may hold ``sources`` {name: {files, bytes, digest, stage}} and ``stages`` {name: {digest, section}} from
+    last to first; what it lacks is left out.
     """
     front = [
         "---",
@@ -172,11 +172,7 @@ def model_card(cfg: ExportSection, config: dict[str, Any], parameters: int, fact
         "```",
         "",
     ]
-    lines += (
-        _sources_table(facts.get("sources") or {})
-        + _stages_table(facts.get("stages") or {})
-        + _scores_table(facts.get("scores") or {})
-    )
+    lines += _sources_table(facts.get("sources") or {}) + _stages_table(facts.get("stages") or {})
     lines += [
         "## Limits",
         "",
@@ -235,15 +231,6 @@ def _settings(path: str, value: Any) -> list[str]:
     if isinstance(value, dict):
         return [line for name, inner in value.items() for line in _settings(f"{path}.{name}", inner)]
     return [f"{path} = {json.dumps(value, ensure_ascii=False)}"]
-
-
-def _scores_table(scores: dict[str, Any]) -> list[str]:
-    if not scores:
-        return []
-    from pipeline.pages.report import markdown_table, table
-
-    names = sorted(scores, key=lambda name: scores[name]["place"])
-    return ["## Scores", "", *markdown_table(table(scores, names), names), ""]
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -17,13 +17,14 @@ import logging
 import os
 import sqlite3
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlflow
 from mlflow.entities import DatasetInput, InputTag, LoggedModelInput, LoggedModelOutput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from pipeline.pages.lineage import ancestry, note, page
+from pipeline.pages.lineage.page import page
+from pipeline.pages.lineage.records import Record, ancestry, note
 from storage.digest import write_json
 from tasks.tracking.forms import (
     Building,
@@ -145,7 +146,8 @@ class Mirror:
             self._results(run_id, event, path)
             if event["state"] == "ran" and record.get("kind") in ("model", "release"):
                 record["model_id"] = self._model(run_id, record)
-            self._tag(run_id, {"mlflow.note.content": note(record, self._lineage(stage), self._link, self._model_link)})
+            text = note(cast(Record, record), self._lineage(stage), self._link, self._model_link)
+            self._tag(run_id, {"mlflow.note.content": text})
             self.client.set_terminated(
                 run_id, "FINISHED" if event["state"] == "ran" else "FAILED", end_time=milliseconds(event["time"])
             )
@@ -178,7 +180,7 @@ class Mirror:
             )
         tags = {"pipeline.error": error} if error else {}
         if self.records:
-            everything = list(self.records.values())
+            everything = self._lineage()
             (self.run_dir / "lineage.html").write_text(
                 page(everything, f"{self.preset} {self.run_dir.name}", self._page_link), "utf-8"
             )
@@ -376,14 +378,14 @@ class Mirror:
             if model_id not in [m.model_id for m in (outputs.model_outputs if outputs else [])]:
                 self.client.log_outputs(run, [LoggedModelOutput(model_id, step)])
         chain = self._lineage(stage)
-        text = note(record, chain, self._link, self._model_link)
+        text = note(cast(Record, record), chain, self._link, self._model_link)
         self._model_files(model_id, path, chain, text)
         self.client.set_logged_model_tags(model_id, {"mlflow.note.content": text})
         self.client.finalize_logged_model(model_id, "READY")
         entry["version"] = entry.get("version") or self._version(model_id, run_id, record, base, text)
         return model_id
 
-    def _model_files(self, model_id: str, path: Path, chain: list[dict[str, Any]], text: str) -> None:
+    def _model_files(self, model_id: str, path: Path, chain: list[Record], text: str) -> None:
         """What explains a model, without its weights: those lie in the artifact store, at the tag ``artifact.path``."""
         made = self.run_dir / "model_files" / path.name
         made.mkdir(parents=True, exist_ok=True)
@@ -445,8 +447,10 @@ class Mirror:
 
     # -- lineage and links -------------------------------------------------------------------------------------------
 
-    def _lineage(self, stage: str) -> list[dict[str, Any]]:
-        return ancestry(list(self.records.values()), stage)
+    def _lineage(self, stage: str | None = None) -> list[Record]:
+        """The records that a stage descends from, itself last, or without one all of the run."""
+        records = cast("list[Record]", list(self.records.values()))
+        return ancestry(records, stage) if stage else records
 
     def _link(self, run_id: str) -> str:
         return f"#/experiments/{self.state['experiment_id']}/runs/{run_id}"

@@ -1,0 +1,22 @@
+"""The report stage: a page for people about what the models scored and how they were trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.config.evaluation import ReportSection
+from pipeline.config.resources import Resources
+from storage.store import Artifact
+from tasks.running.inputs import Several
+from tasks.running.stage import Report, stage
+
+
+@stage(version=1, kind="page", libs=("jinja2",))
+def report(
+    cfg: ReportSection, scores: Artifact, models: Several, *, on: Resources, out: Path, report: Report
+) -> dict[str, int]:
+    """Write report.html and report.md from the scores, the answers, and the curves of the models' training."""
+    from pipeline.pages.report.page import write_report
+
+    curves = {model.stage: model.path / "_run" / "metrics.jsonl" for model in models.items}
+    return write_report(scores.path, out, curves=curves, samples=cfg.samples)

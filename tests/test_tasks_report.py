@@ -1,0 +1,66 @@
+"""The report is a stage of its own: rewording it costs no evaluation, and it is made from what was published."""
+
+import json
+import tomllib
+
+from conftest import ROOT
+from pages_helpers import Page
+
+from flows import dag
+from model.generation.judge import share
+from pipeline.config.evaluation import ReportSection
+from pipeline.config.resources import Resources
+from pipeline.config.tree import Config
+from storage.store import Artifact
+from tasks.report import report
+from tasks.running.stage import Stage
+
+
+def test_the_pages_are_in_the_key_of_the_report_alone():
+    config = Config()
+    stages = [value for value in vars(dag).values() if isinstance(value, Stage)]
+    reaching = set()
+    for stage in stages:
+        section = getattr(config, stage.name, config.decontaminate)
+        if any(module.startswith("pipeline.pages") for module in stage.identity(section, {})["code"]):
+            reaching.add(stage.name)
+    assert len(stages) > 12 and reaching == {"report"}
+
+
+def test_a_report_reaches_no_page_but_its_own():
+    code = report.identity(ReportSection(), {})["code"]
+    pages = {module.split(".")[2] for module in code if module.startswith("pipeline.pages.")}
+    assert pages == {"report", "parts"}
+
+
+def test_every_file_that_a_page_needs_is_shipped():
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["pipeline"]
+    shipped = {path for pattern in patterns for path in (ROOT / "pipeline").glob(pattern)}
+    needed = {
+        path for path in (ROOT / "pipeline" / "pages").rglob("*") if path.suffix in (".j2", ".css", ".html", ".md")
+    }
+    assert len(needed) > 8 and needed <= shipped
+
+
+def test_it_is_made_from_the_scores_and_the_models_training(tmp_path):
+    def artifact(stage, **files):
+        path = tmp_path / stage
+        (path / "_run").mkdir(parents=True)
+        for name, text in files.items():
+            (path / name.replace("__", "/")).with_suffix(".jsonl" if name != "scores" else ".json").write_text(text)
+        return Artifact(stage, "k", "d", path)
+
+    asked = {"set": "heldout", "lang": "en", "question": "What is a token?", "answer": "a unit"}
+    row = {"place": 0, "bits_per_byte": None, "answers": {"heldout": {"all": share([True, False])}}, "choices": {}}
+    scores = json.dumps({"base": {**row, "preferences": {}}})
+    answers = json.dumps({**asked, "said": {"base": "a unit"}, "right": {"base": True}})
+    scored = artifact("evaluate", scores=scores, answers=answers)
+    base = artifact("pretrain", _run__metrics='{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n')
+    out = tmp_path / "out"
+    out.mkdir()
+    found = report.fn(ReportSection(samples=1), scored, base, base, base, on=Resources(), out=out, report=None)
+    assert found == {"models": 1, "scores": 1, "samples": 1}
+    page = Page((out / "report.html").read_text())
+    page.is_whole_and_alone()
+    assert "What is a token?" in page.words and page.words.count("pretrain") == 1 and "50.0 %" in page.words
+    assert "What is a token?" in (out / "report.md").read_text()
