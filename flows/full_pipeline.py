@@ -3,6 +3,7 @@ start."""
 
 from __future__ import annotations
 
+import inspect
 import os
 import secrets
 import time
@@ -12,7 +13,7 @@ from typing import Any, Literal
 from prefect import flow, get_run_logger, runtime
 
 from flows.console import duration, headline
-from flows.dag import full, of_kind, stage_names
+from flows.dag import full, of_kind, stage_names, stages
 from pipeline.config.tree import ConfigError, load
 from pipeline.pages.funnel.page import write_funnel
 from storage.places import home
@@ -98,9 +99,9 @@ def _funnel(run: PrefectRun) -> None:
         }
 
     if data := of(of_kind("documents")):
-        write_funnel(
-            data, run.directory, tokens=next(iter(of(of_kind("tokens")).values()), None), records=of(of_kind("records"))
-        )
+        about = {s.name: (inspect.getdoc(s.stage.fn) or "").partition("\n\n")[0] for s in stages()}
+        tokens = next(iter(of(of_kind("tokens")).values()), None)
+        write_funnel(data, run.directory, tokens=tokens, records=of(of_kind("records")), about=about)
 
 
 def new_run_id() -> str:

@@ -14,7 +14,7 @@ from pipeline.config.base import Section
 from pipeline.config.resources import Resources
 from pipeline.sources import Source
 from storage.digest import sha256_json
-from tasks.running.adopt import adopt
+from tasks.running.adopt import AdoptRun, adopt
 from tasks.running.plan import PlanRun
 from tasks.running.sources import SourceSet
 from tasks.running.stage import PrefectRun, stage
@@ -75,9 +75,11 @@ def main(options):
     cfgs = {name: WordSection(**options.get(name, {})) for name in ("first", "second", "third")}
     digest = sha256_json(options.get("source", "web-1"))
     if options.get("plan"):
-        plan = PlanRun("plan", Resources(), options.get("until"))
+        plan = (AdoptRun if options.get("adopt_all") else PlanRun)("plan", Resources(), options.get("until"))
         with plan:
             chain(cfgs, digest)
+        if options.get("adopt_all"):
+            return [adopt(plan.store, record, planned).stage for planned, record in plan.taken]
         if options.get("adopt"):
             record = plan.store.find(options["adopt"])[0]
             return adopt(

@@ -39,6 +39,21 @@ def test_an_artifact_of_older_code_is_adopted_and_says_so(place, player):
     assert set(states(player(place)).values()) == {"cached"}
 
 
+def test_a_whole_run_of_older_code_is_adopted_at_once_but_for_what_differs_in_more(tmp_path, player):
+    place = tmp_path / "home"
+    made = player(place, third={"word": "another"})
+    for stage in ("first", "second", "third"):
+        path = place / "store" / stage
+        (path / made["stages"][stage][1]).rename(path / OLD)
+        record = json.loads((path / OLD / "lineage.json").read_text())
+        record["identity"]["code"] = {"tests/stage_helpers.py": "older"}
+        record["identity"]["inputs"] = {"called otherwise": "older"}  # only what lineage says of the inputs counts
+        record["inputs"] = [entry | ({"key": OLD} if entry["key"] else {}) for entry in record["inputs"]]
+        (path / OLD / "lineage.json").write_text(json.dumps({**record, "key": OLD}))
+    assert player(place, plan=True, adopt_all=True) == ["first", "second"]
+    assert states(player(place)) == {"first": "cached", "second": "cached", "third": "ran"}
+
+
 def test_adoption_names_what_else_differs_and_never_takes_other_inputs(place, player):
     refused = player(place, plan=True, adopt=f"first/{OLD}", first={"word": "other"})["error"]
     assert "first.word: word → other" in refused and "--force" in refused

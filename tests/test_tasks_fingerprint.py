@@ -30,7 +30,12 @@ EDITS = [
     ("pipeline/running/executor.py", "def run_shards", "LIMIT = 1\n\n\ndef run_shards", set()),
     ("pipeline/config/training.py", "slots in one packed row", "places in one packed row", set()),
     ("pipeline/config/tree.py", "is not an override", "is no override", set()),
-    ("pipeline/pages/funnel/page.py", "drops exact copies", "drops the exact copies", set()),
+    ("pipeline/pages/funnel/page.py", "SHOWN, PAIRS = 8, 4", "SHOWN, PAIRS = 8, 5", set()),
+    ("pipeline/pages/lineage/lineage.html.j2", "<", "<!-- --><", set()),
+    # the pages of a stage
+    ("pipeline/pages/report/report.html.j2", "<", "<!-- --><", {"report"}),
+    ("pipeline/pages/parts/style.css", "{", "{ ", {"report"}),
+    ("pipeline/pages/report/scores.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"report"}),
     ("storage/lease.py", "import", "import sys as _s\nimport", set()),
     ("flows/console.py", "def duration", "def duration_of", set()),
     # data

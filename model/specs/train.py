@@ -49,8 +49,7 @@ class OptimConfig:
     clip: float = 1.0
     """Largest gradient norm; 0 never clips."""
     spike: float = 6.0
-    """An update whose gradient norm lies so many standard deviations above the recent ones' mean is skipped; 0 never
-    skips."""
+    """Standard deviations above the recent mean from which an update's gradient norm is skipped; 0 never skips."""
     z_loss: float = 0.0
     """Weight of ``log(Z)^2`` (PaLM), which keeps logits from drifting."""
     batch_warmup: float = 0.0

@@ -22,15 +22,6 @@ KEPT, CHANGED, LOST = 1, 2, 5
 """Colours of what stays, what is changed and what goes."""
 SHOWN, PAIRS = 8, 4
 """Samples shown of each rule (samples.jsonl has up to 20), and pairs of each kind."""
-ABOUT = {
-    "ingest": "reads every source and gives each document its id, file and line",
-    "clean": "takes the main text out of HTML, repairs, masks personal data, applies the quality rules",
-    "language": "names each document's language and keeps the wanted ones",
-    "dedup": "drops exact copies and verified near-copies, keeping the best one",
-    "decontaminate": "looks for evaluation texts in the training documents",
-    "shard": "splits, mixes and orders what is left",
-    "encode": "turns documents into token ids",
-}
 BADGES = {"dropped": "bad", "changed": "good", "masked": "warn", "reported": "warn"}
 
 
@@ -79,12 +70,14 @@ def write_funnel(
     *,
     tokens: Path | None = None,
     records: Mapping[str, Path] = MappingProxyType({}),
+    about: Mapping[str, str] = MappingProxyType({}),
     title: str = "What became of the documents",
 ) -> Path:
     """Write ``out/funnel.html`` and return its path.
 
     ``stages``: document artifacts by stage name in the order of the DAG, any of them; ``tokens``: the encoded dataset;
-    ``records``: artifacts of the stages chats and preferences. ValueError when no stage has stats.
+    ``records``: artifacts of the stages that read records; ``about``: a line on what each stage
+    does. ValueError when no stage has stats.
     """
     stats, meta, kinds = read_stats(stages), read_meta(tokens), read_stats(records)
     if not stats:
@@ -95,7 +88,7 @@ def write_funnel(
         "funnel.html.j2",
         title=title,
         tiles=_tiles(stats, meta),
-        overview=_overview(stats, meta),
+        overview=_overview(stats, meta, about),
         rules=_rules(stats, samples),
         sources=_by(stats, "by_source"),
         languages=_by(stats, "by_lang"),
@@ -139,7 +132,7 @@ def _tiles(stats: Mapping[str, Stats], meta: Meta | None) -> list[Tile]:
     return tiles
 
 
-def _overview(stats: Mapping[str, Stats], meta: Meta | None) -> Table:
+def _overview(stats: Mapping[str, Stats], meta: Meta | None, about: Mapping[str, str]) -> Table:
     """A bar of what is left per stage, and the numbers."""
     top = max(s["docs_in"] for s in stats.values()) or 1
     rows: list[Sequence[str | Cell]] = []
@@ -147,7 +140,7 @@ def _overview(stats: Mapping[str, Stats], meta: Meta | None) -> Table:
         lost = sum(s["dropped"].values())
         rows.append(
             [
-                Cell(name, strong=True, note=ABOUT.get(name, "")),
+                Cell(name, strong=True, note=about.get(name, "")),
                 Cell(bar=bar([(s["docs_out"], KEPT), (lost, LOST)], max(top, s["docs_out"]))),
                 count(s["docs_in"]),
                 count(s["docs_out"]),
@@ -159,7 +152,14 @@ def _overview(stats: Mapping[str, Stats], meta: Meta | None) -> Table:
         total = sum(split["tokens"] for split in meta["splits"].values())
         sequences = sum(split["sequences"] for split in meta["splits"].values())
         rows.append(
-            [Cell("encode", strong=True, note=ABOUT["encode"]), "", "", count(sequences), "–", f"{count(total)} tokens"]
+            [
+                Cell("encode", strong=True, note=about.get("encode", "")),
+                "",
+                "",
+                count(sequences),
+                "–",
+                f"{count(total)} tokens",
+            ]
         )
     head = ["stage", "what is left of the documents", "documents in", "out", "dropped", "characters out"]
     return Table(head, rows, frozenset((2, 3, 4, 5)))
