@@ -132,21 +132,29 @@ class Windows:
 
 
 class Packed:
-    """Whole sequences packed into rows by first-fit decreasing; ``together`` sequences in a row stay in one row (2:
-    pairs)."""
+    """Whole sequences packed into rows by best-fit decreasing; ``together`` sequences in a row stay in one row (2:
+    pairs).
+
+    A single sequence that is longer than a row is cut. Sequences that belong together are never: half of a pair says
+    nothing, and who encoded them had the row's length as the limit.
+    """
 
     def __init__(self, split: Split, seq_len: int, together: int = 1) -> None:
         if split.sequences % together:
             raise ValueError(f"a dataset of pairs has an odd number of sequences ({split.sequences}); it is damaged")
         self.split, self.seq_len, self.together = split, seq_len, together
-        limit = seq_len // together
         lengths = np.maximum(np.diff(split.offsets) - 1, 0)  # a sequence's last token is only a target
-        self.truncated = int((lengths > limit).sum())
-        self.lengths = np.minimum(lengths, limit)
-        self.cut = int((lengths - self.lengths).sum())
-        self.members = pack(self.lengths.reshape(-1, together).sum(1), seq_len)
+        whole = lengths.reshape(-1, together).sum(1)  # [groups]
+        if together > 1 and (whole > seq_len).any():
+            raise ValueError(
+                f"{int((whole > seq_len).sum())} groups of {together} sequences are longer than a row of seq_len ="
+                f" {seq_len}; encode them for this length"
+            )
+        self.truncated = int((lengths > seq_len).sum())
+        self.lengths = np.minimum(lengths, seq_len)
+        whole = np.minimum(whole, seq_len)
+        self.members = pack(whole, seq_len)
         self.rows = len(self.members)
-        whole = self.lengths.reshape(-1, together).sum(1)
         self.filled = np.array([int(whole[m].sum()) for m in self.members], np.int64)
         self.units = np.array([self._units(m) for m in self.members], np.int64)
         self.all_targets = int(lengths.sum()) if split.mask is None else int(np.sum(split.mask, dtype=np.int64))
