@@ -25,7 +25,7 @@ from flows.runner import QUIET, readable
 from flows.services import ensure_prefect
 from pipeline.config.tree import STAGES, ConfigError, load
 from pipeline.pages.sweep import page
-from storage.digest import write_json
+from storage.files import write_json
 from storage.places import home
 from storage.store import open_store
 from tasks.running.plan import flatten

@@ -3,29 +3,35 @@ of it.
 
 ``PIPELINE_STORE=s3://bucket/prefix``; credentials and region from ``AWS_*``, any S3 server by ``AWS_ENDPOINT_URL``. An
 artifact is ``<prefix>/<stage>/<key>/``: its files go up first, then ``manifest.json``, and ``lineage.json`` last, which
-commits it; what has no ``lineage.json`` is never a hit. A download is checked against the manifest's sha256, file by
-file. Leases are objects written with ``If-None-Match`` and ``If-Match``, so one machine at a time builds a key. A
-server that does not know conditional writes has no such lease: two machines may then both build a key, the later upload
-stays, and as stages are deterministic that costs time only. An unreachable bucket is a StoreError, never a miss.
+commits it; what has no ``lineage.json`` is never a hit. Leases are objects written with ``If-None-Match`` and
+``If-Match``, so one machine at a time builds a key. A server that does not know conditional writes has no such lease:
+two machines may then both build a key, the later upload stays, and as stages are deterministic that costs time only. An
+unreachable bucket is a StoreError, never a miss.
+
+What lies in the bucket is data that anyone with its credentials may have written: records are read by us and must have
+their form; only files that the manifest lists and plain files of ``_run/`` are brought here, under names that stay
+inside the artifact, and each listed one is checked against the manifest's sha256.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from storage.digest import VOLATILE, sha256_file, write_json
-from storage.lease import Lease
+from storage.digest import VOLATILE, FileInfo, Manifest, digest_of, listing, parse_manifest, sha256_file, stays_inside
+from storage.files import sweep_entry, whole, write_json
+from storage.lease import Lease, is_dead, parse_holder
+from storage.lineage import INPUTS, PLAIN, LineageRecord, Place, SourceListing, parse
+from storage.room import DiskFull, room
 from storage.store import Artifact, Look, Store, StoreError
-from storage.withdrawal import Withdrawals
+from storage.whole import read_manifest
+from storage.withdrawal import Rule, Withdrawals, is_name
 
 KEPT_BYTES = 32 << 20
 """Files of ``_run/`` up to this size are uploaded; checkpoints and intermediate data (its sub-directories but logs)
@@ -66,7 +72,7 @@ class Bucket:
         return f"s3://{self.name}/{self.prefix}".rstrip("/")
 
     @contextlib.contextmanager
-    def _worded(self, what: str) -> Iterator[None]:
+    def _worded(self, what: str) -> Generator[None]:
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
 
@@ -125,8 +131,8 @@ class Bucket:
 
     def download(self, name: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with self._worded(f"download {name}"):
-            self.client.download_file(self.name, self.prefix + name, str(path))
+        with self._worded(f"download {name}"), whole(path) as partial:
+            self.client.download_file(self.name, self.prefix + name, str(partial))
 
     def conditional(self) -> bool:
         """Whether the bucket can be written (StoreError if not), and keeps the promise of ``If-None-Match``."""
@@ -153,7 +159,7 @@ class ObjectPlace:
 
     def read(self) -> tuple[str, str] | None:
         found = self.bucket.read(self.name)
-        return (found[0].decode(), found[1]) if found else None
+        return (found[0].decode("utf-8", "replace"), found[1]) if found else None
 
     def replace(self, token: str, text: str) -> str | None:
         return self.bucket.put(self.name, text.encode(), IfMatch=token)
@@ -172,7 +178,9 @@ class S3Store(Store):
     def __init__(self, root: Path, address: str, log: Callable[[str], None] = lambda line: None) -> None:
         super().__init__(root, log)
         self.bucket = Bucket(address)
-        self.withdrawals = SharedWithdrawals(self.bucket, self.root / "withdrawn-shared", self.root / "withdrawn")
+        self.withdrawals = SharedWithdrawals(
+            self.bucket, self.root / "withdrawn-shared", self.root / "withdrawn", self._sources_holding
+        )
         self._conditional: bool | None = None
 
     def check(self) -> None:
@@ -190,7 +198,7 @@ class S3Store(Store):
         return self._conditional
 
     @contextlib.contextmanager
-    def lease(self, stage: str, key: str, waiting: Callable[[str], None] = lambda holder: None) -> Iterator[Any]:
+    def lease(self, stage: str, key: str, waiting: Callable[[str], None] = lambda holder: None) -> Generator[Any]:
         with super().lease(stage, key, waiting) as here:
             if not self._can_lease():
                 yield here
@@ -232,8 +240,8 @@ class S3Store(Store):
         found = super().lookup(stage, key)
         return found or (self._fetch(stage, key) if self.examine(stage, key).artifact else None)
 
-    def publish(self, stage: str, key: str, record: dict[str, Any]) -> Artifact:
-        artifact = super().publish(stage, key, record)
+    def publish(self, stage: str, key: str, record: dict[str, Any], sources: Sequence[SourceListing] = ()) -> Artifact:
+        artifact = super().publish(stage, key, record, sources)
         try:
             self._upload(stage, key)
         except StoreError as error:
@@ -244,32 +252,54 @@ class S3Store(Store):
         return artifact
 
     def settle(self, stage: str, key: str) -> None:
-        path = self.directory(stage, key)
-        for rel in ("prefect.json", f"{VOLATILE}/mlflow.json"):
-            if (path / rel).is_file():
-                self.bucket.upload(path / rel, f"{stage}/{key}/{rel}")
+        path, rel = self.directory(stage, key), f"{VOLATILE}/mlflow.json"
+        if (path / rel).is_file():
+            self.bucket.upload(path / rel, f"{stage}/{key}/{rel}")
 
-    def everywhere(self) -> dict[tuple[str, str], dict[str, Any]]:
-        places = [name for name in self.bucket.names("") if name.count("/") == 2 and name.endswith("/lineage.json")]
+    def everywhere(self) -> dict[Place, LineageRecord]:
+        places: list[Place] = []
+        for name in sorted(self.bucket.names("")):
+            stage, _, rest = name.partition("/")
+            key, _, file = rest.partition("/")
+            if file == "lineage.json" and PLAIN.fullmatch(stage) and PLAIN.fullmatch(key):
+                places.append((stage, key))
         with ThreadPoolExecutor(TRANSFERS) as pool:
-            found = [json.loads(data) for data in pool.map(self.bucket.get, sorted(places)) if data]
+            found = [record for record in pool.map(lambda place: self._shared_record(*place), places) if record]
         return {(r["stage"], r["key"]): r for r in found} | super().everywhere()
 
-    def _shared_record(self, stage: str, key: str) -> dict[str, Any] | None:
+    def sweep(self) -> None:
+        """Remove the leases in the bucket whose holders were processes of this machine that have ended."""
+        for name in self.bucket.names(""):
+            if name.endswith(".lease"):
+                place = ObjectPlace(self.bucket, name)
+                found = place.read()
+                if found and is_dead(parse_holder(found[0])):
+                    place.delete(found[1])
+
+    def _shared_record(self, stage: str, key: str) -> LineageRecord | None:
+        """The lineage record in the bucket; None when there is none, or (with a line in the log) when it is not one."""
         data = self.bucket.get(f"{stage}/{key}/lineage.json")
-        return json.loads(data) if data else None
+        try:
+            return parse(data, stage, key) if data else None
+        except ValueError as error:
+            self._distrust(stage, key, str(error))
+            return None
+
+    def _distrust(self, stage: str, key: str, why: str) -> None:
+        self.log(f"{stage}/{key[:12]} is damaged in {self.bucket.address} ({why}); it will be made anew")
 
     def _upload(self, stage: str, key: str) -> None:
         """Files, manifest, lineage. What was there (refresh, damage) is no hit from the first changed byte on."""
         path, base = self.directory(stage, key), f"{stage}/{key}/"
-        listed = json.loads((path / "manifest.json").read_text())
+        listed = read_manifest(path)
         self.bucket.delete(base + "lineage.json")
         run = [
             p
             for p in [*(path / VOLATILE).glob("*"), *(path / VOLATILE / "logs").rglob("*")]
-            if p.is_file() and p.stat().st_size <= KEPT_BYTES
+            if p.is_file() and not p.is_symlink() and p.stat().st_size <= KEPT_BYTES
         ]
-        files = [*listed, *(p.relative_to(path).as_posix() for p in run), "manifest.json"]
+        told = [rel for rel in (INPUTS, "manifest.json") if (path / rel).is_file()]
+        files = [*listed, *(p.relative_to(path).as_posix() for p in run), *told]
         with ThreadPoolExecutor(TRANSFERS) as pool:
             list(pool.map(lambda rel: self.bucket.upload(path / rel, base + rel), files))
         self.bucket.upload(path / "lineage.json", base + "lineage.json")
@@ -279,26 +309,56 @@ class S3Store(Store):
         copy is damaged."""
         base, place = f"{stage}/{key}/", self.directory(stage, key).with_name(f"{key}.download")
         record = self._shared_record(stage, key)
-        manifest_bytes = self.bucket.get(base + "manifest.json")
-        if record is None or manifest_bytes is None:
+        data = self.bucket.get(base + "manifest.json")
+        if record is None or data is None:
             return None
-        listed, there = json.loads(manifest_bytes), self.bucket.names(base)
-        place.mkdir(parents=True, exist_ok=True)
-        extra = [n[len(base) :] for n in there if n.startswith(f"{base}{VOLATILE}/") or n == f"{base}prefect.json"]
-        with ThreadPoolExecutor(TRANSFERS) as pool:
-            problems = [p for p in pool.map(lambda rel: self._file(base, rel, listed[rel], place, there), listed) if p]
-            list(pool.map(lambda rel: self.bucket.download(base + rel, place / rel), extra))
+        try:
+            listed = parse_manifest(data)
+            if digest_of(listed) != record["digest"]:
+                raise ValueError("its digest is not that of its manifest")
+        except ValueError as error:
+            if again and self._shared_record(stage, key) != record:
+                return self._fetch(stage, key, again=False)  # replaced while it was read
+            self._distrust(stage, key, str(error))
+            return None
+        problems = self._download(base, place, listed)
         if problems and again and self._shared_record(stage, key) != record:
-            return self._fetch(stage, key, again=False)  # replaced while it was read
+            return self._fetch(stage, key, again=False)
         if problems:
-            self.log(f"{stage}/{key[:12]} is damaged in {self.bucket.address} ({problems[0]}); it will be made anew")
+            self._distrust(stage, key, problems[0])
             shutil.rmtree(place)
             return None
         write_json(place / "manifest.json", listed)
         write_json(place / "lineage.json", record)
         return Artifact(stage, key, record["digest"], self._put_in_place(place, stage, key))
 
-    def _file(self, base: str, rel: str, info: dict[str, Any], place: Path, there: dict[str, int]) -> str | None:
+    def _download(self, base: str, place: Path, listed: Manifest) -> list[str]:
+        """Bring the listed files and those of ``_run/`` to ``place``; what is wrong with them. What an earlier attempt
+        brought stays, what does not belong there goes."""
+        there = self.bucket.names(base)
+        if place.is_symlink():
+            place.unlink()
+        place.mkdir(parents=True, exist_ok=True)
+        sweep_entry(place)
+        for rel in set(listing(place)) - set(listed):
+            (place / rel).unlink()
+        extra = [rel for name, size in there.items() if _is_kept(rel := name[len(base) :], size)]
+        need = sum(info["bytes"] for info in listed.values())
+        have = sum((place / rel).stat().st_size for rel in listed if (place / rel).is_file())
+        try:
+            with (
+                room(place, f"the download of {base[:-1]}", max(0, need - have)),
+                ThreadPoolExecutor(TRANSFERS) as pool,
+            ):
+                found = list(pool.map(lambda rel: self._file(base, rel, listed[rel], place, there), listed))
+                list(pool.map(lambda rel: self.bucket.download(base + rel, place / rel), extra))
+        except DiskFull as error:
+            raise StoreError(str(error)) from error
+        except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+            return [f"{error.filename} is both a file and a directory"]
+        return [problem for problem in found if problem]
+
+    def _file(self, base: str, rel: str, info: FileInfo, place: Path, there: dict[str, int]) -> str | None:
         """Download one file unless an earlier attempt has it; what is wrong with it, if anything is."""
         path = place / rel
         if path.is_file() and path.stat().st_size == info["bytes"] and sha256_file(path) == info["sha256"]:
@@ -309,20 +369,28 @@ class S3Store(Store):
         return None if sha256_file(path) == info["sha256"] else f"{rel}: content differs from the manifest"
 
 
+def _is_kept(rel: str, size: int) -> bool:
+    """Whether an object is one that comes along beside the listed files: the list of sources, or a plain file of
+    ``_run/`` or its logs, no larger than those that are uploaded."""
+    parts = rel.split("/")
+    run = parts[0] == VOLATILE and (len(parts) == 2 or (len(parts) > 2 and parts[1] == "logs"))
+    return (rel == INPUTS or run) and stays_inside(rel) and size <= KEPT_BYTES
+
+
 class SharedWithdrawals(Withdrawals):
     """The bucket's withdrawals, as a copy in ``mirror`` that is at most ``SYNC_SECONDS`` old, and this machine's
     own."""
 
-    def __init__(self, bucket: Bucket, mirror: Path, own: Path) -> None:
-        super().__init__(mirror, own)
+    def __init__(self, bucket: Bucket, mirror: Path, own: Path, holding: Callable[[set[str]], set[str]]) -> None:
+        super().__init__(mirror, own, holding=holding)
         self.bucket, self.mirror, self._synced = bucket, mirror, -SYNC_SECONDS
 
-    def rules(self) -> list[dict[str, Any]]:
+    def rules(self) -> list[Rule]:
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self._sync()
         return super().rules()
 
-    def add(self, rule: dict[str, Any]) -> str:
+    def add(self, rule: Rule) -> str:
         name = super().add(rule)
         self.bucket.upload(self.mirror / name, f"withdrawn/{name}")
         return name
@@ -335,13 +403,12 @@ class SharedWithdrawals(Withdrawals):
         return name
 
     def _sync(self) -> None:
-        there = {name.rpartition("/")[2] for name in self.bucket.names("withdrawn/")}
+        sizes = {name.removeprefix("withdrawn/"): size for name, size in self.bucket.names("withdrawn/").items()}
+        there = [name for name, size in sizes.items() if is_name(name) and size <= KEPT_BYTES]
         self.mirror.mkdir(parents=True, exist_ok=True)
         for path in self.mirror.glob("*.json"):
             if path.name not in there:
                 path.unlink(missing_ok=True)
         for name in there:  # few and small; one that was given a new reason must be read again
-            tmp = self.mirror / f"{name}.{os.getpid()}.tmp"
-            self.bucket.download(f"withdrawn/{name}", tmp)
-            os.replace(tmp, self.mirror / name)
+            self.bucket.download(f"withdrawn/{name}", self.mirror / name)
         self._synced = time.monotonic()

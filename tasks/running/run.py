@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.resources import Resources
-from storage.digest import write_json
+from storage.files import write_json
 from storage.places import ROOT, home
 from storage.store import open_store
 

@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.config.tree import Config, ConfigError
 from pipeline.sources import Source, resolve
 from storage.digest import digest_of, manifest, sha256_json
+from storage.lineage import SourceListing
 from storage.store import Store
 
 
@@ -29,6 +30,17 @@ class SourceSet:
         """Name, digest, files and bytes of each source, for lineage."""
         return [
             {"name": s.name, "digest": s.digest, "files": len(s.files), "bytes": sum(f.bytes for f in s.files)}
+            for s in self.sources
+        ]
+
+    def listings(self) -> list[SourceListing]:
+        """Path, size and sha256 of every file of each source."""
+        return [
+            {
+                "name": s.name,
+                "digest": s.digest,
+                "files": [{"path": f.relpath, "bytes": f.bytes, "sha256": f.sha256} for f in s.files],
+            }
             for s in self.sources
         ]
 
@@ -88,7 +100,7 @@ def withdrawn(inputs: Inputs, store: Store) -> list[str]:
         f"{field.name}  {source.name} was withdrawn: {why}; leave it out, or `pipeline invalidate {source.name} --undo`"
         for field in fields(inputs)
         for source in getattr(inputs, field.name).sources
-        if (why := store.withdrawals.source(source.digest))
+        if (why := store.withdrawals.source(source.digest, (file.sha256 for file in source.files)))
     ]
 
 

@@ -19,8 +19,11 @@ from typing import Any
 
 from storage.code import fingerprint
 from storage.digest import sha256_json
+from storage.lineage import SourceListing
 from storage.places import ROOT
-from storage.store import Artifact, StoreError
+from storage.room import room
+from storage.store import Artifact, Store, StoreError
+from tasks.running.result import NAME, vouch
 from tasks.running.run import Reached, Run, current
 
 PACKAGES = frozenset({"flows", "tasks", "pipeline", "model", "storage"})
@@ -33,6 +36,7 @@ HOW = frozenset(
         "pipeline.running.executor",
         "pipeline.running.worker",
         "tasks.running.stage",
+        "tasks.running.result",
         "tasks.running.run",
         "tasks.running.sources",
         "tasks.training",
@@ -105,6 +109,22 @@ class Stage:
             entry |= {"sources": value.describe()} if hasattr(value, "describe") else {}
             listed.append(entry)
         return listed
+
+    def listings(self, inputs: dict[str, Any]) -> list[SourceListing]:
+        """The files of the sources among the inputs, for lineage down to the file."""
+        return [one for value in inputs.values() if hasattr(value, "listings") for one in value.listings()]
+
+    def need(self, inputs: dict[str, Any], store: Store) -> int:
+        """About how many bytes the stage will write: a data stage as much as it reads, a training four times the model
+        it starts from (checkpoints hold two moments of every weight)."""
+        held = {
+            name: sum(store.contents(value.stage, value.key).values())
+            if isinstance(value, Artifact)
+            else sum(file["bytes"] for one in value.listings() for file in one["files"])
+            for name, value in inputs.items()
+            if isinstance(value, Artifact) or hasattr(value, "listings")
+        }
+        return {"dataset": sum(held.values()), "model": 4 * held.get(self.base or "", 0)}.get(self.kind, 0)
 
     def base_key(self, inputs: dict[str, Any]) -> str | None:
         """Key of the model that this stage's model descends from."""
@@ -195,6 +215,8 @@ class PrefectRun(Run):
         identity = stage.identity(cfg, inputs)
         key = key_of(identity)
         hit = None if stage.name in self.refresh else self.store.ready(stage.name, key)
+        if hit is not None:
+            vouch(hit)
         return _Call(self, stage, cfg, inputs, identity, key, hit is not None)
 
     def settle(self) -> None:
@@ -244,7 +266,7 @@ class _Call:
     def _task(self) -> Any:
         from prefect import task
 
-        record = f"{self.stage.name}/{self.key}/prefect.json"
+        record = f"{self.stage.name}/{self.key}/{NAME}"
         return task(
             lambda: self._build(),
             name=self.stage.name,
@@ -260,7 +282,8 @@ class _Call:
         """The body of the Prefect task: take the artifact if someone made it meanwhile, else make and publish it."""
         store, name = self.run.store, self.stage.name
         waiting = functools.partial(_say_waiting, self.run, name)
-        with store.lease(name, self.key, waiting) as lease:
+        need = self.stage.need(self.inputs, store)
+        with room(store.directory(name, self.key), name, need), store.lease(name, self.key, waiting) as lease:
             artifact = None if name in self.run.refresh else store.lookup(name, self.key)
             if artifact is None:
                 artifact = self._make(store.partial(name, self.key), lease)
@@ -304,6 +327,7 @@ class _Call:
                 "run": self.run.id,
                 "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             },
+            self.stage.listings(self.inputs),
         )
         _table_artifact(name, metrics, seconds, artifact)
         return artifact

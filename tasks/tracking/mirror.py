@@ -24,7 +24,7 @@ from mlflow.entities import DatasetInput, InputTag, LoggedModelInput, LoggedMode
 from mlflow.exceptions import MlflowException
 
 from pipeline.pages.lineage import ancestry, note, page
-from storage.digest import write_json
+from storage.files import write_json
 from tasks.tracking.forms import (
     Building,
     as_datasets,
