@@ -20,4 +20,6 @@ def decontaminate(
     from pipeline.data.decontaminate import decontaminate as make
     from pipeline.evaluation.exams import exam_items
 
-    return make(cfg, docs.path, exam_items(exams.sources), out, workers=on.workers, engine=on.engine, progress=report)
+    with exams.unchanged():
+        items = exam_items(exams.sources)
+    return make(cfg, docs.path, items, out, workers=on.workers, engine=on.engine, progress=report)

@@ -43,9 +43,10 @@ def evaluate(
         data for data in (text, chats, preferences) if isinstance(data, Artifact)
     ]  # a SourceSet is one that was left out
     asked = read_jsonl(chats.path / "records.jsonl") if isinstance(chats, Artifact) else ()
-    counts = write_exams(
-        cfg, exams.sources, out / "_run" / "exams", asked, [data.path / "contamination.jsonl" for data in learnt]
-    )
+    with exams.unchanged():
+        counts = write_exams(
+            cfg, exams.sources, out / "_run" / "exams", asked, [data.path / "contamination.jsonl" for data in learnt]
+        )
     settings = cfg.model_dump(include={"max_new_tokens", "batch", "bits_tokens", "seq_len", "seed"})
     scores = launch(
         "model.score",

@@ -20,13 +20,14 @@ def preferences(
     from pipeline.data.screen import screen
     from pipeline.evaluation.exams import exam_items
 
-    return screen(
-        cfg,
-        read_preferences,
-        given.sources,
-        exam_items(exams.sources),
-        out,
-        workers=on.workers,
-        engine=on.engine,
-        progress=report,
-    )
+    with given.unchanged(), exams.unchanged():
+        return screen(
+            cfg,
+            read_preferences,
+            given.sources,
+            exam_items(exams.sources),
+            out,
+            workers=on.workers,
+            engine=on.engine,
+            progress=report,
+        )

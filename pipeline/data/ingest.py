@@ -30,6 +30,7 @@ from pipeline.formats.chat import CHAT_MARKS
 from pipeline.readers import Fault, Text, read
 from pipeline.running.executor import run_shards
 from pipeline.sources import Source
+from pipeline.sources.state import confirm
 
 LEFT_OUT = frozenset({"sampled_out", "not_a_page", "http_error"})
 """Reasons that are a choice and not a defect: they do not count towards ``max_bad_share``."""
@@ -118,7 +119,15 @@ def _jobs(
 ) -> Iterator[dict[str, Any]]:
     """Pieces put together to about the same size, in source and file order; a function of the input alone."""
     files = [
-        {"source": s.name, "relpath": f.relpath, "location": f.location, "bytes": f.bytes, "sha256": f.sha256}
+        {
+            "source": s.name,
+            "relpath": f.relpath,
+            "location": f.location,
+            "bytes": f.bytes,
+            "sha256": f.sha256,
+            "state": list(f.state),
+            "origin": f.location,
+        }
         for s in sources
         for f in s.files
     ]
@@ -156,6 +165,7 @@ def ingest_job(job: dict[str, Any]) -> dict[str, Any]:
     with _Part(path, tally) as part:
         for piece in job["pieces"]:
             _Piece(job, piece, part, tally, bad).read()
+            confirm(piece["origin"], f"{piece['source']}/{piece['relpath']}", piece["state"], piece["sha256"])
     return {**tally.json(), "by_lang": {}, "bad": bad}  # languages are not known yet
 
 

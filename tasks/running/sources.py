@@ -4,14 +4,16 @@ runs."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.tree import Config, ConfigError
 from pipeline.sources import Source, resolve
-from storage.digest import digest_of, manifest, sha256_json
-from storage.lineage import SourceListing
+from pipeline.sources.state import unchanged
+from storage.digest import digest_of, sha256_file, sha256_json
+from storage.lineage import PLAIN, SourceListing
 from storage.store import Store
 
 
@@ -43,6 +45,10 @@ class SourceSet:
             }
             for s in self.sources
         ]
+
+    def unchanged(self) -> AbstractContextManager[None]:
+        """Around reading the files whole: raises SourceChanged when one is not what was hashed."""
+        return unchanged(file for source in self.sources for file in source.files)
 
     def __bool__(self) -> bool:
         return bool(self.sources)
@@ -105,14 +111,17 @@ def withdrawn(inputs: Inputs, store: Store) -> list[str]:
 
 
 def _documents(path: str) -> Source:
-    """An earlier document artifact, by its directory; the store's own are known by their recorded digest."""
+    """An earlier document artifact, by its directory; one that a store holds whole is known by its recorded digest."""
     root = Path(path)
     if not any(root.glob("part-*.parquet")):
         raise ValueError(f"{path}: no part-*.parquet there; give the directory of a document artifact")
-    recorded = (root / "lineage.json").is_file()
-    digest = (
-        Store(root.parent.parent).lineage(root.parent.name, root.name)["digest"]
-        if recorded
-        else digest_of(manifest(root))
-    )
-    return Source(root.name, digest, ())
+    known = None
+    if (root / "lineage.json").is_file() and PLAIN.fullmatch(root.parent.name) and PLAIN.fullmatch(root.name):
+        known = Store(root.parent.parent).examine(root.parent.name, root.name).artifact
+    return Source(root.name, known.digest if known else _parts_digest(root), ())
+
+
+def _parts_digest(root: Path) -> str:
+    """The digest of a document directory that no store vouches for: of the parts, which are what is read."""
+    parts = sorted(root.glob("part-*.parquet"))
+    return digest_of({p.name: {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in parts})

@@ -311,6 +311,7 @@ class _Call:
             report=Report(self.run, name, _progress_artifact(name)),
         )
         seconds = round(time.monotonic() - began, 3)
+        self._same()
         lease.confirm()
         artifact = self.run.store.publish(
             name,
@@ -331,6 +332,15 @@ class _Call:
         )
         _table_artifact(name, metrics, seconds, artifact)
         return artifact
+
+    def _same(self) -> None:
+        """Raise ValueError when a file that the section names (weights to start from, a vocabulary) has another content
+        than when the key was made: what was made from it does not belong under that key."""
+        now = self.stage.identity(self.cfg, self.inputs)
+        if key_of(now) != self.key:
+            old, new = self.identity["section"], now["section"]
+            changed = ", ".join(f"{self.stage.name}.{field}" for field in new if new[field] != old.get(field))
+            raise ValueError(f"{changed or self.stage.name}: the file was changed while the stage read it; run again")
 
     def _finish(self, state: Any) -> Artifact:
         """Tell how the call ended; raise its error, or Reached when the run stops here."""
