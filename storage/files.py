@@ -20,14 +20,16 @@ STRAY = ".tmp"
 """The suffix of what is not finished. Nothing of that name is ever part of an artifact."""
 
 
+def unfinished(path: Path) -> Path:
+    """The name under which what becomes ``path`` is written. It is this thread's alone, so that a worker of an attempt
+    that was killed and its successor never write to the same file."""
+    return path.with_name(f"{path.name}.{os.getpid()}-{threading.get_native_id()}{STRAY}")
+
+
 @contextlib.contextmanager
 def whole(path: Path) -> Generator[Path]:
-    """A name beside ``path`` to write to: it becomes ``path`` when the block ends well, and is removed otherwise.
-
-    The name is this thread's alone, so that a worker of an attempt that was killed and its successor never write to
-    the same file.
-    """
-    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_native_id()}{STRAY}")
+    """A name beside ``path`` to write to: it becomes ``path`` when the block ends well, and is removed otherwise."""
+    partial = unfinished(path)
     try:
         yield partial
         os.replace(partial, path)
@@ -59,7 +61,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def discard(directory: Path) -> None:
     """Remove a directory so that no one ever finds half of it under its name; nothing happens when there is none."""
-    doomed = directory.with_name(f"{directory.name}.{os.getpid()}-{threading.get_native_id()}{STRAY}")
+    doomed = unfinished(directory)
     with contextlib.suppress(FileNotFoundError):
         os.rename(directory, doomed)
     shutil.rmtree(doomed, ignore_errors=True)

@@ -21,10 +21,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, cast
 
-from storage.files import STRAY, write_text
-
-_OLD = 3600.0
-"""Seconds after which an unfinished lease file goes that does not say whose it is: writing one takes no time."""
+from storage.files import STRAY, unfinished, write_text
 
 
 class Holder(TypedDict):
@@ -71,15 +68,18 @@ class FilePlace:
     def create(self, text: str) -> str | None:
         """A hard link to a finished temporary file either makes it whole or fails."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f"{self.path.name}.{os.getpid()}-{threading.get_native_id()}{STRAY}")
-        try:
-            partial.write_text(text)
-            os.link(partial, self.path)
-            return text
-        except FileExistsError:
-            return None
-        finally:
-            partial.unlink(missing_ok=True)
+        partial = unfinished(self.path)
+        while True:
+            try:
+                partial.write_text(text)
+                os.link(partial, self.path)
+                return text
+            except FileExistsError:
+                return None
+            except FileNotFoundError:  # swept away between the two, by a machine to which our process looks dead
+                continue
+            finally:
+                partial.unlink(missing_ok=True)
 
     def read(self) -> tuple[str, str] | None:
         try:
@@ -90,9 +90,11 @@ class FilePlace:
 
     def replace(self, token: str, text: str) -> str | None:
         with self._guarded(token) as same:
-            if same:
-                write_text(self.path, text)
-        return text if same else None
+            while same:
+                with contextlib.suppress(FileNotFoundError):  # swept away, as above
+                    write_text(self.path, text)
+                    return text
+        return None
 
     def delete(self, token: str) -> None:
         with self._guarded(token) as same:
@@ -202,9 +204,9 @@ def sweep(directory: Path) -> None:
             if found and is_dead(parse_holder(found[0])):
                 FilePlace(path).delete(found[1])
     for path in directory.glob(f"*.lease.*{STRAY}"):
+        pid = path.name.removesuffix(STRAY).rpartition(".")[2].partition("-")[0]
         with contextlib.suppress(OSError):
-            old = time.time() - path.stat().st_mtime > _OLD
-            if old or is_dead(parse_holder(path.read_text(errors="replace"))):
+            if pid.isdigit() and _start_time(int(pid)) is None:
                 path.unlink()
 
 

@@ -26,6 +26,7 @@ from storage.digest import RECORDS, VOLATILE, digest_of, fsync_tree, manifest
 from storage.files import write_json
 from storage.lease import Lease
 from storage.lineage import PLAIN, Input, LineageRecord, Place, SourceListing
+from storage.room import filled, free_bytes, human
 from storage.whole import Damaged, check, read_manifest, remember, verify
 from storage.withdrawal import Withdrawals
 
@@ -93,9 +94,13 @@ class Store:
             probe.write_text("ok")
             probe.unlink()
         except OSError as error:
-            raise StoreError(
-                f"artifact store {self.root}: {error.strerror or error}; set PIPELINE_HOME to a writable directory"
-            ) from error
+            why = f"{error.strerror or error}; set PIPELINE_HOME to a writable directory"
+            if filled(error, self.root):
+                why = (
+                    f"no space left on its disk, {human(free_bytes(self.root))} are free; room for what the stages make"
+                    " is needed: set PIPELINE_HOME to a larger disk, or remove something (`pipeline gc`)"
+                )
+            raise StoreError(f"artifact store {self.root}: {why}") from error
         for stage in self._stages():
             lease.sweep(self.root / stage)
 

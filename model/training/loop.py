@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from model.network.config import TrainSpec
 from model.running.checkpoint import Checkpoints
+from model.running.files import whole
 from model.running.meter import Meter
 from model.tokens.rows import Order, Packed, Windows, share
 from model.training import loss
@@ -284,9 +285,8 @@ class Loop:
             path = folder / f"reference-{split}-{name}.npy"
             found[split] = np.load(path) if path.is_file() else self._answers(split, len(values))
             if self.ranks.rank == 0 and not path.is_file():
-                with open(path.with_suffix(".partial"), "wb") as handle:
+                with whole(path) as partial, open(partial, "wb") as handle:
                     np.save(handle, found[split])
-                path.with_suffix(".partial").replace(path)
         self.data.reference = found
 
     def _answers(self, split: str, count: int) -> NDArray:

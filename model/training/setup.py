@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from model.network.config import ModelConfig, TrainSpec
 from model.network.transformer import Transformer
-from model.running.checkpoint import write_json
+from model.running.files import write_json
 from model.running.machine import Orphan, can_compile, peak_flops, pick_device, pick_dtype
 
 COMPILE_SECONDS = {True: 5.0, False: 50.0}

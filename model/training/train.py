@@ -26,7 +26,8 @@ from model.network.fp8 import check_fp8, use_fp8
 from model.network.lora import add_lora, merge, save_adapter, shrink_frozen
 from model.network.transformer import Transformer, initialize
 from model.network.weights import load_model, read_config, save_model, widen
-from model.running.checkpoint import Checkpoints, write_json
+from model.running.checkpoint import Checkpoints
+from model.running.files import write_json
 from model.running.machine import peak_flops
 from model.running.meter import Meter
 from model.tokens.chat import check_tokens

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from pipeline.readers import Fault, Text, read
 from pipeline.running.executor import run_shards
 from pipeline.sources import Source
 from pipeline.sources.state import confirm
+from storage.files import discard, unfinished
 
 LEFT_OUT = frozenset({"sampled_out", "not_a_page", "http_error"})
 """Reasons that are a choice and not a defect: they do not count towards ``max_bad_share``."""
@@ -82,7 +82,7 @@ def ingest(
         files_of_unknown_type=skipped,
     )
     _judge(cfg, stats, out)
-    shutil.rmtree(work / "spool", ignore_errors=True)
+    discard(work / "spool")
     return flat(stats)
 
 
@@ -296,7 +296,7 @@ class _Part:
     whole."""
 
     def __init__(self, path: Path, tally: Tally) -> None:
-        self.path, self.partial, self.tally = path, path.with_suffix(".tmp"), tally
+        self.path, self.partial, self.tally = path, unfinished(path), tally
         self.rows: list[tuple[Any, ...]] = []
         self.chars = 0
         self.writer: pq.ParquetWriter | None = None
