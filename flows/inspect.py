@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.console import duration, headline
-from storage.lineage import ancestors, descendants, source_users
+from storage.digest import sha256_file
+from storage.lineage import FileUse, Records, ancestors, descendants, file_users, read_listings, source_users
 from storage.places import home
 from storage.store import Store, open_store
 from tasks.running.run import is_alive
@@ -102,8 +103,11 @@ def show(ref: str, as_json: bool) -> int:
         print(f"  WITHDRAWN  {record['withdrawn']}")
     for given in record["inputs"]:
         print(f"  from     {given['name']}: {given['stage']}/{given['key'][:12] or given['digest'][:12]}")
-    for rel, info in json.loads((path / "manifest.json").read_text()).items():
-        print(f"  {info['bytes']:>12,}  {rel}")
+    for listing in read_listings(path):
+        for file in listing["files"]:
+            print(f"  {file['bytes']:>12,}  {listing['name']}: {file['path']}  sha256 {file['sha256'][:12]}")
+    for rel, size in store().contents(record["stage"], record["key"]).items():
+        print(f"  {size:>12,}  {rel}")
     return 0
 
 
@@ -166,21 +170,40 @@ def find_model(ref: str, force: bool = False) -> Path:
 
 def lineage(ref: str, down: bool, as_json: bool) -> int:
     """Print the tree of what an artifact was made from, or of what was made from it."""
-    records = {(r["stage"], r["key"]): r for r in store().records()}
+    records = store().everywhere()
+    uses: list[FileUse] = []
     try:
         start = [find_record(ref)]
     except LookupError as error:
         start = source_users(records, ref) if down else []
         if not start:
+            uses = files_called(records, ref)
+            start = list({(u["record"]["stage"], u["record"]["key"]): u["record"] for u in uses}.values())
+        if not start:
             print(f"error: {error}", file=sys.stderr)
             return 2
     tree = descendants if down else ancestors
+    if uses and not as_json:
+        for line in sorted({_file_line(use) for use in uses}):
+            print(line)
     if as_json:
         print(json.dumps([tree(records, r) for r in start], ensure_ascii=False))
         return 0
     for record in start:
         _print_tree(tree(records, record), "", True, True)
     return 0
+
+
+def files_called(records: Records, what: str) -> list[FileUse]:
+    """Which artifacts read the file that ``what`` names: by its content when it lies here, else by path, name or start
+    of its sha256."""
+    place, path = store(), Path(what).expanduser()
+    found = file_users(records, lambda at: place.directory(*at), what, sha256_file(path) if path.is_file() else None)
+    return found or file_users(records, lambda at: place.directory(*at), what)
+
+
+def _file_line(use: FileUse) -> str:
+    return f"{use['source']}: {use['file']['path']}  {use['file']['bytes']:,} bytes, sha256 {use['file']['sha256']}"
 
 
 def _print_tree(node: dict[str, Any], indent: str, last: bool, root: bool = False) -> None:
@@ -233,13 +256,8 @@ def collect(keep: int, dry_run: bool) -> int:
             kept.add(node)
             todo += [(i["stage"], i["key"]) for i in records.get(node, {"inputs": []})["inputs"]]
     doomed = [place.directory(*node) for node in records if node not in kept]
-    doomed += [
-        p
-        for p in place.root.glob("*/*.*")
-        if p.is_dir()
-        and not p.with_suffix(".lease").exists()
-        and not (p.suffix == ".partial" and (p.parent.name, p.stem) in kept)
-    ]
+    place.sweep()
+    doomed += [p for p in place.leftovers() if not (p.suffix == ".partial" and (p.parent.name, p.stem) in kept)]
     freed = sum(f.stat().st_size for d in doomed for f in d.rglob("*") if f.is_file())
     for path in sorted(doomed):
         print(f"  {'would delete' if dry_run else 'deleted'} {path.parent.name}/{path.name[:28]}")

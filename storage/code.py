@@ -60,7 +60,7 @@ def _modules(imported: str, root: Path) -> list[str]:
 @functools.cache
 def _parse(path: Path, mtime: int, size: int) -> tuple[str, tuple[str, ...]]:
     tree = _tree(path.read_bytes())
-    imports = []
+    imports: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imports += [a.name for a in node.names]
@@ -80,14 +80,11 @@ def _tree(source: bytes) -> ast.Module:
 
 
 def _drop_docstring(node: ast.AST) -> None:
-    body = getattr(node, "body", None)
-    if not isinstance(body, list) or not isinstance(
-        node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    ):
+    if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
         return
-    kept = [
+    kept: list[ast.stmt] = [
         s
-        for s in body
+        for s in node.body
         if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant) and isinstance(s.value.value, str))
     ]
     node.body = kept or [ast.Pass()]

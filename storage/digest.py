@@ -124,7 +124,8 @@ def parse_manifest(data: bytes | str) -> Manifest:
         reserved = rel in RECORDS or rel.split("/")[0] == VOLATILE
         if reserved or not stays_inside(rel):
             raise ValueError(f"the manifest names {rel!r}, which is no file of an artifact")
-        size, sha256 = (info.get("bytes"), info.get("sha256")) if isinstance(info, dict) else (None, None)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        entry = cast(dict[str, Any], info) if isinstance(info, dict) else {}
+        size, sha256 = entry.get("bytes"), entry.get("sha256")
         if type(size) is not int or size < 0 or not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
             raise ValueError(f"the manifest's entry for {rel!r} has no size and sha256")
         files[rel] = {"bytes": size, "sha256": sha256}

@@ -286,12 +286,13 @@ def file_users(records: Records, where: Callable[[Place], Path], what: str, sha2
     for place, record in records.items():
         if not any("sources" in given for given in record["inputs"]):
             continue
-        found += [
-            {"source": listing["name"], "source_digest": listing["digest"], "file": file, "record": record}
-            for listing in read_listings(where(place))
-            for file in listing["files"]
-            if _means(what, sha256, listing["name"], file)
-        ]
+        for listing in read_listings(where(place)):
+            name, digest = listing["name"], listing["digest"]
+            found += [
+                FileUse(source=name, source_digest=digest, file=file, record=record)
+                for file in listing["files"]
+                if _means(what, sha256, name, file)
+            ]
     return found
 
 
@@ -311,4 +312,5 @@ def describe(record: LineageRecord) -> str:
     line = f"sha256 {record['digest'][:12]}, {made}"
     if "adopted_from" in record:
         line += f", adopted from {record['stage']}/{record['adopted_from']['key'][:12]}"
-    return line + (f", WITHDRAWN: {record['withdrawn']}" if record.get("withdrawn") else "")
+    withdrawn = record.get("withdrawn")
+    return f"{line}, WITHDRAWN: {withdrawn}" if withdrawn else line

@@ -30,7 +30,8 @@ def filled(error: BaseException, place: Path) -> str | None:
     if not isinstance(error, OSError) or isinstance(error, DiskFull):
         return None
     if error.errno in _FULL or (error.errno is None and free_bytes(place) < _NOTHING):
-        return os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes, os.PathLike)) else str(place)
+        named: object = error.filename
+        return os.fsdecode(named) if isinstance(named, (str, bytes)) else str(place)
     return None
 
 

@@ -57,7 +57,7 @@ class Bucket:
         from botocore.config import Config
 
         with self._worded("open"):
-            self.client = boto3.client(
+            self.client: Any = boto3.client(  # pyright: ignore[reportUnknownMemberType] - made at run time
                 "s3",
                 config=Config(
                     connect_timeout=5,
@@ -106,7 +106,8 @@ class Bucket:
             try:
                 return self.client.put_object(Bucket=self.name, Key=self.prefix + name, Body=data, **condition)["ETag"]
             except ClientError as error:
-                if condition and error.response["Error"].get("Code") in (
+                told: dict[str, Any] = error.response.get("Error", {})
+                if condition and told.get("Code") in (
                     "PreconditionFailed",
                     "ConditionalRequestConflict",
                     "NoSuchKey",
@@ -264,11 +265,13 @@ class S3Store(Store):
             if file == "lineage.json" and PLAIN.fullmatch(stage) and PLAIN.fullmatch(key):
                 places.append((stage, key))
         with ThreadPoolExecutor(TRANSFERS) as pool:
-            found = [record for record in pool.map(lambda place: self._shared_record(*place), places) if record]
+            told = pool.map(self._shared_record, (stage for stage, _ in places), (key for _, key in places))
+            found = [record for record in told if record]
         return {(r["stage"], r["key"]): r for r in found} | super().everywhere()
 
     def sweep(self) -> None:
-        """Remove the leases in the bucket whose holders were processes of this machine that have ended."""
+        """Also of the leases in the bucket those whose holders were processes of this machine that have ended."""
+        super().sweep()
         for name in self.bucket.names(""):
             if name.endswith(".lease"):
                 place = ObjectPlace(self.bucket, name)
@@ -301,7 +304,7 @@ class S3Store(Store):
         told = [rel for rel in (INPUTS, "manifest.json") if (path / rel).is_file()]
         files = [*listed, *(p.relative_to(path).as_posix() for p in run), *told]
         with ThreadPoolExecutor(TRANSFERS) as pool:
-            list(pool.map(lambda rel: self.bucket.upload(path / rel, base + rel), files))
+            list(pool.map(self.bucket.upload, (path / rel for rel in files), (base + rel for rel in files)))
         self.bucket.upload(path / "lineage.json", base + "lineage.json")
 
     def _fetch(self, stage: str, key: str, again: bool = True) -> Artifact | None:
@@ -350,8 +353,11 @@ class S3Store(Store):
                 room(place, f"the download of {base[:-1]}", max(0, need - have)),
                 ThreadPoolExecutor(TRANSFERS) as pool,
             ):
-                found = list(pool.map(lambda rel: self._file(base, rel, listed[rel], place, there), listed))
-                list(pool.map(lambda rel: self.bucket.download(base + rel, place / rel), extra))
+                started = [pool.submit(self._file, base, rel, info, place, there) for rel, info in listed.items()]
+                beside = [pool.submit(self.bucket.download, base + rel, place / rel) for rel in extra]
+                found = [future.result() for future in started]
+                for future in beside:
+                    future.result()
         except DiskFull as error:
             raise StoreError(str(error)) from error
         except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:

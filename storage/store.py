@@ -101,8 +101,7 @@ class Store:
                     " is needed: set PIPELINE_HOME to a larger disk, or remove something (`pipeline gc`)"
                 )
             raise StoreError(f"artifact store {self.root}: {why}") from error
-        for stage in self._stages():
-            lease.sweep(self.root / stage)
+        Store.sweep(self)
 
     def directory(self, stage: str, key: str) -> Path:
         """Where an artifact lies. Raises StoreError for a name that would lead out of the store."""
@@ -238,13 +237,13 @@ class Store:
     def record(self, place: Place) -> LineageRecord | None:
         """The lineage record under (stage, key), here or where other machines share theirs; None when there is
         none."""
-        return self._own(*place) or (self.examine(*place).record if place[1] else None)
+        return self.own(place) or (self.examine(*place).record if place[1] else None)
 
-    def _own(self, stage: str, key: str) -> LineageRecord | None:
-        """A record that lies here; None when it cannot be read (damaged, being replaced): a hit is refused
+    def own(self, place: Place) -> LineageRecord | None:
+        """The lineage record under (stage, key) that lies here; None when it cannot be read (damaged, being replaced): a hit is refused
         elsewhere."""
         try:
-            return self.lineage(stage, key)
+            return self.lineage(*place)
         except (OSError, ValueError, StoreError):
             return None
 
@@ -254,7 +253,7 @@ class Store:
         found: list[LineageRecord] = []
         rules = self.withdrawals.rules()
         for place in self._places(stage):
-            if record := self._own(*place):
+            if record := self.own(place):
                 withdrawn = self.withdrawals.because(record, rules)
                 if withdrawn:
                     record["withdrawn"] = withdrawn
@@ -274,6 +273,11 @@ class Store:
         return sorted(
             p.name for p in self.root.glob("*") if PLAIN.fullmatch(p.name) and p.is_dir() and not p.is_symlink()
         )
+
+    def sweep(self) -> None:
+        """Take away the leases that dead processes of this machine left."""
+        for stage in self._stages():
+            lease.sweep(self.root / stage)
 
     def leftovers(self) -> list[Path]:
         """Directories beside the artifacts that attempts, downloads and damage left, and that nobody holds."""

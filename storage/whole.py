@@ -14,7 +14,6 @@ import stat
 from pathlib import Path
 
 from storage.digest import Manifest, digest_of, listing, parse_manifest, sha256_file, sha256_json
-from storage.files import write_text
 from storage.lineage import LineageRecord, parse
 
 
@@ -120,4 +119,4 @@ def _remembered(memo: Path, state: str) -> bool:
 def _note(memo: Path, state: str) -> None:
     with contextlib.suppress(OSError):  # a store that cannot be written is hashed every time
         memo.parent.mkdir(parents=True, exist_ok=True)
-        write_text(memo, state)
+        memo.write_text(state)  # half of it fits no file, and costs another hash

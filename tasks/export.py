@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.config.evaluation import ExportSection
 from pipeline.config.resources import Resources
+from storage.lineage import ancestry
 from storage.store import Artifact, Store
 from tasks.running.stage import Report, stage
 
@@ -22,16 +23,11 @@ def export(cfg: ExportSection, model: Artifact, *, on: Resources, out: Path, rep
 def facts(model: Artifact) -> dict[str, Any]:
     """What the model card says: every stage the model descends from with its section, and the sources by digest."""
     store = Store(model.path.parent.parent)
-    records = {(r["stage"], r["key"]): r for r in store.records()}
     found: dict[str, Any] = {"stages": {}, "sources": {}}
-    todo = [(model.stage, model.key)]
-    while todo:
-        record = records.get(todo.pop())
-        if record is None or record["stage"] in found["stages"]:
-            continue
-        found["stages"][record["stage"]] = {"digest": record["digest"], "section": record["identity"]["section"]}
+    for record in reversed(ancestry(store.own, (model.stage, model.key))):
+        section = record.get("identity", {}).get("section", {})
+        found["stages"].setdefault(record["stage"], {"digest": record["digest"], "section": section})
         for given in record["inputs"]:
-            todo.append((given["stage"], given["key"]))
             found["sources"] |= {
                 s["name"]: {"digest": s["digest"], "files": s["files"], "bytes": s["bytes"], "stage": record["stage"]}
                 for s in given.get("sources", [])

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.config.data import ShardSection
 from pipeline.config.resources import Resources
+from storage.lineage import ancestry
 from storage.store import Artifact, Store
 from tasks.running.stage import Report, stage
 
@@ -22,8 +23,6 @@ def shard(cfg: ShardSection, docs: Artifact, *, on: Resources, out: Path, report
 def history(docs: Artifact) -> dict[str, Path]:
     """The artifacts that ``docs`` was made from, the first stage first, and ``docs``: of each its stage and path. Only
     those that this machine holds."""
-    store, found, step = Store(docs.path.parent.parent), {}, {"stage": docs.stage, "key": docs.key}
-    while step["key"] and (path := store.directory(step["stage"], step["key"])).is_dir():
-        found[step["stage"]] = path
-        step = store.lineage(step["stage"], step["key"])["inputs"][0]
-    return dict(reversed(found.items()))
+    store = Store(docs.path.parent.parent)
+    records = ancestry(store.own, (docs.stage, docs.key))
+    return {record["stage"]: store.directory(record["stage"], record["key"]) for record in records}

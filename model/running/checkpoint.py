@@ -260,11 +260,8 @@ class Checkpoints:
                 raise CheckpointMismatch(
                     f"{path} was made from another {name} ({was}, now {value}); remove {self.root} to start anew"
                 )
-        try:
-            dcp.load({}, storage_reader=_Reader(path), planner=_Read(pieces), no_dist=True)
-        except dcp.CheckpointException as error:
-            why = next(iter(error.failures.values()))[0]
-            raise why if isinstance(why, CheckpointMismatch) else error from None
+        _Reader(path).read_metadata()  # DCP would bury what is wrong with it
+        dcp.load({}, storage_reader=_Reader(path), planner=_Read(pieces), no_dist=True)
         return state
 
     def _newest(self) -> Path | None:

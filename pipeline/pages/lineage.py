@@ -17,6 +17,8 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from storage import lineage
+
 Record = dict[str, Any]
 WIDTH, HEIGHT, GAP_X, GAP_Y, EDGE = 186, 74, 32, 20, 14
 ROW, FOLD_Y, MARGIN, LANE = 8, 64, 34, 6
@@ -29,12 +31,7 @@ HEADLINE = ("val_bits_per_byte", "val_loss", "accuracy", "docs_out", "sequences"
 def ancestry(records: list[Record], stage: str) -> list[Record]:
     """The records that ``stage`` descends from, and itself last, in the given order."""
     by_stage = {record["stage"]: record for record in records}
-    wanted, queue = set(), [stage]
-    while queue:
-        name = queue.pop()
-        if name in by_stage and name not in wanted:
-            wanted.add(name)
-            queue += [given["stage"] for given in by_stage[name].get("inputs") or []]
+    wanted = {r["stage"] for r in lineage.ancestry(lambda place: by_stage.get(place[0]), (stage, ""))}
     return [r for r in records if r["stage"] in wanted and r["stage"] != stage] + (
         [by_stage[stage]] if stage in by_stage else []
     )

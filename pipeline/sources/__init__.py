@@ -138,7 +138,7 @@ def _meant(spec: str) -> str:
 def _names(specs: Sequence[str]) -> list[str]:
     """A short name for each source: the last part of its path, or as many parts as tell it from the others."""
     paths = [[spec] if spec in BUILT_IN else _fixed(spec) for spec in specs]
-    names = []
+    names: list[str] = []
     for i, parts in enumerate(paths):
         depth = 1
         while depth < len(parts) and any(parts[-depth:] == other[-depth:] for j, other in enumerate(paths) if j != i):
@@ -158,7 +158,7 @@ def _fixed(spec: str) -> list[str]:
     from pipeline.sources.kinds import has_magic
 
     parts = [part for part in Path(spec.removeprefix("s3://").removeprefix("hf://")).parts if part not in ("/", ".")]
-    fixed = []
+    fixed: list[str] = []
     for part in parts:
         if has_magic(part):
             break

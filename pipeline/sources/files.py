@@ -14,7 +14,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.sources import Skipped, SourceFile
 from pipeline.sources.kinds import format_of, has_magic, suffixes
@@ -154,7 +154,7 @@ def _hash(path: Path) -> Hashed:
 
 def _load(path: Path) -> dict[str, list[int | str]]:
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
-        return {key: value for key, value in loaded.items() if isinstance(value, list) and len(value) == 5}
-    except (OSError, ValueError, AttributeError):
+        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+        return {key: value for key, value in loaded.items() if len(value) == 5}
+    except (OSError, ValueError, AttributeError, TypeError):
         return {}  # a cache may always be thrown away
