@@ -88,8 +88,8 @@ def invalidate(what: str, reason: str | None) -> int:
         return 2
     if rule is None:
         print(
-            f"error: {what}  no source, no file of one and no artifact in the store is called so; give a source's name or"
-            " digest, a file's path or sha256, or stage/key",
+            f"error: {what}  no source, no file of one and no artifact in the store is called so; give a source's name"
+            " or digest, a file's path or sha256, or stage/key",
             file=sys.stderr,
         )
         return 2

@@ -10,7 +10,17 @@ from typing import Any
 
 from flows.console import duration, headline
 from storage.digest import sha256_file
-from storage.lineage import FileUse, Records, ancestors, descendants, file_users, read_listings, source_users
+from storage.lineage import (
+    FileUse,
+    LineageRecord,
+    Records,
+    ancestors,
+    descendants,
+    file_users,
+    parse,
+    read_listings,
+    source_users,
+)
 from storage.places import home
 from storage.store import Store, open_store
 from tasks.running.run import is_alive
@@ -157,15 +167,27 @@ def find_model(ref: str, force: bool = False) -> Path:
     withdrawn one too."""
     path = Path(ref)
     if (path / "config.json").is_file():
-        record = json.loads((path / "lineage.json").read_text("utf-8")) if (path / "lineage.json").is_file() else None
+        record = _told(path / "lineage.json")
     else:
         record = find_record(ref)
         if record["stage"] not in MODELS:
             raise LookupError(f"{ref}  is a {record['stage']} artifact, not a model")
+        look = store().examine(record["stage"], record["key"])
+        if look.state == "damaged":
+            raise LookupError(f"{ref}  {look.why}; `pipeline run` makes it anew")
         path = store().directory(record["stage"], record["key"])
     if record and not force and (why := store().withdrawals.because(record)):
         raise LookupError(f"{ref}  was withdrawn: {why}; --force talks to it all the same")
     return path
+
+
+def _told(path: Path) -> LineageRecord | None:
+    """The lineage record of a directory that lies anywhere; None when it has none."""
+    try:
+        told = json.loads(path.read_text("utf-8"))
+        return parse(json.dumps(told), told["stage"], told["key"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def lineage(ref: str, down: bool, as_json: bool) -> int:

@@ -240,8 +240,8 @@ class Store:
         return self.own(place) or (self.examine(*place).record if place[1] else None)
 
     def own(self, place: Place) -> LineageRecord | None:
-        """The lineage record under (stage, key) that lies here; None when it cannot be read (damaged, being replaced): a hit is refused
-        elsewhere."""
+        """The lineage record under (stage, key) that lies here; None when it cannot be read (damaged, being replaced):
+        a hit is refused elsewhere."""
         try:
             return self.lineage(*place)
         except (OSError, ValueError, StoreError):

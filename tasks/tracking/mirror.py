@@ -274,6 +274,7 @@ class Mirror:
             told = json.loads((path / "_run" / "mlflow.json").read_text("utf-8"))
         except (OSError, ValueError):
             told = {}
+        told = told if isinstance(told, dict) else {}
         same = told.get("tracking_uri") == self.uri
         return {
             "run_id": told.get("run_id") if same else None,
