@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from storage.digest import VOLATILE, FileInfo, Manifest, digest_of, listing, parse_manifest, sha256_file, stays_inside
 from storage.files import sweep_entry, whole, write_json
@@ -106,8 +106,8 @@ class Bucket:
             try:
                 return self.client.put_object(Bucket=self.name, Key=self.prefix + name, Body=data, **condition)["ETag"]
             except ClientError as error:
-                told: dict[str, Any] = error.response.get("Error", {})
-                if condition and told.get("Code") in (
+                answer = cast(Any, error).response
+                if condition and answer["Error"].get("Code") in (
                     "PreconditionFailed",
                     "ConditionalRequestConflict",
                     "NoSuchKey",
@@ -235,7 +235,7 @@ class S3Store(Store):
             with self.lease(stage, key):  # built while the bucket was away, or before there was one
                 if self._shared_record(stage, key) is None:
                     self._upload(stage, key)
-        return look.artifact
+        return self._tidied(look.artifact)
 
     def lookup(self, stage: str, key: str) -> Artifact | None:
         found = super().lookup(stage, key)
@@ -299,7 +299,7 @@ class S3Store(Store):
         run = [
             p
             for p in [*(path / VOLATILE).glob("*"), *(path / VOLATILE / "logs").rglob("*")]
-            if p.is_file() and not p.is_symlink() and p.stat().st_size <= KEPT_BYTES
+            if p.is_file() and not p.is_symlink() and not p.name.startswith(".") and p.stat().st_size <= KEPT_BYTES
         ]
         told = [rel for rel in (INPUTS, "manifest.json") if (path / rel).is_file()]
         files = [*listed, *(p.relative_to(path).as_posix() for p in run), *told]

@@ -141,7 +141,7 @@ class Store:
         if not path.is_dir():
             return Look()
         try:
-            record, _ = check(path, stage, key, self._memo(stage, key))
+            record, _ = check(path, stage, key)
         except Damaged as error:
             return Look("damaged", why=f"{stage}/{key[:12]} is damaged ({error})")
         withdrawn = self.withdrawals.because(record)
@@ -167,7 +167,7 @@ class Store:
         if artifact is None:
             return None
         try:
-            _, strangers = check(artifact.path, artifact.stage, artifact.key, self._memo(artifact.stage, artifact.key))
+            _, strangers = check(artifact.path, artifact.stage, artifact.key)
             for rel in strangers:
                 target = artifact.path / VOLATILE / "unlisted" / rel
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -218,13 +218,9 @@ class Store:
         os.rename(made, final)
         files.sync_directory(final)
         files.sync_directory(final.parent)
-        remember(final, self._memo(stage, key))
+        remember(final)
         shutil.rmtree(old, ignore_errors=True)
         return final
-
-    def _memo(self, stage: str, key: str) -> Path:
-        """Where it is noted what an artifact's files looked like when they were hashed on this machine."""
-        return self.root / ".hashed" / _plain(stage) / _plain(key)
 
     def settle(self, stage: str, key: str) -> None:
         """Keep what was written beside an artifact after it was published (MLflow's ids) where other machines find

@@ -1,8 +1,8 @@
 """Whether a directory is a whole artifact: its records its own, its files those of the manifest, their content hashed.
 
-Content is hashed once on a machine. Then a memo beside the store's artifacts holds what the files looked like (size,
-times of change, inode), and a hit costs one look at each file. A memo that came along with a copied store fits no
-file, since a copy has other inodes and times, so copies are hashed once as well. A writer that keeps a file's size
+Content is hashed once on a machine. Then a memo in ``_run/`` holds what the files looked like (size, times of change,
+inode), and a hit costs one look at each file. A memo that came along with a copied store fits no file, since a copy
+has other inodes and times, so copies are hashed once as well. A writer that keeps a file's size
 cannot keep its time of last change (ctime), so other bytes are never taken for those that were hashed.
 """
 
@@ -13,8 +13,11 @@ import os
 import stat
 from pathlib import Path
 
-from storage.digest import Manifest, digest_of, listing, parse_manifest, sha256_file, sha256_json
+from storage.digest import VOLATILE, Manifest, digest_of, listing, parse_manifest, sha256_file, sha256_json
 from storage.lineage import LineageRecord, parse
+
+MEMO = f"{VOLATILE}/.hashed"
+"""The memo of a machine that has hashed an artifact; hidden, so it is never shared."""
 
 
 class Damaged(ValueError):
@@ -29,10 +32,10 @@ def read_manifest(path: Path) -> Manifest:
         raise Damaged(f"unreadable record: {error}") from None
 
 
-def check(path: Path, stage: str, key: str, memo: Path) -> tuple[LineageRecord, list[str]]:
+def check(path: Path, stage: str, key: str) -> tuple[LineageRecord, list[str]]:
     """The record of the whole artifact ``stage/key`` at ``path``, and files there that are not its own.
 
-    Raises Damaged with the first thing that is wrong. ``memo`` is where the state of hashed files is kept.
+    Raises Damaged with the first thing that is wrong.
     """
     listed, record = _records(path, stage, key)
     try:
@@ -41,20 +44,20 @@ def check(path: Path, stage: str, key: str, memo: Path) -> tuple[LineageRecord, 
         raise Damaged(f"unreadable directory: {error}") from None
     _sizes(listed, there)
     state = _state(record["digest"], {rel: there[rel] for rel in listed})
-    if not _remembered(memo, state):
+    if not _remembered(path, state):
         wrong = _hash_all(path, listed)
         if wrong:
             raise Damaged(wrong[0])
-        _note(memo, state)
+        _note(path, state)
     return record, sorted(set(there) - set(listed))
 
 
-def remember(path: Path, memo: Path) -> None:
+def remember(path: Path) -> None:
     """Note the state of an artifact whose files were hashed just now, when it was published or brought here."""
     with contextlib.suppress(Damaged, OSError, KeyError):
         listed = read_manifest(path)
         there = listing(path)
-        _note(memo, _state(digest_of(listed), {rel: there[rel] for rel in listed}))
+        _note(path, _state(digest_of(listed), {rel: there[rel] for rel in listed}))
 
 
 def verify(path: Path, stage: str, key: str) -> list[str]:
@@ -69,8 +72,8 @@ def verify(path: Path, stage: str, key: str) -> list[str]:
 
 
 def _records(path: Path, stage: str, key: str) -> tuple[Manifest, LineageRecord]:
-    if path.is_symlink():
-        raise Damaged("it is a link")
+    if path.is_symlink() or (path / VOLATILE).is_symlink():
+        raise Damaged(f"it, or its {VOLATILE}, is a link")
     listed = read_manifest(path)
     try:
         record = parse((path / "lineage.json").read_bytes(), stage, key)
@@ -109,14 +112,15 @@ def _state(digest: str, there: dict[str, os.stat_result]) -> str:
     return sha256_json([digest, [[rel, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for rel, s in there.items()]])
 
 
-def _remembered(memo: Path, state: str) -> bool:
+def _remembered(path: Path, state: str) -> bool:
     try:
-        return memo.read_text() == state
+        return (path / MEMO).read_text() == state
     except OSError:
         return False
 
 
-def _note(memo: Path, state: str) -> None:
+def _note(path: Path, state: str) -> None:
     with contextlib.suppress(OSError):  # a store that cannot be written is hashed every time
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        memo.write_text(state)  # half of it fits no file, and costs another hash
+        (path / VOLATILE).mkdir(exist_ok=True)
+        (path / MEMO).unlink(missing_ok=True)  # it may be a hard link to another artifact's
+        (path / MEMO).write_text(state)  # half of it fits no file, and costs another hash

@@ -89,7 +89,7 @@ def test_only_listed_files_and_plain_files_of_run_are_downloaded(tmp_path, s3): 
     for rel in more:
         s3.put_object(Bucket=s3.bucket, Key=f"team/a/clean/{KEY}/{rel}", Body=b"x")
     made = open_store(tmp_path / "deep" / "two").ready("clean", KEY)
-    found = {p.relative_to(made.path).as_posix() for p in made.path.rglob("*") if p.is_file()}
+    found = {p.relative_to(made.path).as_posix() for p in made.path.rglob("[!.]*") if p.is_file()}
     assert found == {"sub/a.txt", "manifest.json", "lineage.json", "_run/logs/a.log"}
     assert not list(tmp_path.rglob("up.txt"))
 
@@ -125,6 +125,9 @@ def test_a_copied_store_leads_nowhere_else(tmp_path):
     (path / "sub" / "a.txt").unlink()
     (path / "sub" / "a.txt").symlink_to(mine / "a.txt")
     assert "not a plain file" in home.examine("clean", KEY).why
+    shutil.rmtree(path / "_run")
+    (path / "_run").symlink_to(mine)
+    assert "is a link" in home.examine("clean", KEY).why
     partial = home.root / "clean" / f"{KEY}.partial"
     partial.mkdir()
     (partial / "_run").symlink_to(mine)

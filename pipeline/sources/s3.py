@@ -20,7 +20,8 @@ def client() -> Any:
     import boto3
     from botocore.config import Config
 
-    return boto3.client("s3", config=Config(connect_timeout=5, read_timeout=60, retries={"max_attempts": 3}))
+    config = Config(connect_timeout=5, read_timeout=60, retries={"max_attempts": 3})
+    return boto3.client("s3", config=config)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def list_s3(spec: str) -> tuple[list[SourceFile], list[Skipped]]:

@@ -216,7 +216,8 @@ class PrefectRun(Run):
         key = key_of(identity)
         hit = None if stage.name in self.refresh else self.store.ready(stage.name, key)
         if hit is not None:
-            vouch(hit)
+            with room(hit.path, stage.name, 0):
+                vouch(hit)
         return _Call(self, stage, cfg, inputs, identity, key, hit is not None)
 
     def settle(self) -> None:
