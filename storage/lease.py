@@ -67,10 +67,10 @@ class FilePlace:
 
     def create(self, text: str) -> str | None:
         """A hard link to a finished temporary file either makes it whole or fails."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = unfinished(self.path)
         while True:
             try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
                 partial.write_text(text)
                 os.link(partial, self.path)
                 return text
@@ -90,7 +90,7 @@ class FilePlace:
 
     def replace(self, token: str, text: str) -> str | None:
         with self._guarded(token) as same:
-            while same:
+            for _ in range(3 if same else 0):
                 with contextlib.suppress(FileNotFoundError):  # swept away, as above
                     write_text(self.path, text)
                     return text
