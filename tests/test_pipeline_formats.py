@@ -72,7 +72,7 @@ def test_tools_are_folded_into_contents():
     system, *turns = as_chat(record)["messages"]
     assert system["role"] == "system" and '<tools>\n{"name": "f"}\n</tools>' in system["content"]
     assert turns[1] == assistant('<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>')
-    assert turns[2] == user("<tool_response>\n3\n</tool_response>")
+    assert turns[2] == {"role": "tool", "content": "3"}
     openai = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}]
     assert (
         as_chat({"messages": [user("q"), {"role": "assistant", "content": None, "tool_calls": openai}]})["messages"][1]

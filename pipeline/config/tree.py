@@ -122,7 +122,7 @@ def _read(preset: str) -> dict[str, Any]:
             ]
         )
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}  not valid TOML: {error}"]) from None
     values.pop("about", None)
