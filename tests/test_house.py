@@ -17,8 +17,8 @@ MAY = {
         "model.generation.generate",
         "model.running.estimate",
     },
-    "tasks": {"tasks", "pipeline", "storage", "model.network.config", "model.tokens.chat"},
-    "pipeline": {"pipeline", "storage", "model.network.config", "model.tokens.chat"},
+    "tasks": {"tasks", "pipeline", "storage", "model.network.config", "model.network.hf_config", "model.tokens.chat", "model.tokens.imported", "model.tokens.template"},
+    "pipeline": {"pipeline", "storage", "model.network.config", "model.network.hf_config", "model.tokens.chat", "model.tokens.imported", "model.tokens.template"},
     "model": {"model"},
     "storage": {"storage"},
 }

@@ -82,7 +82,7 @@ _GENERATION = re.compile(r"\{%-? *(?:end)?generation *-?%\}")
 
 def plain_template(template: str) -> str:
     """A template without the marks of what is trained, for engines whose Jinja does not know them."""
-    return _GENERATION.sub("", template)
+    return _GENERATION.sub("{#- -#}", template)
 
 
 class Message(TypedDict):

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from model.tokens.chat import CHAT_TEMPLATE
+from model.tokens.template import CHAT_TEMPLATE, plain_template
 from pipeline.tokens.bpe import GPT2_PATTERN, PRETOKEN_PATTERN, split_pattern
 
 _ARCHITECTURE = {"qwen3": "qwen3", "llama": "llama", "qwen3_moe": "qwen3moe"}
@@ -123,6 +123,12 @@ def _shape(writer: Any, config: dict[str, Any], gguf: Any, dtype: str) -> None:
         writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
     scaling = config.get("rope_scaling")
     if scaling:
+        odd = sorted(scaling.keys() - {"rope_type", "factor", "original_max_position_embeddings"})
+        if odd or scaling["rope_type"] != "yarn":
+            raise ValueError(
+                f"export.gguf: RoPE scaling {scaling['rope_type']} with {', '.join(odd) or 'these fields'} has no checked"
+                " GGUF form here; set export.gguf=off"
+            )
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(scaling["factor"])
         writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
@@ -164,4 +170,4 @@ def _tokenizer(writer: Any, directory: Path, vocab_size: int, gguf: Any) -> None
     writer.add_eos_token_id(ids[config["eos_token"]])
     writer.add_pad_token_id(ids[config["pad_token"]])
     writer.add_add_bos_token(False)
-    writer.add_chat_template(config.get("chat_template", CHAT_TEMPLATE))
+    writer.add_chat_template(plain_template(config.get("chat_template", CHAT_TEMPLATE)))
