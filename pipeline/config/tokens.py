@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any, Literal
@@ -66,7 +67,8 @@ class TokenizerSection(Section):
         path = tokenizer_file(value)
         if not path.is_file():
             raise ValueError(f"{path}: no such file; name a tokenizer.json or a folder that holds one")
-        check_ids(read_tokenizer(path.read_text(encoding="utf-8"), str(path)), str(path))
+        stat = path.stat()
+        _check_ids(str(path), stat.st_size, stat.st_mtime_ns)
         return value
 
     @model_validator(mode="after")
@@ -88,6 +90,12 @@ class TokenizerSection(Section):
         """The fields, and an existing tokenizer by its content: where it lies does not matter, what it says does."""
         content = tokenizer_file(self.existing).read_bytes() if self.existing else None
         return {**super().identity(), "existing": content and hashlib.sha256(content).hexdigest()}
+
+
+@functools.lru_cache(maxsize=8)
+def _check_ids(path: str, size: int, mtime: int) -> None:
+    """:func:`check_ids` of a file, once for each of its states."""
+    check_ids(read_tokenizer(Path(path).read_text(encoding="utf-8"), path), path)
 
 
 def tokenizer_file(existing: str) -> Path:

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from model.tokens.chat import check_tokens
+from model.tokens.imported import check_template
 from pipeline.config.base import Section
 from pipeline.config.cleaning import CleanSection, DecontaminateSection, DedupSection, LanguageSection
 from pipeline.config.data import IngestSection, ShardSection
@@ -64,6 +65,22 @@ class Config(Section):
             )
         if teacher:
             check_tokens(Path(teacher).expanduser() / "tokenizer.json", tokenizer_file(own.existing), "the teacher")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_imported_can_be_exported(self) -> Config:
+        """Raises ValueError for a chat template of the initial model, or a tokenizer for GGUF, that would be refused or
+        lost at the end."""
+        init = Path(self.pretrain.init).expanduser()
+        if self.pretrain.init and init.is_dir() and self.tokenizer.template == "same":
+            check_template(init, f"pretrain.init  {init}")
+        if self.export.gguf != "off" and self.tokenizer.existing:
+            from pipeline.release.gguf_export import check_tokenizer
+
+            try:
+                check_tokenizer(json.loads(tokenizer_file(self.tokenizer.existing).read_text(encoding="utf-8")))
+            except ValueError as error:
+                raise ValueError(f"export.gguf  {error}") from None
         return self
 
 

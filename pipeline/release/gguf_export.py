@@ -134,14 +134,20 @@ def _shape(writer: Any, config: dict[str, Any], gguf: Any, dtype: str) -> None:
         writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
 
 
-def _tokenizer(writer: Any, directory: Path, vocab_size: int, gguf: Any) -> None:
-    spec = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+def check_tokenizer(spec: dict[str, Any]) -> str:
+    """llama.cpp's name for how the tokenizer of a ``tokenizer.json`` splits texts. Raises ValueError without one."""
     pre = _PRE.get(split_pattern(spec) or "")
     if pre is None or spec["model"].get("type") != "BPE":
         raise ValueError(
-            "export.gguf: llama.cpp has no name for this tokenizer's split pattern and would tokenise differently; set"
+            "llama.cpp has no name for this tokenizer's split pattern and would tokenise differently; set"
             " export.gguf=off"
         )
+    return pre
+
+
+def _tokenizer(writer: Any, directory: Path, vocab_size: int, gguf: Any) -> None:
+    spec = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+    pre = check_tokenizer(spec)
     added = {token["id"]: token for token in spec["added_tokens"]}
     names = {i: token for token, i in spec["model"]["vocab"].items()} | {
         i: token["content"] for i, token in added.items()
