@@ -7,6 +7,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("flows", "tasks", "pipeline", "model", "storage")
+TORCH_FREE = {
+    "model.network.config",
+    "model.network.hf_config",
+    "model.tokens.chat",
+    "model.tokens.imported",
+    "model.tokens.template",
+}
 MAY = {
     "flows": {
         "flows",
@@ -17,8 +24,8 @@ MAY = {
         "model.generation.generate",
         "model.running.estimate",
     },
-    "tasks": {"tasks", "pipeline", "storage", "model.network.config", "model.network.hf_config", "model.tokens.chat", "model.tokens.imported", "model.tokens.template"},
-    "pipeline": {"pipeline", "storage", "model.network.config", "model.network.hf_config", "model.tokens.chat", "model.tokens.imported", "model.tokens.template"},
+    "tasks": {"tasks", "pipeline", "storage", *TORCH_FREE},
+    "pipeline": {"pipeline", "storage", *TORCH_FREE},
     "model": {"model"},
     "storage": {"storage"},
 }

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from token_helpers import EN, ZH, documents, tokenizer_dir, write_shards
-from tokenizers import Tokenizer, Regex, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from model.tokens.chat import ChatTokenizer, render_chat
 from pipeline.config.tokens import TokenizerSection

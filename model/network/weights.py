@@ -1,7 +1,8 @@
 """Model directories: safetensors, config.json and tokenizer files that open in stock ``transformers``.
 
-Our parameter names are theirs, so this is a translation of configs (:mod:`model.network.hf_config`), plus the layout of
-experts (they keep one matrix per expert in a file, we compute with all of a layer in one tensor). Files are written deterministically.
+Our parameter names are theirs, so this is a translation of configs (:mod:`model.network.hf_config`), plus the layout
+of experts (they keep one matrix per expert in a file, we compute with all of a layer in one tensor). Files are written
+deterministically.
 """
 
 from __future__ import annotations

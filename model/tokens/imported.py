@@ -75,8 +75,8 @@ def check_ids(tokenizer: Tokenizer, where: str) -> None:
         tokenizer.encode_special_tokens = True
         if ids != whole:
             raise ValueError(
-                f"{where}: a conversation has other ids in pieces than as a whole (it adds a blank before every text, or"
-                " merges across turns), so that no other engine would encode it as it was trained; take a byte-level"
+                f"{where}: a conversation has other ids in pieces than as a whole (it adds a blank before every text,"
+                " or merges across turns), so that no other engine would encode it as it was trained; take a byte-level"
                 " tokenizer without prefix space, or train one (tokenizer.existing= empty)"
             )
 
@@ -159,8 +159,8 @@ def check_template(folder: Path, where: str, knob: str = "tokenizer.template") -
     if parts:
         raise ValueError(
             f"{where}: its chat template writes {', '.join(parts)} otherwise than what is trained here (ChatML turns,"
-            " <tools>, <tool_call>, <tool_response>, <think> kept in every turn); a model cannot be trained in its format"
-            f" here. Set {knob}=own to train and export in ours instead"
+            " <tools>, <tool_call>, <tool_response>, <think> kept in every turn), and a model cannot be trained in its"
+            f" format here. Set {knob}=own to train and export in ours instead"
         )
 
 

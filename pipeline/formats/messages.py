@@ -63,27 +63,44 @@ def fold(
         if own and tools and parse_if_json(own) != parse_if_json(tools):
             raise BadRecord("two_tool_lists", "the tools change within the conversation")
         tools = own or tools
-        messages += _messages(turn, switches is None or switches[i], ignored)
+        role = _role(turn)
+        found = _messages(turn, role, switches is None or switches[i], ignored)
+        before = messages[-1] if messages else None
+        if role == "call" and before and {**before, "content": ""} == {**found[0], "content": ""}:
+            before["content"] = f"{before['content'].strip()}\n{found[0]['content']}"  # words and calls of one turn
+        else:
+            messages += found
     return _with_system(messages, system, tools)
 
 
-def _messages(turn: dict[str, Any], wanted: bool, ignored: Collection[str]) -> list[Message]:
-    """The message that a turn is, or one for each result that it holds."""
+def _role(turn: dict[str, Any]) -> str:
+    """system, user, assistant, tool, or call for a turn that is a call and nothing else."""
     name = _one(turn, _ROLE)
     role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
     if role is None:
         raise BadRecord("unknown_role", repr(name)[:60])
+    return role
+
+
+def _messages(turn: dict[str, Any], role: str, wanted: bool, ignored: Collection[str]) -> list[Message]:
+    """The message that a turn is, or one for each result that it holds."""
     given = _one(turn, _CONTENT)
     own = "assistant" if role == "call" else role
     learn = learnt(turn, own, ignored) and wanted
-    content = "\n".join(calls_of(given)) if role == "call" else content_of(given)
+    used = _TURN_FIELDS
+    if role == "call":
+        if given is None and turn.get("name"):  # ms-swift also writes the call's fields into the turn
+            given, used = {"name": turn["name"], "arguments": turn.get("arguments")}, used | {"arguments"}
+        content = "\n".join(calls_of(given))
+    else:
+        content = content_of(given)
     if own == "assistant":
         content = _assistant(content, turn)
     else:
         _refuse_assistants(turn, own)
     if not content.strip() and role not in ("system", "tool"):
         raise BadRecord("empty_message", f"the {role}'s turn is empty")
-    refuse_unused(turn, _TURN_FIELDS, content, ignored=ignored, turns=True)
+    refuse_unused(turn, used, content, ignored=ignored, turns=True)
     if own == "tool":
         return [{"role": "tool", "content": result} for result in results_of(content)]
     if own == "user" and content.startswith("<tool_response>"):  # written in our convention already

@@ -126,8 +126,8 @@ def _shape(writer: Any, config: dict[str, Any], gguf: Any, dtype: str) -> None:
         odd = sorted(scaling.keys() - {"rope_type", "factor", "original_max_position_embeddings"})
         if odd or scaling["rope_type"] != "yarn":
             raise ValueError(
-                f"export.gguf: RoPE scaling {scaling['rope_type']} with {', '.join(odd) or 'these fields'} has no checked"
-                " GGUF form here; set export.gguf=off"
+                f"export.gguf: RoPE scaling {scaling['rope_type']} with {', '.join(odd) or 'these fields'} has no"
+                " checked GGUF form here; set export.gguf=off"
             )
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(scaling["factor"])
