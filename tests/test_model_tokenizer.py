@@ -1,6 +1,9 @@
+import functools
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from token_helpers import tokenizer_dir
 from tokenizers import Tokenizer, pre_tokenizers
 
@@ -8,7 +11,7 @@ from model.tokens.chat import CHAT_SPECIALS, ChatTokenizer, render_chat
 from model.tokens.imported import other_parts
 from model.tokens.template import CHAT_TEMPLATE, fit_history, plain_template
 from pipeline.config.tree import ConfigError, load
-from pipeline.formats import as_chat
+from pipeline.formats import BadRecord, as_chat
 
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},
@@ -87,6 +90,55 @@ def test_a_record_is_trained_as_transformers_writes_it_with_the_saved_template(c
     assert found["assistant_masks"] == mask
     prompt = theirs.apply_chat_template(messages[:-1], tools=tools, add_generation_prompt=True, return_dict=True)
     assert ids[: len(prompt["input_ids"])] == prompt["input_ids"]
+
+
+@functools.cache
+def theirs():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tokenizer_dir())
+
+
+@functools.cache
+def ours():
+    return ChatTokenizer.load(tokenizer_dir())
+
+
+SAID = st.text("ab 中\n\t\"'\\{}<>/:é1\u00a0\u2028\x1f😀", max_size=12)
+JSON = st.recursive(st.none() | st.booleans() | st.integers(-9, 9) | SAID, lambda inner: st.lists(inner, max_size=2))
+CALL = st.builds(
+    lambda name, arguments: {"type": "function", "function": {"name": name, "arguments": arguments}},
+    SAID.filter(bool),
+    st.dictionaries(SAID, JSON, max_size=2),
+)
+SPOKEN = st.builds(
+    lambda content, calls, why: (
+        {"role": "assistant", "content": content}
+        | ({"tool_calls": calls} if calls else {})
+        | ({"reasoning_content": why} if why is not None else {})
+    ),
+    st.none() | SAID.filter(str.strip),
+    st.lists(CALL, max_size=2),
+    st.none() | SAID,
+)
+OTHERS = st.builds(
+    lambda role, said: {"role": role, "content": said},
+    st.sampled_from(["user", "tool", "system"]),
+    SAID.filter(str.strip),
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(OTHERS | SPOKEN, min_size=1, max_size=6), st.none() | st.lists(st.dictionaries(SAID, JSON, min_size=1)))
+def test_any_conversation_is_trained_as_transformers_writes_it(messages, tools):
+    try:
+        read = as_chat({"messages": messages, "tools": tools})["messages"]
+    except BadRecord:
+        return
+    found = theirs().apply_chat_template(
+        messages, tools=tools or None, return_dict=True, return_assistant_tokens_mask=True
+    )
+    assert (found["input_ids"], found["assistant_masks"]) == ours().chat(read)
 
 
 def test_a_template_for_engines_that_know_no_generation_marks_writes_the_same(chat):

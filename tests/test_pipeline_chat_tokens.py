@@ -90,7 +90,8 @@ def test_what_cannot_be_trained_on_is_counted_with_its_line(tmp_path):
 
 
 def test_a_question_after_the_last_answer_is_left_out(tmp_path):
-    encode_chats([talk("hi", "hello", "and now?")], tokenizer_dir(), tmp_path, max_tokens=40)
+    metrics = encode_chats([talk("hi", "hello", "and now?")], tokenizer_dir(), tmp_path, max_tokens=40)
+    assert (metrics["messages_unanswered"], metrics["truncated"]) == (1, 0)
     assert rows(tmp_path)[0][0].endswith("hello<|im_end|>\n")
 
 

@@ -115,6 +115,14 @@ def test_calls_of_every_dialect_are_part_of_the_answer(turns, said):
     assert messages[2:] in ([TOOL], [])
 
 
+def test_results_that_come_in_another_order_than_their_calls_are_refused():
+    calls = {"role": "assistant", "tool_calls": [{"id": i, "function": {"name": i}} for i in "ab"]}
+    results = [{"role": "tool", "tool_call_id": i, "content": i} for i in "ab"]
+    assert len(as_chat([user("q"), calls, *results])["messages"]) == 4
+    with pytest.raises(BadRecord, match="result_order: the result of call 'b'"):
+        as_chat([user("q"), calls, *reversed(results)])
+
+
 def test_hermes_records_list_their_tools_once():
     system = {"from": "system", "value": "Call <tools>\n[{'name': 'f'}]\n</tools>"}
     record = {"conversations": [system, *QA], "tools": '[{"name": "f"}]', "category": "a b", "task": "c d"}
@@ -198,6 +206,7 @@ def test_what_is_neither_used_nor_metadata_is_refused_by_name(change, reason):
         ({**assistant("a"), "value": "another"}, "two_values"),
         ({**assistant("a"), "from": "human"}, "two_values"),
         (calling("{'x': 1}"), "bad_call"),
+        ({**assistant("a"), "rationale": "since it is"}, "unused_field"),
         ({**assistant("a"), "tool_calls": [{"name": "f", "parameters": {"x": 1}}]}, "bad_call"),
         ({**assistant("a"), "reasoning": "b c", "reasoning_content": "d e"}, "two_values"),
     ],

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from pipeline.formats.fields import KTO, SWITCHES, refuse_disliked, refuse_unused, turn_switches
+from pipeline.formats.fields import BESIDE_TURNS, KTO, SWITCHES, refuse_disliked, refuse_unused, turn_switches
 from pipeline.formats.messages import BadRecord, Message, checked, fold, parse_if_json
 from pipeline.formats.transcripts import unfold
 
@@ -56,7 +56,8 @@ def as_chat(record: Any, ignored: Collection[str] = ()) -> dict[str, list[Messag
     switches = turn_switches(record, len(given), ignored)
     messages = fold(given, system=system, tools=tools, switches=switches, ignored=ignored)
     said = "\n".join(m["content"] for m in messages)
-    refuse_unused(_without_rendering(record, messages), used | _SWITCHES, said, ignored=ignored, turns=bool(name))
+    beside = BESIDE_TURNS if name else ()
+    refuse_unused(_without_rendering(record, messages), used | _SWITCHES, said, ignored=ignored, also=beside)
     return {"messages": checked(messages)}
 
 

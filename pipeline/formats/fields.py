@@ -17,7 +17,7 @@ METADATA = frozenset(
     """
     id _id uid uuid idx index index_id key hash sha conversation_id conv_id dialog_id prompt_id question_id message_id
     parent_id parent_message_id sample_id example_id row_id turn_id turn_identifier conversation_hash
-    meta metadata meta_data info extra extra_info extras additional_info annotations attributes stats
+    meta metadata meta_data extra extra_info extras annotations attributes stats generations
     source sources src dataset dataset_name dataset_source subset subset_name split data_source origin provenance file
     path filename file_name url uri link links license licence copyright author authors user_id user_name username
     category categories subcategory domain subdomain subject subjects topic topics subtopic tag tags labels type kind
@@ -28,7 +28,7 @@ METADATA = frozenset(
     chosen_score rejected_score chosen_rating rejected_rating chosen_reward rejected_reward chosen_avg_rating
     rejected_avg_rating chosen_model rejected_model chosen_id rejected_id preference_strength confidence
     votes upvotes downvotes likes views annotator annotator_id annotators worker worker_id assignment_id reviewer
-    rationale critique feedback judge judgement judgment reviewed review_count rank_count emojis
+    reviewed review_count rank_count emojis
     model model_name model_id generator generated_by teacher_model labelling_model labelling_prompt
     raw_labelling_response gen_input_configs generation_config generation_settings sampling_params status order
     date time timestamp created created_at updated updated_at create_time update_time year version
@@ -45,6 +45,9 @@ METADATA = frozenset(
 BESIDE_TURNS = frozenset({"title", "summary", "description"})
 """Names that are metadata beside a list of turns, but may be part of the question elsewhere."""
 
+BESIDE_PAIRS = frozenset({"rationale", "critique", "feedback", "judge", "judgement", "judgment", "reason"})
+"""Names that say why one answer of a pair was preferred, but may be part of an answer elsewhere."""
+
 SWITCHES = ("weight", "train", "training", "loss", "loss_mask", "trainable")
 """What a turn, or a list beside the turns, is told by to be learnt or not (OpenAI, mistral-finetune, axolotl,
 ms-swift, verl)."""
@@ -56,11 +59,16 @@ _MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 
 
 def refuse_unused(
-    fields: Mapping[str, Any], used: Collection[str], said: str, *, ignored: Collection[str] = (), turns: bool = False
+    fields: Mapping[str, Any],
+    used: Collection[str],
+    said: str,
+    *,
+    ignored: Collection[str] = (),
+    also: Collection[str] = (),
 ) -> None:
     """Raises BadRecord(unused_field | not_text) when a field is neither used nor known to be no part of the record.
 
-    ``said`` is all text that is used; ``turns``: the record has a list of turns.
+    ``said`` is all text that is used, ``also`` what else is metadata here.
     """
     for name, value in fields.items():
         plain = str(name).lower()
@@ -68,7 +76,7 @@ def refuse_unused(
             continue
         if plain in _MEDIA and value:
             raise BadRecord("not_text", f"{name}: only text can be learnt from")
-        if plain in METADATA or (turns and plain in BESIDE_TURNS):
+        if plain in METADATA or plain in also:
             continue
         text = next((t for t in _texts(value) if _has_words(t) and t.strip() not in said), None)
         if text is not None:

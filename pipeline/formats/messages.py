@@ -14,7 +14,7 @@ from typing import Any
 from model.tokens.template import Message, turns
 from pipeline.formats.bad import BadRecord
 from pipeline.formats.calls import calls_of, parse_if_json, results_of, tools_text
-from pipeline.formats.fields import SWITCHES, learnt, refuse_unused
+from pipeline.formats.fields import BESIDE_TURNS, SWITCHES, learnt, refuse_unused
 
 __all__ = ["BadRecord", "Message", "checked", "content_of", "fold", "parse_if_json"]
 
@@ -56,6 +56,7 @@ def fold(
     if not isinstance(given, list):
         raise BadRecord("wrong_type", "the turns are not a list")
     messages: list[Message] = []
+    waiting: list[Any] = []
     for i, turn in enumerate(given):
         if not isinstance(turn, dict):
             raise BadRecord("wrong_type", "a turn is not an object")
@@ -64,6 +65,7 @@ def fold(
             raise BadRecord("two_tool_lists", "the tools change within the conversation")
         tools = own or tools
         role = _role(turn)
+        waiting = _in_order(turn, role, waiting)
         found = _messages(turn, role, switches is None or switches[i], ignored)
         before = messages[-1] if messages else None
         if role == "call" and before and {**before, "content": ""} == {**found[0], "content": ""}:
@@ -71,6 +73,19 @@ def fold(
         else:
             messages += found
     return _with_system(messages, system, tools)
+
+
+def _in_order(turn: dict[str, Any], role: str, waiting: list[Any]) -> list[Any]:
+    """The ids of calls that wait for a result after this turn. Raises BadRecord(result_order) for a result that belongs
+    to a later call: results are told apart by their order alone."""
+    if role == "assistant":
+        calls = parse_if_json(turn.get("tool_calls"))
+        return [c["id"] for c in calls if isinstance(c, dict) and c.get("id")] if isinstance(calls, list) else []
+    if role != "tool" or turn.get("tool_call_id") not in waiting:
+        return waiting
+    if turn["tool_call_id"] != waiting[0]:
+        raise BadRecord("result_order", f"the result of call {turn['tool_call_id']!r} comes before an earlier call's")
+    return waiting[1:]
 
 
 def _role(turn: dict[str, Any]) -> str:
@@ -100,7 +115,7 @@ def _messages(turn: dict[str, Any], role: str, wanted: bool, ignored: Collection
         _refuse_assistants(turn, own)
     if not content.strip() and role not in ("system", "tool"):
         raise BadRecord("empty_message", f"the {role}'s turn is empty")
-    refuse_unused(turn, used, content, ignored=ignored, turns=True)
+    refuse_unused(turn, used, content, ignored=ignored, also=BESIDE_TURNS)
     if own == "tool":
         return [{"role": "tool", "content": result} for result in results_of(content)]
     if own == "user" and content.startswith("<tool_response>"):  # written in our convention already

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 from pipeline.formats.chat import ANSWERS, ASKS, first, lead, prompt_turns, turns_field
-from pipeline.formats.fields import KTO, SWITCHES, refuse_unused, turn_switches
+from pipeline.formats.fields import BESIDE_PAIRS, BESIDE_TURNS, KTO, SWITCHES, refuse_unused, turn_switches
 from pipeline.formats.messages import BadRecord, Message, content_of, fold, parse_if_json
 from pipeline.formats.transcripts import is_transcript, transcript_turns
 
@@ -41,7 +41,8 @@ def as_preference(record: Any, ignored: Collection[str] = ()) -> dict[str, Any]:
         prompt, chosen, rejected = _from_turns(before, _turns(chosen), _turns(rejected), ignored)
     messages = [_plain(m) for m in fold(prompt, system=system, tools=tools, ignored=ignored)]
     said = "\n".join([*(m["content"] for m in messages), chosen, rejected])
-    refuse_unused(record, {*pair, *used, *also, *SWITCHES, *KTO}, said, ignored=ignored)
+    beside = BESIDE_PAIRS | BESIDE_TURNS
+    refuse_unused(record, {*pair, *used, *also, *SWITCHES, *KTO}, said, ignored=ignored, also=beside)
     return _checked(messages, chosen, rejected)
 
 

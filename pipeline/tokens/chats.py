@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -70,16 +70,26 @@ def encode_pairs(
     return _write(records, _pair_sequences, "pairs", tokenizer, out, max_tokens, val_share, seed, progress)
 
 
-def _chat_sequences(record: dict[str, Any], chat: ChatTokenizer, limit: int) -> tuple[list[Sequence], int, int]:
-    """(ids, mask), bytes of the targets' text, messages left out."""
+class Made(NamedTuple):
+    """What a record becomes: its sequences, UTF-8 bytes of the targets' text, messages that the window left out, and
+    messages after the last answer."""
+
+    sequences: list[Sequence]
+    size: int
+    left_out: int
+    unanswered: int = 0
+
+
+def _chat_sequences(record: dict[str, Any], chat: ChatTokenizer, limit: int) -> Made:
     messages = record["messages"]
     last = max((i for i, m in enumerate(messages) if _is_target(m)), default=-1)
     if last < 0:
         raise Unusable("no_answer")
+    unanswered = len(messages) - last - 1
     messages = messages[: last + 1]  # a question that nobody answers teaches nothing
     kept, left_out = _fit(messages, chat.sizes(messages), limit)
     size = sum(len(m["content"].strip().encode()) for m in kept if _is_target(m))
-    return [chat.chat(kept)], size, left_out
+    return Made([chat.chat(kept)], size, left_out, unanswered)
 
 
 def _is_target(message: Message) -> bool:
@@ -94,7 +104,7 @@ def _fit(messages: list[Message], sizes: list[int], room: int) -> tuple[list[Mes
     return found
 
 
-def _pair_sequences(record: dict[str, Any], chat: ChatTokenizer, limit: int) -> tuple[list[Sequence], int, int]:
+def _pair_sequences(record: dict[str, Any], chat: ChatTokenizer, limit: int) -> Made:
     answers = [record["chosen"].strip(), record["rejected"].strip()]
     if answers[0] == answers[1]:
         raise Unusable("equal_answers")
@@ -106,7 +116,7 @@ def _pair_sequences(record: dict[str, Any], chat: ChatTokenizer, limit: int) -> 
     prefix = len(chat.prompt(kept))  # earlier answers in the prompt are history here, not targets
     whole = [chat.chat([*kept, turn]) for turn in turns]
     pair = [(ids, [0] * prefix + mask[prefix:]) for ids, mask in whole]
-    return pair, sum(len(answer.encode()) for answer in answers), left_out
+    return Made(pair, sum(len(answer.encode()) for answer in answers), left_out)
 
 
 class _Spool:
@@ -166,7 +176,7 @@ class _Spool:
 
 def _write(
     records: Iterable[dict[str, Any]],
-    make: Callable[..., tuple[list[Sequence], int, int]],
+    make: Callable[[dict[str, Any], ChatTokenizer, int], Made],
     kind: str,
     tokenizer: Path,
     out: Path,
@@ -177,14 +187,13 @@ def _write(
 ) -> dict[str, Any]:
     meta = dataset_meta(kind, tokenizer)
     spool = _Spool(out / "_run", meta["dtype"])
-    counts = {"records": 0, "truncated": 0, "messages_left_out": 0}
+    counts = {"records": 0, "truncated": 0, "messages_left_out": 0, "messages_unanswered": 0}
     dropped = _Dropped()
-    for record, sequences, size, left_out in _usable(
-        records, make, Encoder.load(tokenizer), max_tokens, counts, dropped, progress
-    ):
-        spool.add(sequences, size, _digest(record, seed))
-        counts["truncated"] += left_out > 0
-        counts["messages_left_out"] += left_out
+    for record, made in _usable(records, make, Encoder.load(tokenizer), max_tokens, counts, dropped, progress):
+        spool.add(made.sequences, made.size, _digest(record, seed))
+        counts["truncated"] += made.left_out > 0
+        counts["messages_left_out"] += made.left_out
+        counts["messages_unanswered"] += made.unanswered
     if not spool.hashes:
         raise ValueError(
             f"no {kind} records left to train on; dropped: {dropped.counts or 'none were given'} (window: {max_tokens}"
@@ -205,18 +214,18 @@ def _write(
 
 def _usable(
     records: Iterable[dict[str, Any]],
-    make: Callable[..., Any],
+    make: Callable[[dict[str, Any], ChatTokenizer, int], Made],
     chat: Encoder,
     limit: int,
     counts: dict[str, int],
     dropped: _Dropped,
     progress: Progress,
-) -> Iterator[tuple[dict[str, Any], list[Sequence], int, int]]:
+) -> Iterator[tuple[dict[str, Any], Made]]:
     told = time.monotonic()
     for record in records:
         counts["records"] += 1
         try:
-            yield record, *make(record, chat, limit)
+            yield record, make(record, chat, limit)
         except Unusable as reason:
             dropped.add(str(reason), record)
         if time.monotonic() - told > _TELL_SECONDS:
