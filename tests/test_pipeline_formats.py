@@ -221,6 +221,10 @@ def test_null_keys_are_absent_keys():
     turns = [{"role": None, "from": "human", "content": None, "value": "q", "weight": None, "tool_calls": None},
              {"role": "assistant", "from": None, "content": "a", "value": None, "reasoning_content": ""}]  # fmt: skip
     assert as_chat({"messages": turns, "tools": None, "system": None, "label": None})["messages"] == QA
+    union = {"messages": QA, "chosen": None, "rejected": None, "weight": float("nan")}
+    assert kind_of(union, FIELDS) == "chat" and as_chat(union)["messages"] == QA
+    cells = {"prompt": "q", "completion": "a", "weight": "", "label": "", "history": "", "tools": "[]", "system": " "}
+    assert as_chat(cells)["messages"] == QA
 
 
 WORDS = st.integers(0, 10**6).map(lambda n: f"the words {n}")

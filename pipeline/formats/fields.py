@@ -106,10 +106,15 @@ def _has_words(text: str) -> bool:
     return any(c.isspace() for c in text) or (not text.isascii() and len(text) > 8)
 
 
+def is_given(value: Any) -> bool:
+    """Whether a cell says anything: not null, not a table's empty string or NaN."""
+    return value is not None and value == value and not (isinstance(value, str) and not value.strip())
+
+
 def learnt(turn: Mapping[str, Any], role: str, ignored: Collection[str] = ()) -> bool:
     """Whether a turn is one to learn: the assistant's, unless a switch says no. Raises BadRecord(turn_weight) for what
     is neither yes nor no."""
-    wanted = {name: switch(turn[name], name) for name in SWITCHES if turn.get(name) is not None and name not in ignored}
+    wanted = {name: switch(turn[name], name) for name in SWITCHES if is_given(turn.get(name)) and name not in ignored}
     if len(set(wanted.values())) > 1:
         raise BadRecord("turn_weight", f"{' and '.join(wanted)} contradict each other")
     given = next(iter(wanted.values()), None)
@@ -135,7 +140,7 @@ def turn_switches(record: Mapping[str, Any], turns: int, ignored: Collection[str
     """The switches of a record as one for each of its turns, or None. Raises BadRecord(turn_weight)."""
     for name in (*SWITCHES, "weights"):
         value = record.get(name)
-        if value is None or name in ignored or (name == "loss" and isinstance(value, float)):  # a loss was measured
+        if not is_given(value) or name in ignored or (name == "loss" and isinstance(value, float)):  # a measured one
             continue
         if isinstance(value, (list, tuple)):
             if len(value) != turns:
@@ -152,7 +157,7 @@ def refuse_disliked(record: Mapping[str, Any], ignored: Collection[str] = ()) ->
     """Raises BadRecord(disliked_answer) when a KTO label says that the answer is a bad one."""
     for name in KTO:
         value = record.get(name)
-        if name in ignored or value is None:
+        if name in ignored or not is_given(value):
             continue
         if value is False or value == 0 or str(value).strip().lower() in ("false", "0"):
             raise BadRecord(

@@ -60,8 +60,8 @@ def fold(
     for i, turn in enumerate(given):
         if not isinstance(turn, dict):
             raise BadRecord("wrong_type", "a turn is not an object")
-        own = turn.get("tools") or turn.get("functions")
-        if own and tools and parse_if_json(own) != parse_if_json(tools):
+        own = parse_if_json(turn.get("tools")) or parse_if_json(turn.get("functions"))
+        if own and tools and own != parse_if_json(tools):
             raise BadRecord("two_tool_lists", "the tools change within the conversation")
         tools = own or tools
         role = _role(turn)

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 from pipeline.formats.chat import ANSWERS, ASKS, first, lead, prompt_turns, turns_field
-from pipeline.formats.fields import BESIDE_PAIRS, BESIDE_TURNS, KTO, SWITCHES, refuse_unused, turn_switches
+from pipeline.formats.fields import BESIDE_PAIRS, BESIDE_TURNS, KTO, SWITCHES, is_given, refuse_unused, turn_switches
 from pipeline.formats.messages import BadRecord, Message, content_of, fold, parse_if_json
 from pipeline.formats.transcripts import is_transcript, transcript_turns
 
@@ -18,7 +18,7 @@ from pipeline.formats.transcripts import is_transcript, transcript_turns
 def is_preference(record: dict[str, Any]) -> bool:
     """Whether the record holds two answers to compare."""
     output = record.get("output")
-    return ("chosen" in record and "rejected" in record) or (
+    return (record.get("chosen") is not None and record.get("rejected") is not None) or (
         isinstance(output, list) and len(output) == 2 and all(isinstance(o, str) for o in output)
     )
 
@@ -29,7 +29,7 @@ def as_preference(record: Any, ignored: Collection[str] = ()) -> dict[str, Any]:
     if not isinstance(record, dict) or not is_preference(record):
         _refuse_unpaired(record)
         raise BadRecord("unknown_form", "no chosen and rejected answer")
-    pair = ("chosen", "rejected") if "chosen" in record else ("output",)
+    pair = ("chosen", "rejected") if record.get("chosen") is not None else ("output",)
     chosen, rejected = (record[name] for name in pair) if len(pair) == 2 else record["output"]
     chosen, rejected = _answer(chosen), _answer(rejected)
     turn_switches(record, 0, ignored)
@@ -47,7 +47,7 @@ def as_preference(record: Any, ignored: Collection[str] = ()) -> dict[str, Any]:
 
 
 def _refuse_unpaired(record: Any) -> None:
-    if isinstance(record, dict) and any(record.get(name) is not None for name in KTO) and first(record, ANSWERS)[0]:
+    if isinstance(record, dict) and any(is_given(record.get(name)) for name in KTO) and first(record, ANSWERS)[0]:
         raise BadRecord(
             "unpaired_answer",
             "an answer with a true or false label (KTO) is no pair; put the true and the false answer of a prompt into"
