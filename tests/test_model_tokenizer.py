@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from token_helpers import tokenizer_dir
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from model.tokens.chat import CHAT_SPECIALS, ChatTokenizer, render_chat
 from model.tokens.imported import other_parts
@@ -179,7 +179,7 @@ def test_what_a_template_of_others_writes_otherwise_is_named(template, parts):
     assert other_parts(template) == parts
 
 
-def test_a_tokenizer_of_others_is_refused_before_anything_runs(tmp_path):
+def test_what_cannot_be_exported_is_refused_before_anything_runs(tmp_path):
     spaced = Tokenizer.from_file(str(tokenizer_dir() / "tokenizer.json"))
     spaced.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     spaced.save(str(tmp_path / "tokenizer.json"))
@@ -191,7 +191,15 @@ def test_a_tokenizer_of_others_is_refused_before_anything_runs(tmp_path):
         load("tiny", [f"tokenizer.existing={tmp_path}"])
     load("tiny", [f"tokenizer.existing={tmp_path}", "tokenizer.template=own"])
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": PLAIN}))
-    load("tiny", [f"tokenizer.existing={tmp_path}"])
+    load("tiny", [f"tokenizer.existing={tmp_path}", "export.gguf=bf16"])
+    spaced.pre_tokenizer = pre_tokenizers.Split(Regex("[a-z]+|[^a-z]"), "isolated")
+    spaced.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ConfigError, match=r"export\.gguf: llama\.cpp has no name"):
+        load("tiny", [f"tokenizer.existing={tmp_path}", "export.gguf=bf16"])
+    scaled = ["pretrain.model.rope_factor=4", "pretrain.model.rope_original_len=64"]
+    load("tiny", [*scaled, "export.gguf=bf16"])
+    with pytest.raises(ConfigError, match=r"export\.gguf: RoPE scaling yarn with beta_fast"):
+        load("tiny", [*scaled, "pretrain.model.rope_beta_fast=8", "export.gguf=bf16"])
 
 
 def test_what_stays_of_a_history_begins_at_a_question_and_never_inside_an_exchange_with_tools(chat):

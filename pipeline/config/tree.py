@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
+from model.network.hf_config import from_hf, to_hf
 from model.tokens.chat import check_tokens
 from model.tokens.imported import check_template
 from pipeline.config.base import Section
@@ -74,14 +75,21 @@ class Config(Section):
         init = Path(self.pretrain.init).expanduser()
         if self.pretrain.init and init.is_dir() and self.tokenizer.template == "same":
             check_template(init, f"pretrain.init  {init}")
-        if self.export.gguf != "off" and self.tokenizer.existing:
-            from pipeline.release.gguf_export import check_tokenizer
-
-            try:
-                check_tokenizer(json.loads(tokenizer_file(self.tokenizer.existing).read_text(encoding="utf-8")))
-            except ValueError as error:
-                raise ValueError(f"export.gguf  {error}") from None
+        if self.export.gguf != "off":
+            self._check_gguf(init if self.pretrain.init else None)
         return self
+
+    def _check_gguf(self, init: Path | None) -> None:
+        from pipeline.release.gguf_export import check_scaling, check_tokenizer
+
+        if self.tokenizer.existing:
+            check_tokenizer(json.loads(tokenizer_file(self.tokenizer.existing).read_text(encoding="utf-8")))
+        if init is None:
+            check_scaling(to_hf(self.pretrain.model)["rope_scaling"])
+        elif init.is_dir():
+            check_scaling(
+                to_hf(from_hf(json.loads((init / "config.json").read_text(encoding="utf-8"))))["rope_scaling"]
+            )
 
 
 STAGES = (

@@ -122,16 +122,21 @@ def _shape(writer: Any, config: dict[str, Any], gguf: Any, dtype: str) -> None:
         writer.add_expert_used_count(config["num_experts_per_tok"])
         writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
     scaling = config.get("rope_scaling")
+    check_scaling(scaling)
     if scaling:
-        odd = sorted(scaling.keys() - {"rope_type", "factor", "original_max_position_embeddings"})
-        if odd or scaling["rope_type"] != "yarn":
-            raise ValueError(
-                f"export.gguf: RoPE scaling {scaling['rope_type']} with {', '.join(odd) or 'these fields'} has no"
-                " checked GGUF form here; set export.gguf=off"
-            )
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(scaling["factor"])
         writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
+
+
+def check_scaling(scaling: dict[str, Any] | None) -> None:
+    """Raises ValueError for a ``rope_scaling`` of ``config.json`` whose GGUF form has not been checked."""
+    odd = sorted((scaling or {}).keys() - {"rope_type", "factor", "original_max_position_embeddings"})
+    if scaling and (odd or scaling["rope_type"] != "yarn"):
+        raise ValueError(
+            f"export.gguf: RoPE scaling {scaling['rope_type']} with {', '.join(odd) or 'factor'} has no checked GGUF"
+            " form here; set export.gguf=off"
+        )
 
 
 def check_tokenizer(spec: dict[str, Any]) -> str:
@@ -139,7 +144,7 @@ def check_tokenizer(spec: dict[str, Any]) -> str:
     pre = _PRE.get(split_pattern(spec) or "")
     if pre is None or spec["model"].get("type") != "BPE":
         raise ValueError(
-            "llama.cpp has no name for this tokenizer's split pattern and would tokenise differently; set"
+            "export.gguf: llama.cpp has no name for this tokenizer's split pattern and would tokenise differently; set"
             " export.gguf=off"
         )
     return pre
