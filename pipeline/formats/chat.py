@@ -20,9 +20,8 @@ ASKS = ("prompt", "instruction", "question", "query")
 ANSWERS = ("completion", "output", "response", "answer")
 SYSTEMS = ("system", "system_prompt", "system_message")
 TOOLS = ("tools", "functions")
-BESIDE = ("input", "context", "history", "reasoning_content", *SYSTEMS, *TOOLS, *SWITCHES, *KTO, "weights", "mask")
-"""What else a record of any form may hold and is understood."""
 CHAT_MARKS = frozenset(TURNS + ASKS + ANSWERS)
+_LEAD = frozenset((*SYSTEMS, *TOOLS))
 _SWITCHES = {*SWITCHES, *KTO, "weights", "mask"}
 
 
@@ -66,17 +65,20 @@ def turns_field(record: dict[str, Any]) -> str | None:
     return next((name for name in TURNS if isinstance(parse_if_json(record.get(name)), list)), None)
 
 
-def lead(record: dict[str, Any], ignored: Collection[str] = ()) -> tuple[Any, Any, set[str]]:
+def lead(record: dict[str, Any], ignored: Collection[str] = ()) -> tuple[Any, Any, frozenset[str]]:
     """System prompt and tools of a record, and the names they have there. Raises BadRecord(two_values)."""
     found = []
     for names in (SYSTEMS, TOOLS):
+        if not any(n in record for n in names):
+            found.append(None)
+            continue
         values = [
             record[n] for n in names if n not in ignored and parse_if_json(record.get(n)) not in (None, "", [], {})
         ]
         if any(parse_if_json(value) != parse_if_json(values[0]) for value in values):
             raise BadRecord("two_values", f"more than one of {', '.join(names)}, saying different things")
         found.append(values[0] if values else None)
-    return found[0], found[1], {*SYSTEMS, *TOOLS}
+    return found[0], found[1], _LEAD
 
 
 def _answer_turns(record: dict[str, Any], answer: Any, ignored: Collection[str]) -> list[Any]:

@@ -9,6 +9,7 @@ out.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from pipeline.formats.bad import BadRecord
@@ -52,6 +53,8 @@ SWITCHES = ("weight", "train", "training", "loss", "loss_mask", "trainable")
 """What a turn, or a list beside the turns, is told by to be learnt or not (OpenAI, mistral-finetune, axolotl,
 ms-swift, verl)."""
 
+_ANY_SWITCH = frozenset((*SWITCHES, "weights", "mask"))
+
 KTO = ("label", "kto_tag")
 """Whether an answer is a good one (TRL, LLaMA-Factory)."""
 
@@ -60,7 +63,7 @@ _MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 
 def refuse_unused(
     fields: Mapping[str, Any],
-    used: Collection[str],
+    used: AbstractSet[str],
     said: str,
     *,
     ignored: Collection[str] = (),
@@ -70,10 +73,12 @@ def refuse_unused(
 
     ``said`` is all text that is used, ``also`` what else is metadata here.
     """
+    if fields.keys() <= used:
+        return
     for name, value in fields.items():
-        plain = str(name).lower()
         if name in used or name in ignored or value is None:
             continue
+        plain = str(name).lower()
         if plain in _MEDIA and value:
             raise BadRecord("not_text", f"{name}: only text can be learnt from")
         if plain in METADATA or plain in also:
@@ -114,6 +119,8 @@ def is_given(value: Any) -> bool:
 def learnt(turn: Mapping[str, Any], role: str, ignored: Collection[str] = ()) -> bool:
     """Whether a turn is one to learn: the assistant's, unless a switch says no. Raises BadRecord(turn_weight) for what
     is neither yes nor no."""
+    if _ANY_SWITCH.isdisjoint(turn):
+        return role == "assistant"
     wanted = {name: switch(turn[name], name) for name in SWITCHES if is_given(turn.get(name)) and name not in ignored}
     if len(set(wanted.values())) > 1:
         raise BadRecord("turn_weight", f"{' and '.join(wanted)} contradict each other")
@@ -138,6 +145,8 @@ def switch(value: Any, name: str) -> bool:
 
 def turn_switches(record: Mapping[str, Any], turns: int, ignored: Collection[str] = ()) -> list[bool] | None:
     """The switches of a record as one for each of its turns, or None. Raises BadRecord(turn_weight)."""
+    if _ANY_SWITCH.isdisjoint(record):
+        return None
     for name in (*SWITCHES, "weights"):
         value = record.get(name)
         if not is_given(value) or name in ignored or (name == "loss" and isinstance(value, float)):  # a measured one

@@ -40,6 +40,7 @@ ROLES = {
 }
 _ROLE, _CONTENT = ("role", "from"), ("content", "value")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
+_ASSISTANTS = frozenset((*_REASONING, "tool_calls", "function_call"))
 _TURN_FIELDS = {*_ROLE, *_CONTENT, *_REASONING, *SWITCHES, "tools", "functions", "tool_calls", "function_call"}
 
 
@@ -135,13 +136,17 @@ def _one(turn: dict[str, Any], names: tuple[str, ...]) -> Any:
 
 
 def _refuse_assistants(turn: dict[str, Any], role: str) -> None:
-    for name in (*_REASONING, "tool_calls", "function_call"):
+    if _ASSISTANTS.isdisjoint(turn):
+        return
+    for name in sorted(_ASSISTANTS):
         if parse_if_json(turn.get(name)) not in (None, "", [], {}):
             raise BadRecord("unused_field", f"{name} in a turn of role {role}: only the assistant's can have it")
 
 
 def _assistant(content: str, turn: dict[str, Any]) -> str:
     """The assistant's content with its reasoning before and its tool calls after it."""
+    if _ASSISTANTS.isdisjoint(turn):
+        return content
     calls = calls_of(turn.get("tool_calls"))
     legacy = calls_of(turn.get("function_call"))
     if calls and legacy and calls != legacy:
