@@ -129,7 +129,7 @@ def test_hermes_records_list_their_tools_once():
     assert as_chat(record)["messages"][0]["content"] == system["value"]
 
 
-@pytest.mark.parametrize("field", ["weight", "train", "training", "loss", "loss_mask", "trainable"])
+@pytest.mark.parametrize("field", ["weight", "train", "training", "loss", "loss_mask", "trainable", "learn"])
 @pytest.mark.parametrize("no", [0, 0.0, False, "false"])
 def test_a_turn_that_is_not_to_be_learnt_is_context(field, no):
     turns = [user("q"), {**assistant("bad"), field: no}, user("r"), {**assistant("good"), field: True}]
@@ -156,6 +156,7 @@ def test_a_turn_that_is_not_to_be_learnt_is_context(field, no):
         ({"id": 3, "source": "a b", "score": 0.5, "Category": "x y", "seen": True, "path": "a/b c"}, QA),
         ({"note": "q", "hash": "0f", "url2": "http://x/y", "other": {"n": [1, None, "word"]}}, QA),
         ({"label": True}, QA),
+        ({"mask": "User"}, QA),
         ({"weight": 1}, QA),
     ],
 )
@@ -178,6 +179,8 @@ def test_what_an_answer_depends_on_is_part_of_the_prompt_and_metadata_is_not(cha
         ({"label": 0}, "disliked_answer"),
         ({"weight": 0}, "not_to_learn"),
         ({"weight": 0.5}, "turn_weight"),
+        ({"mask": "Assistant"}, "turn_weight"),
+        ({"loss_scale": 0.1}, "turn_weight"),
         ({"loss_mask": [1]}, "turn_weight"),
         ({"context": ["A boat."]}, "wrong_type"),
         ({"question": "\n\nHuman: q\n\nAssistant: Well,"}, "begun_answer"),
@@ -200,6 +203,8 @@ def test_what_is_neither_used_nor_metadata_is_refused_by_name(change, reason):
         ({**assistant("a"), "weight": 0.5}, "turn_weight"),
         ({**assistant("a"), "weight": 1, "train": False}, "turn_weight"),
         ({**user("a"), "train": True}, "turn_weight"),
+        ({**assistant("a"), "mask": 1}, "turn_weight"),
+        ({**assistant("a"), "train_detail": [{"begin_offset": 0, "end_offset": 1, "train": False}]}, "turn_weight"),
         ({**assistant("a"), "weight": 0}, "not_to_learn"),
         ({**assistant("a"), "refusal": "I cannot say that."}, "unused_field"),
         ({**user("a"), "tool_calls": [{"name": "f", "arguments": {}}]}, "unused_field"),

@@ -51,7 +51,7 @@ def as_chat(record: Any, ignored: Collection[str] = ()) -> dict[str, list[Messag
             raise BadRecord("unknown_form", "fields " + ", ".join(sorted(map(str, record))[:8]))
         before, also = prompt_turns(record, ignored)
         given = before + _answer_turns(record, answer, ignored)
-        used = used | also | {ask, answered, "reasoning_content"}
+        used = used | also | {ask, answered, *(() if isinstance(answer, list) else ("reasoning_content",))}
     switches = turn_switches(record, len(given), ignored)
     messages = fold(given, system=system, tools=tools, switches=switches, ignored=ignored)
     said = "\n".join(m["content"] for m in messages)

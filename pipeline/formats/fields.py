@@ -49,11 +49,14 @@ BESIDE_TURNS = frozenset({"title", "summary", "description"})
 BESIDE_PAIRS = frozenset({"rationale", "critique", "feedback", "judge", "judgement", "judgment", "reason"})
 """Names that say why one answer of a pair was preferred, but may be part of an answer elsewhere."""
 
-SWITCHES = ("weight", "train", "training", "loss", "loss_mask", "trainable")
+SWITCHES = ("weight", "train", "training", "loss", "loss_mask", "trainable", "learn")
 """What a turn, or a list beside the turns, is told by to be learnt or not (OpenAI, mistral-finetune, axolotl,
 ms-swift, verl)."""
 
-_ANY_SWITCH = frozenset((*SWITCHES, "weights", "mask"))
+_UNCLEAR = ("mask", "masked", "is_masked", "loss_scale", "loss_weight", "train_detail", "training_detail")
+"""What also decides what is learnt, but is not a plain yes or no, or not clear which of both."""
+
+_ANY_SWITCH = frozenset((*SWITCHES, *_UNCLEAR, "weights"))
 
 KTO = ("label", "kto_tag")
 """Whether an answer is a good one (TRL, LLaMA-Factory)."""
@@ -121,6 +124,7 @@ def learnt(turn: Mapping[str, Any], role: str, ignored: Collection[str] = ()) ->
     is neither yes nor no."""
     if _ANY_SWITCH.isdisjoint(turn):
         return role == "assistant"
+    _refuse_unclear(turn, ignored)
     wanted = {name: switch(turn[name], name) for name in SWITCHES if is_given(turn.get(name)) and name not in ignored}
     if len(set(wanted.values())) > 1:
         raise BadRecord("turn_weight", f"{' and '.join(wanted)} contradict each other")
@@ -157,9 +161,17 @@ def turn_switches(record: Mapping[str, Any], turns: int, ignored: Collection[str
             return [switch(one, name) for one in value]
         if not switch(value, name):
             raise BadRecord("not_to_learn", f"{name} = {value}: the whole record is marked as not to be learnt")
-    if isinstance(record.get("mask"), str) and record["mask"].strip().lower() not in ("user", "human"):
-        raise BadRecord("turn_weight", f"mask = {record['mask']!r}: only the user's turns can be masked")
+    if str(record.get("mask")).strip().lower() not in ("user", "human"):  # NeMo: whose turns are masked
+        _refuse_unclear(record, ignored)
     return None
+
+
+def _refuse_unclear(fields: Mapping[str, Any], ignored: Collection[str]) -> None:
+    for name in _UNCLEAR:
+        if is_given(fields.get(name)) and fields[name] != [] and name not in ignored:
+            raise BadRecord(
+                "turn_weight", f"{name} = {str(fields[name])[:60]} is not understood; say weight 0 or 1 in each turn"
+            )
 
 
 def refuse_disliked(record: Mapping[str, Any], ignored: Collection[str] = ()) -> None:
