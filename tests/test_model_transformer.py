@@ -164,6 +164,10 @@ def test_a_scaling_of_positions_computes_what_transformers_computes_and_is_saved
         ("rope_scaling", {"rope_type": "yarn", "factor": 1.0, "attention_factor": 1.5}),
         ("rope_scaling", {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}),
         ("head_dim", None),
+        ("hidden_size", "64"),
+        ("rope_scaling", {"rope_type": "yarn", "factor": "4"}),
+        ("rope_scaling", "yarn"),
+        ("model_type", "gpt2"),
     ],
 )
 def test_what_an_imported_config_asks_for_and_is_not_computed_is_named(field: str, value) -> None:

@@ -33,7 +33,12 @@ _ROPE_FIELDS = {
     "yarn": {"factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"},
 }
 _ROPE_COMMON = {"rope_type", "type", "rope_theta", "original_max_position_embeddings", "partial_rotary_factor"}
+_ROPE_WORDS = {"rope_type", "type", "truncate", "short_factor", "long_factor"}
 _SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+_NUMBERS = (
+    *_SIZES, "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta", "num_experts",
+    "num_local_experts", "num_experts_per_tok", "moe_intermediate_size", "router_aux_loss_coef",
+)  # fmt: skip
 _NO_SAFE_DEFAULT = {
     "llama": (),
     "qwen3": ("num_key_value_heads", "head_dim"),
@@ -109,7 +114,7 @@ def _rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
 
 def from_hf(values: dict[str, Any], where: str = "config.json") -> ModelConfig:
     """The ModelConfig of a ``config.json``. Raises ValueError naming what this decoder cannot compute."""
-    kind = values.get("model_type")
+    kind = values.get("model_type") if isinstance(values, dict) else None
     if kind not in ARCHITECTURES.values():
         raise ValueError(
             f"{where}: model_type {kind!r} is not supported; supported are {', '.join(ARCHITECTURES.values())}"
@@ -153,16 +158,26 @@ def _refuse(values: dict[str, Any], kind: str, where: str) -> None:
     if kind == "qwen3_moe" and not (values.get("num_experts") or values.get("num_local_experts")):
         missing.append("num_experts")
     wrong += [f"{', '.join(missing)} missing"] if missing else []
+    wrong += [f"{name} = {values[name]!r} is not a number" for name in _NUMBERS if not _is_number(values.get(name))]
     if wrong:
         raise ValueError(f"{where}: {'; '.join(wrong)}")
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
 def _rope(values: dict[str, Any], where: str) -> dict[str, Any]:
     """The fields ``rope_*`` of a ModelConfig. Raises ValueError naming what is not computed here."""
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     other = values.get("rope_scaling") or rope
+    if not isinstance(rope, dict) or not isinstance(other, dict):
+        raise ValueError(f"{where}: RoPE scaling is not an object")
     if {**rope, "rope_theta": None} != {**other, "rope_theta": None}:
         raise ValueError(f"{where}: rope_parameters and rope_scaling say different things")
+    wrong = [name for name, value in rope.items() if name not in _ROPE_WORDS and not _is_number(value)]
+    if wrong:
+        raise ValueError(f"{where}: RoPE scaling: {', '.join(wrong)} must be a number")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in _ROPE_FIELDS:
         raise ValueError(
