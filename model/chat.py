@@ -14,7 +14,8 @@ import torch
 
 from model.generation.generate import Sampling, stream
 from model.network.transformer import Transformer
-from model.tokens.chat import ChatTokenizer, Message
+from model.tokens.chat import ChatTokenizer
+from model.tokens.template import Message, fit_history
 
 
 class Chat:
@@ -58,14 +59,12 @@ class Chat:
                 yield piece
 
     def _prompt(self, messages: list[Message]) -> list[int]:
-        window = self.model.config.max_seq_len
-        while True:
-            ids = self.tokenizer.prompt(messages)
-            if len(ids) < window:
-                return ids
-            if len(messages) < 3:
-                raise ValueError(f"the message is {len(ids)} tokens long; this model reads at most {window - 1}")
-            messages = messages[2:]
+        """Ids of what fits of the conversation; it begins at a question, see :func:`fit_history`."""
+        room = self.model.config.max_seq_len - 1 - len(self.tokenizer.prompt([]))
+        fitting = fit_history(messages, self.tokenizer.sizes(messages), room)
+        if fitting is None:
+            raise ValueError(f"the message is too long; this model reads at most {room} tokens, system prompt included")
+        return self.tokenizer.prompt(fitting[0])
 
 
 def generation_defaults(directory: str | Path) -> dict[str, float]:

@@ -9,7 +9,6 @@ rotary attention sees differences only.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.network.moe import MoE
+from model.network.rope import rope_tables, rotate
 from model.specs.shape import ModelConfig
 
 
@@ -294,41 +294,6 @@ def flex_mask(doc: Tensor) -> Any:
         return (q >= k) & (doc[b, q] == doc[b, k])
 
     return create_block_mask(see, doc.shape[0], None, doc.shape[1], doc.shape[1], device=doc.device)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding (Su et al. 2021) in the half-split form of Hugging Face: x [b, heads, T, head]."""
-    a, b = x.chunk(2, -1)
-    return x * cos + torch.cat((-b, a), -1) * sin
-
-
-def rope_tables(
-    config: ModelConfig, size: int, device: torch.device | str, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [size, head]; with YaRN's blended frequencies and temperature when ``rope_factor`` > 1."""
-    head, base = config.head_size, config.rope_theta
-    exponent = torch.arange(0, head, 2, dtype=torch.float32, device=device) / head
-    inverse, scale = 1.0 / base**exponent, 1.0
-    if config.rope_factor > 1:
-        inverse = _yarn(inverse, config)
-        scale = 0.1 * math.log(config.rope_factor) + 1.0
-    angle = torch.outer(torch.arange(size, dtype=torch.float32, device=device), inverse)
-    angle = torch.cat((angle, angle), -1)
-    return (angle.cos() * scale).to(dtype), (angle.sin() * scale).to(dtype)
-
-
-def _yarn(inverse: Tensor, config: ModelConfig, fast: float = 32.0, slow: float = 1.0) -> Tensor:
-    """YaRN's frequencies: those that turn more than ``fast`` times in the original length stay, those under ``slow``
-    are stretched."""
-    head, base, length = config.head_size, config.rope_theta, config.rope_original_len
-
-    def dimension(turns: float) -> float:
-        return head * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(base))
-
-    low, high = max(math.floor(dimension(fast)), 0), min(math.ceil(dimension(slow)), head - 1)
-    ramp = (torch.arange(head // 2, dtype=torch.float32, device=inverse.device) - low) / max(high - low, 0.001)
-    stretched = ramp.clamp(0, 1)
-    return inverse / config.rope_factor * stretched + inverse * (1 - stretched)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from model.network.hf_config import check_weights
 from model.specs.sft import DistillConfig
 from model.specs.shape import ModelConfig
 from model.specs.train import OptimConfig
@@ -135,18 +136,22 @@ class PretrainSection(TrainSection):
 
 
 def check_model(name: str) -> None:
-    """Raises ValueError when there is no model directory and no weights file of this name."""
+    """Raises ValueError when there is no model directory and no weights file of this name, or one of a model that
+    cannot be computed here."""
     path = Path(name).expanduser()
     if not path.is_file() and not (path / "config.json").is_file():
         raise ValueError(
             f"{path}: no such file, and no folder with a config.json; name a model directory or a MiniMind .pth"
         )
+    check_weights(path)
 
 
 def content_digest(path: Path) -> str:
     """sha256 over the weights file, or over config and weights of a model directory; read again only when a file
     changed."""
     files = [path] if path.is_file() else [path / "config.json", *sorted(path.glob("*.safetensors"))]
+    beside = path.with_suffix(".json")
+    files += [beside] if path.is_file() and beside.is_file() else []  # says how many experts a token goes to
     return _digest_of(tuple((str(file), state_of(file)) for file in files))
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
+from model.network.hf_config import from_hf, to_hf
+from model.tokens.imported import check_template
 from model.tokens.vocabulary import check_tokens
 from pipeline.config.base import Section
 from pipeline.config.cleaning import CleanSection, DecontaminateSection, DedupSection, LanguageSection
@@ -67,6 +69,29 @@ class Config(Section):
             check_tokens(Path(teacher).expanduser() / "tokenizer.json", tokenizer_file(own.existing), "the teacher")
         return self
 
+    @model_validator(mode="after")
+    def _what_is_imported_can_be_exported(self) -> Config:
+        """Raises ValueError for a chat template of the initial model, or a tokenizer for GGUF, that would be refused or
+        lost at the end."""
+        init = Path(self.pretrain.init).expanduser()
+        if self.pretrain.init and init.is_dir() and self.tokenizer.template == "same":
+            check_template(init, f"pretrain.init  {init}")
+        if self.export.gguf != "off":
+            self._check_gguf(init if self.pretrain.init else None)
+        return self
+
+    def _check_gguf(self, init: Path | None) -> None:
+        from pipeline.release.gguf_export import check_scaling, check_tokenizer
+
+        if self.tokenizer.existing:
+            check_tokenizer(json.loads(tokenizer_file(self.tokenizer.existing).read_text(encoding="utf-8")))
+        if init is None:
+            check_scaling(to_hf(self.pretrain.model)["rope_scaling"])
+        elif init.is_dir():
+            check_scaling(
+                to_hf(from_hf(json.loads((init / "config.json").read_text(encoding="utf-8"))))["rope_scaling"]
+            )
+
 
 def presets() -> list[str]:
     """Names of the presets that come with the project."""
@@ -102,7 +127,7 @@ def _read(preset: str) -> dict[str, Any]:
             ]
         )
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}  not valid TOML: {error}"]) from None
     values.pop("about", None)
