@@ -33,7 +33,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Ask every model the same questions and write report.html and report.md."""
     from pipeline.data.jsonl import read_jsonl
-    from pipeline.evaluation.exams import write_exams
+    from pipeline.evaluation.selection import taken, write_exams
     from pipeline.pages.report import write_report
 
     models = {
@@ -46,6 +46,17 @@ def evaluate(
     counts = write_exams(
         cfg, exams.sources, out / "_run" / "exams", asked, [data.path / "contamination.jsonl" for data in learnt]
     )
+    gone = taken({data.stage: data.path for data in learnt})
+    for name, row in gone.items():
+        report.note(
+            f"evaluate: {row['taken']:,} of {row['of']:,} records of {name} hold questions of exams"
+            f" ({', '.join(row['sets']) or 'each of several'}) and were not trained on (decontaminate.action)"
+        )
+    if counts["skipped"] or counts["left"]:
+        report.note(
+            f"evaluate: {counts['skipped']:,} records of evaluate.sources are no exam items (skipped.jsonl);"
+            f" {counts['left']:,} files of examples were not asked"
+        )
     settings = cfg.model_dump(include={"max_new_tokens", "batch", "bits_tokens", "seq_len", "seed"})
     scores = launch(
         "model.score",
@@ -71,4 +82,12 @@ def evaluate(
         facts={"questions": f"{counts['answers']:,}", "choices": f"{counts['choices']:,}"},
         curves={name: model.path / "_run" / "metrics.jsonl" for name, model in models.items()},
     )
-    return {f"exam_{name}": count for name, count in counts.items()} | scores
+    for name in models:
+        unread, cut = scores.get(f"{name}.too_long", 0), scores.get(f"{name}.cut_short", 0)
+        if unread or cut:
+            report.note(
+                f"evaluate: {unread:,.0f} items do not fit the window of {name} and were not asked;"
+                f" {cut:,.0f} answers were cut short by it"
+            )
+    lost = {f"exam_took_{name}": row["taken"] for name, row in gone.items()}
+    return {f"exam_{name}": count for name, count in counts.items()} | lost | scores
