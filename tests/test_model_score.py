@@ -238,7 +238,7 @@ def test_what_does_not_fit_the_window_is_left_out_and_counted(scored, tmp_path):
         ],
         "answers": [
             {**item, "question": long, "answer": "a", "keywords": []},
-            {**item, "question": "word " * 9, "answer": "a", "keywords": []},
+            {**item, "question": "word " * 18, "answer": "a", "keywords": []},
         ],
         "preferences": [
             {**item, "prompt": "p", "chosen": long, "rejected": "b"},
@@ -248,10 +248,12 @@ def test_what_does_not_fit_the_window_is_left_out_and_counted(scored, tmp_path):
     for name, rows in made.items():
         (tmp_path / "exams" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     spec = json.loads((scored / "spec.json").read_text()) | {"exams": str(tmp_path / "exams"), "tokens": None}
-    metrics = run({**spec, "out": str(tmp_path), "models": spec["models"][:1]})
+    settings = {**SETTINGS, "max_new_tokens": 120}
+    metrics = run({**spec, "out": str(tmp_path), "models": spec["models"][:1], "settings": settings})
     scores = json.loads((tmp_path / "scores.json").read_text())["base"]
     assert scores["too_long"] == {"choices": 3, "answers": 1, "preferences": 1}
     assert metrics["base.too_long"] == 5
+    assert scores["cut_short"] == metrics["base.cut_short"] == 1
     assert metrics["base.choices.n"] == 2 and scores["choices"]["all"]["right"] % 1 == 0.5  # equal ones count half
     assert metrics["base.preferences.n"] == metrics["base.answers_mine.n"] == 1
     assert {
@@ -264,6 +266,14 @@ def test_what_does_not_fit_the_window_is_left_out_and_counted(scored, tmp_path):
     assert [len(row["log_likelihood"]["base"]) for row in choices] == [0, 0, 0, 2, 2]
     progress = [json.loads(line) for line in (tmp_path / "_run" / "metrics.jsonl").read_text().splitlines()]
     assert progress[-1]["step"] == progress[-1]["total_steps"]
+
+
+def test_a_model_that_diverged_is_named(tmp_path):
+    broken = new_model()
+    broken.model.norm.weight.data[:] = math.nan
+    save_model(broken, tmp_path, tokenizer_dir())
+    with pytest.raises(ValueError, match="likelihoods are not finite"):
+        Scorer(str(tmp_path), "cpu", "fp32", 8, lambda n: None).likelihoods([("q", "a")])
 
 
 def test_a_number_counts_however_it_is_written():

@@ -33,6 +33,7 @@ class Scorer:
         self.model = Transformer.from_dir(
             directory, dtype=torch.bfloat16 if bf16 else torch.float32, device=self.device
         ).eval()
+        self.directory = directory
         self.window = self.model.config.max_seq_len
         self.batch, self.tick, self.cut_short = batch, tick, 0
 
@@ -73,7 +74,7 @@ class Scorer:
     @torch.no_grad()
     def log_probabilities(self, sequences: Sequence[Scored]) -> list[np.ndarray]:
         """Natural log-probabilities (float64) of each sequence's tokens from its start index on, given what precedes
-        them."""
+        them. Raises ValueError when one is not a number."""
         found: list[np.ndarray] = [np.zeros(0)] * len(sequences)
         order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i][0]), i))
         for rows in self._batches(order, sequences):
@@ -89,6 +90,10 @@ class Scorer:
                 logits = F.linear(states, self.model.head.to(states.dtype)).float()  # [targets, vocab]
                 target = torch.tensor(tokens[start:], device=self.device)
                 found[i] = -F.cross_entropy(logits, target, reduction="none").double().cpu().numpy()
+                if not np.isfinite(found[i]).all():
+                    raise ValueError(
+                        f"{self.directory}: likelihoods are not finite: the weights are damaged or diverged"
+                    )
             self.tick(len(rows))
         return found
 

@@ -88,10 +88,11 @@ def _truthful(fields: Fields) -> Item:
     targets = parsed(fields["mc1_targets"])
     if isinstance(targets, dict) and "choices" not in targets:
         targets = {"choices": list(targets), "labels": list(targets.values())}
-    if not isinstance(targets, dict) or list(targets.get("labels", ())).count(1) != 1:
+    labels = targets.get("labels") if isinstance(targets, dict) else None
+    if not isinstance(labels, list) or labels.count(1) != 1:
         raise NotAnItem("mc1_targets must name one choice as right")
     options, _ = choices_of(targets["choices"])
-    correct = list(targets["labels"]).index(1)
+    correct = labels.index(1)
     return {"form": "truthfulqa", "question": text(fields, "question"), "choices": options, "correct": correct}
 
 

@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypedDict
+from typing import Protocol, TypedDict
 
 from pipeline.evaluation.forms import KINDS, TRAINING, guarded_text, recognise
 from pipeline.evaluation.gold import Item, NotAnItem
@@ -29,15 +29,21 @@ _EXAMPLES, _ASKED = ("dev", "train", "auxiliary_train"), ("test", "val", "valid"
 class ExamFile(Protocol):
     """A file of a source."""
 
-    relpath: str
-    location: str
+    @property
+    def relpath(self) -> str: ...
+
+    @property
+    def location(self) -> str: ...
 
 
 class ExamSource(Protocol):
     """A source as far as exams need it."""
 
-    name: str
-    files: Sequence[Any]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def files(self) -> Sequence[ExamFile]: ...
 
 
 class Skipped(TypedDict):
@@ -96,7 +102,8 @@ def _read_file(exams: Exams, source: str, file: ExamFile, first: int | None, see
             found = list(recognise(record, f"{source}/{place['path']}:{line}", source))
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             why = str(error) if isinstance(error, NotAnItem) else f"{type(error).__name__}: {error}"
-            exams.skip({**place, "line": line, "why": why[:200]}, isinstance(error, NotAnItem) and error.whole)  # type: ignore[typeddict-item]
+            skipped: Skipped = {"source": source, "path": place["path"], "line": line, "why": why[:200]}
+            exams.skip(skipped, doubtful=isinstance(error, NotAnItem) and error.whole)
             continue
         for kind, item in found:
             if (item["set"], item["id"]) in seen:  # tables number their rows each for itself
@@ -105,7 +112,7 @@ def _read_file(exams: Exams, source: str, file: ExamFile, first: int | None, see
             exams.items[kind].append({**item, **place, "line": line})
 
 
-def _asked(files: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+def _asked(files: Sequence[ExamFile]) -> tuple[list[ExamFile], list[ExamFile]]:
     """The files to ask, and those that hold examples for them: dev beside test, train beside validation."""
     of = {file.relpath: _split(str(file.relpath)) for file in files}
     if not any(split == "asked" for split in of.values()):
