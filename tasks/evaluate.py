@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config.evaluation import EvaluateSection
 from pipeline.config.resources import Resources
@@ -11,6 +12,9 @@ from storage.store import Artifact
 from tasks.running.launch import launch
 from tasks.running.sources import SourceSet
 from tasks.running.stage import Report, stage
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.selection import Taken
 
 NAMES = {"pretrain": "base", "sft": "sft", "dpo": "dpo"}
 
@@ -47,16 +51,8 @@ def evaluate(
         cfg, exams.sources, out / "_run" / "exams", asked, [data.path / "contamination.jsonl" for data in learnt]
     )
     gone = taken({data.stage: data.path for data in learnt})
-    for name, row in gone.items():
-        report.note(
-            f"evaluate: {row['taken']:,} of {row['of']:,} records of {name} hold questions of exams"
-            f" ({', '.join(row['sets']) or 'each of several'}) and were not trained on (decontaminate.action)"
-        )
-    if counts["skipped"] or counts["left"]:
-        report.note(
-            f"evaluate: {counts['skipped']:,} records of evaluate.sources are no exam items (skipped.jsonl);"
-            f" {counts['left']:,} files of examples were not asked"
-        )
+    for line in [*_taken(gone), *_unread(counts)]:
+        report.note(f"evaluate: {line}")
     settings = cfg.model_dump(include={"max_new_tokens", "batch", "bits_tokens", "seq_len", "seed"})
     scores = launch(
         "model.score",
@@ -82,12 +78,33 @@ def evaluate(
         facts={"questions": f"{counts['answers']:,}", "choices": f"{counts['choices']:,}"},
         curves={name: model.path / "_run" / "metrics.jsonl" for name, model in models.items()},
     )
-    for name in models:
-        unread, cut = scores.get(f"{name}.too_long", 0), scores.get(f"{name}.cut_short", 0)
-        if unread or cut:
-            report.note(
-                f"evaluate: {unread:,.0f} items do not fit the window of {name} and were not asked;"
-                f" {cut:,.0f} answers were cut short by it"
-            )
+    for line in _windows(scores, models):
+        report.note(f"evaluate: {line}")
     lost = {f"exam_took_{name}": row["taken"] for name, row in gone.items()}
     return {f"exam_{name}": count for name, count in counts.items()} | lost | scores
+
+
+def _taken(gone: Mapping[str, Taken]) -> Iterator[str]:
+    """A line for each kind of training data that exams took records from."""
+    for name, row in gone.items():
+        yield (
+            f"{row['taken']:,} of {row['of']:,} records of {name} hold questions of exams ({', '.join(row['sets'])})"
+            " and were not trained on (decontaminate.action)"
+        )
+
+
+def _unread(counts: Mapping[str, int]) -> Iterator[str]:
+    """A line about records of exams that are no items, and about files that were left out."""
+    if counts["skipped"]:
+        yield f"{counts['skipped']:,} records of evaluate.sources are no exam items (_run/exams/skipped.jsonl)"
+    if counts["left"]:
+        yield f"{counts['left']:,} files of evaluate.sources hold few-shot or training examples and were not asked"
+
+
+def _windows(scores: Mapping[str, float], models: Iterable[str]) -> Iterator[str]:
+    """A line for each model whose window was too short for something."""
+    for name in models:
+        if unread := scores.get(f"{name}.too_long", 0):
+            yield f"{unread:,.0f} items do not fit the window of {name} and do not count"
+        if cut := scores.get(f"{name}.cut_short", 0):
+            yield f"{cut:,.0f} answers of {name} were cut short by its window"

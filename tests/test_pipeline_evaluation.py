@@ -99,7 +99,7 @@ def test_what_is_no_item_is_skipped_with_its_line(tmp_path):
 
 
 def test_a_sample_keeps_order_and_does_not_change():
-    items = [{"id": f"i{i}"} for i in range(50)]
+    items = [{"id": f"i{i}", "set": "long"} for i in range(50)]
     one = sample(items, 10, 0)
     assert one == sample(list(items), 10, 0)
     assert len(one) == 10
@@ -107,6 +107,10 @@ def test_a_sample_keeps_order_and_does_not_change():
     assert one != sample(items, 10, 1)
     assert set(map(str, sample(items, 5, 0))) < set(map(str, one))
     assert sample(items, 0, 0) == []
+    short = [{"id": f"s{i}", "set": "short"} for i in range(3)]
+    both = sample([*items, *short], 10, 0)
+    assert both[-3:] == short and both[:-3] == sample(items, 7, 0)
+    assert len(sample([*items, *short], 3, 0)) == 3
 
 
 def test_the_teaching_set_is_complete_and_asks_decontaminate_only_what_was_not_taught():

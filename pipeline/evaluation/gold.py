@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,8 @@ def parsed(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         for parse in (json.loads, ast.literal_eval):
             try:
-                return parse(value)
+                with warnings.catch_warnings(action="ignore"):  # of backslashes, which texts may hold
+                    return parse(value)
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 continue
     return value

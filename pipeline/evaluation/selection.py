@@ -124,10 +124,19 @@ def trained_items(chats: Iterable[Item], known: set[str]) -> Iterator[Item]:
 
 
 def sample(items: list[Item], count: int, seed: int) -> list[Item]:
-    """``count`` of the items (all, when there are no more), chosen by a hash of their ids, in their own order."""
+    """``count`` of the items (all, when there are no more), chosen by a hash of their ids, in their own order.
+
+    Every set gets the same share, or is asked whole where it is smaller: a short exam is not lost beside a long one.
+    """
 
     def place(item: Item) -> bytes:
         return hashlib.blake2b(f"{seed}/{item['id']}".encode(), digest_size=8).digest()
 
-    chosen = {item["id"] for item in sorted(items, key=place)[:count]}
-    return [item for item in items if item["id"] in chosen][:count]
+    sets: dict[str, list[Item]] = {}
+    for item in items:
+        sets.setdefault(item["set"], []).append(item)
+    chosen: set[int] = set()
+    for left, own in enumerate(sorted(sets.values(), key=len)):
+        share = (count - len(chosen)) // (len(sets) - left)
+        chosen |= {id(item) for item in sorted(own, key=place)[:share]}
+    return [item for item in items if id(item) in chosen]
