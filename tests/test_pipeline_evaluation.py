@@ -160,6 +160,12 @@ def test_examples_beside_what_is_asked_are_not_asked(tmp_path):
     exams = read_exams(resolve([str(tmp_path / "mine")], "exam"))
     assert [item["question"] for item in exams.items["choices"]] == ["the val one?"]
     assert exams.left == ["mine/dev/law_dev.csv"]
+    names = ("arc-test-00000-of-00001", "arc-train-00000-of-00001", "train_2500", "trains")
+    for name in names:
+        (tmp_path / "hub").mkdir(exist_ok=True)
+        (tmp_path / "hub" / f"{name}.jsonl").write_text(json.dumps({"question": name, "answer": "why"}) + "\n")
+    hub = read_exams(resolve([str(tmp_path / "hub")], "exam"))
+    assert [item["question"] for item in hub.items["answers"]] == [names[0], "trains"]
     alone = read_exams(resolve([str(tmp_path / "mine" / "dev")], "exam"))
     assert [item["question"] for item in alone.items["choices"]] == ["the dev one?"]
 

@@ -50,7 +50,7 @@ def test_each_forms_right_choice_is_found(row, correct):
 
 
 def test_what_a_question_is_about_is_kept():
-    for field in ("context", "passage", "article", "support"):
+    for field in ("context", "passage", "article", "support", "fact1"):
         assert one(Q | {field: "The sea.", "choices": FOUR, "correct": 0})[1]["context"] == "The sea."
         assert one(Q | {field: "The sea.", "answer": "cork"})[1]["context"] == "The sea."
     assert one({"ctx": "A man lifts", "activity_label": "Lifting", "endings": FOUR, "label": 0})[1]["question"] == (
@@ -89,6 +89,9 @@ def test_what_a_question_is_about_is_kept():
         (Q | {"choices": FOUR, "correct": 0, "image": {"bytes": ""}}, "image would change"),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "history": [["x", "y"]]}, "history would change"),
         ({"instruction": "i", "input": "", "output": "o"}, "sft.sources"),
+        ({"instruction": "i", "response": "o"}, "sft.sources"),
+        (Q | {"choices": FOUR, "correct": 0, "hint": "wood"}, "hint would change"),
+        (Q | {"context": [["title", ["text"]]], "answer": "x y"}, "no text in context"),
         ({"messages": [{"role": "user", "content": "q"}]}, "sft.sources"),
         ({"premise": "p", "hypothesis": "h", "label": 0}, "fields hypothesis, label, premise"),
     ],

@@ -121,14 +121,15 @@ def _asked(files: Sequence[ExamFile]) -> tuple[list[ExamFile], list[ExamFile]]:
 
 
 def _split(relpath: str) -> str | None:
-    """Whether a path says that it is a split to ask or one of examples: a folder's name, or the first or last word of
-    a file's."""
+    """Whether a path says that it is a split to ask or one of examples: by a folder's name, or the first or last word
+    of a file's, but for suffixes and numbers (``law_val.csv``, ``arc-test-00000-of-00001.parquet``)."""
     *folders, name = relpath.lower().split("/")
-    words = [word for word in re.split(r"[._-]", name) if word]
-    words = [word for word in words if word not in ("csv", "tsv", "json", "jsonl", "ndjson", "parquet", "gz", "zst")]
-    for name in [*reversed(folders), *words[:1], *words[-1:]]:
-        if name in _EXAMPLES or name in _ASKED:
-            return "examples" if name in _EXAMPLES else "asked"
+    words = [
+        word for word in re.split(r"[._-]", name.partition(".")[0]) if word and not word.isdigit() and word != "of"
+    ]
+    for part in [*reversed(folders), *words[:1], *words[-1:]]:
+        if part in _EXAMPLES or part in _ASKED:
+            return "examples" if part in _EXAMPLES else "asked"
     return None
 
 

@@ -27,10 +27,22 @@ TRAINING, HELDOUT = "training", "heldout"
 """Names of the teaching set's two sets: questions the sft stage trained on, and questions it never saw. Others go by
 their source's name."""
 
-_CONTEXT = ("context", "passage", "article", "support", "paragraph", "story", "background")
+_CONTEXT = ("context", "passage", "article", "support", "paragraph", "story", "background", "fact1")
 """Fields that hold what a question is about: put before it."""
 _UNUSED = (
-    *("system", "system_prompt", "history", "instruction", "input", "few_shot", "fewshot", "shots", "examples"),
+    *(
+        "system",
+        "system_prompt",
+        "history",
+        "instruction",
+        "input",
+        "few_shot",
+        "fewshot",
+        "shots",
+        "examples",
+        "hint",
+        "lecture",
+    ),
     *("tools", "functions", "table", "image", "images", "image_1", "audio", "video", "hypothesis"),
 )
 """Fields that change what is asked and that no form here uses."""
@@ -89,7 +101,7 @@ def _item(fields: Fields) -> tuple[str, Item]:
         if "chosen" in fields:
             raise NotAnItem("pairs of conversations are data for dpo.sources; an exam has prompt, chosen and rejected")
         raise NotAnItem("conversations are fine-tuning data: give them in sft.sources; an exam has question and answer")
-    if "instruction" in fields and "output" in fields and "question" not in fields:
+    if "instruction" in fields and not {"question", "prompt", "query", "problem"} & fields.keys():
         raise NotAnItem(
             "instruction and output are fine-tuning data: give them in sft.sources, or call them question and answer"
         )
