@@ -75,10 +75,8 @@ def _wrong_kind(source: str, path: str, head: list[tuple[int, Any]], kind: str) 
     """A line if all that is at the beginning of a file is of one other kind."""
     kinds = {_kind(record) for _, record in head}
     if len(kinds) == 1 and (other := kinds.pop()) not in (kind, None):
-        yield (
-            f"{source}: {path} holds {_CALLED[other]}, no {_CALLED[kind]}: give it in {_KNOBS[other]}"
-            f" instead of {_KNOBS[kind]}"
-        )
+        file = path if path == source else f"{source}: {path}"
+        yield f"{file} holds {_CALLED[other]}, not {_CALLED[kind]}: give it in {_KNOBS[other]}, not {_KNOBS[kind]}"
 
 
 def _unusable(source: str, heads: dict[str, list[tuple[int, Any]]], kind: str) -> Iterator[str]:
