@@ -103,14 +103,14 @@ def test_parameter_count_is_the_models() -> None:
         assert config.parameters() == sum(p.numel() for p in Transformer(config).parameters())
 
 
-def test_experts_get_gradients_and_balance_is_one_when_even() -> None:
+def test_experts_get_gradients_and_balance_is_their_number_a_token_when_even() -> None:
     model = make(KINDS["qwen3_moe"])
     with torch.no_grad():
         for block in model.model.layers:
             block.mlp.gate.weight.zero_()
     ids = torch.randint(1, 101, (2, 20), generator=torch.Generator().manual_seed(2))
     model(ids).logsumexp(-1).sum().backward()
-    assert model.balance().item() == pytest.approx(model.config.router_aux, rel=1e-4)
+    assert model.balance().item() == pytest.approx(model.config.router_aux * model.config.experts_per_token, rel=1e-4)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 

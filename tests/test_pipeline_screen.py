@@ -11,7 +11,7 @@ from pipeline.config.cleaning import DecontaminateSection
 from pipeline.data.jsonl import read_jsonl
 from pipeline.data.records import read_chats, read_preferences
 from pipeline.data.screen import screen
-from pipeline.evaluation.exams import overlaps
+from pipeline.evaluation.selection import overlaps
 from pipeline.sources import resolve
 
 ASKED = "Why does the sky look blue by day and red in the evening over the sea in the far west of the land?"

@@ -64,12 +64,18 @@ class Inputs:
 
 
 def given(config: Config) -> Inputs:
-    """Resolve everything a config names outside itself. Raises ConfigError with all problems at once."""
+    """Resolve everything a config names outside itself, and look whether it is what it is named for. Raises ConfigError
+    with all problems at once."""
+    from pipeline.running.peek import peek
+
     problems: list[str] = []
 
     def gather(field: str, kind: str, find: Callable[[], list[Source]]) -> SourceSet | None:
         try:
-            return SourceSet(kind, tuple(find()))
+            sources = find()
+            if kind in ("chat", "preference", "exam"):
+                problems.extend(f"{field}  {line}" for line in peek(sources, kind, config.evaluate.max_bad_records))
+            return SourceSet(kind, tuple(sources))
         except (ValueError, OSError) as error:
             problems.extend(f"{field}  {line}" for line in str(error).splitlines())
             return None
