@@ -86,7 +86,7 @@ def sha256_of(paths: list[Path]) -> dict[Path, str]:
             digests[path] = hashlib.file_digest(file, "sha256").hexdigest()
         if time.time_ns() - stat.st_mtime_ns > _RACY_NS:
             news[key] = [*stamp, digests[path]]
-    if news:
+    if news and cache_path.parent.is_dir():  # looking at sources leaves no folder behind
         _save(cache_path, news)
     return digests
 
