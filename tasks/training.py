@@ -9,7 +9,7 @@ from typing import Any
 
 from model.network.config import dump
 from pipeline.config.resources import Resources
-from pipeline.config.training import TrainSection
+from pipeline.config.training import DpoSection, SftSection, TrainSection
 from storage.store import Artifact
 from tasks.running.launch import launch
 from tasks.running.stage import Report
@@ -31,12 +31,15 @@ def train(
 
 
 def encode_records(
-    encode: Encode, records: Artifact, cfg: TrainSection, model: Path, out: Path, report: Report
+    encode: Encode, records: Artifact, cfg: SftSection | DpoSection, model: Path, out: Path, report: Report
 ) -> dict[str, Any]:
-    """Encode a stage's records into ``out/_run/data`` with the tokenizer of ``model``; returns counts."""
+    """Encode a stage's records into ``out/_run/data`` with the tokenizer of ``model``; returns counts.
+
+    Raises ValueError when more of them are unusable than ``cfg.max_dropped`` allows.
+    """
     from pipeline.data.jsonl import read_jsonl
 
-    return encode(
+    counts = encode(
         read_jsonl(records.path / "records.jsonl"),
         model,
         out / "_run" / "data",
@@ -44,3 +47,12 @@ def encode_records(
         seed=cfg.seed,
         progress=report,
     )
+    name, dropped, seen = type(cfg).OBJECTIVE, counts.get("dropped", 0), counts.get("records", 0)
+    if dropped > cfg.max_dropped * seen:
+        reasons = ", ".join(f"{key.removeprefix('dropped_')} {n}" for key, n in counts.items() if "dropped_" in key)
+        raise ValueError(
+            f"{name}: {dropped} of {seen} records cannot be trained on: {reasons}; examples with file and line are in"
+            f" {out / '_run' / 'data' / 'dropped.jsonl'}. {name}.max_dropped = {cfg.max_dropped} is the share that is"
+            f" tolerated: raise {name}.seq_len (now {cfg.seq_len}) if they are too long, mend the data, or raise it"
+        )
+    return counts
