@@ -1,7 +1,7 @@
 """What a run would do, without doing it: hit or miss for every stage, and why (design §4.8).
 
 A miss is explained by the nearest earlier artifact of the same stage: the config field, the code file, the library
-or the input that differs, and what building it cost then.
+or the input that differs. How long it should take is told by the one with the most similar work (cost.py).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tasks.running.cost import Facts, expected
 from tasks.running.run import Run
 from tasks.running.stage import Stage, key_of
 
@@ -43,8 +44,12 @@ class PlanRun(Run):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.planned = []
+        self.facts = Facts()
 
     def call(self, stage: Stage, cfg: Any, inputs: dict[str, Any]) -> Planned:
+        self.facts.sections[stage.name] = cfg.identity()
+        if outside := [value.describe() for value in inputs.values() if hasattr(value, "describe")]:
+            self.facts.sources.setdefault(stage.name, outside[0])
         plan = self._look(stage, cfg, inputs)
         self.planned.append(plan)
         self.after(stage.name)
@@ -56,8 +61,8 @@ class PlanRun(Run):
         earlier = list(self.store.records(stage.name))
         unknown = [name for name, value in inputs.items() if value.digest is None]
         if unknown:
-            cost = earlier[-1]["seconds"] if earlier else None
-            return Planned(stage.name, "depends", [f"on the bytes of {', '.join(unknown)}, made anew"], seconds=cost)
+            reasons = [f"on the bytes of {', '.join(unknown)}, made anew"]
+            return Planned(stage.name, "depends", reasons, seconds=self._cost(stage, earlier))
         identity = stage.identity(cfg, inputs)
         plan = Planned(
             stage.name,
@@ -69,7 +74,7 @@ class PlanRun(Run):
             base=stage.base_key(inputs),
         )
         if stage.name in self.refresh:
-            return replace(plan, reasons=["refresh asked for"], seconds=earlier[-1]["seconds"] if earlier else None)
+            return replace(plan, reasons=["refresh asked for"], seconds=self._cost(stage, earlier))
         look = self.store.examine(stage.name, plan.key)
         if look.artifact and look.record:
             return replace(
@@ -80,17 +85,20 @@ class PlanRun(Run):
                 seconds=look.record["seconds"],
                 path=look.artifact.path,
             )
-        reasons, cost = why(identity, earlier)
-        return replace(plan, reasons=[look.why] if look.why else reasons, seconds=cost)
+        reasons = [look.why] if look.why else why(identity, earlier)
+        return replace(plan, reasons=reasons, seconds=self._cost(stage, earlier))
+
+    def _cost(self, stage: Stage, earlier: list[dict[str, Any]]) -> float | None:
+        return expected(stage.name, self.facts, self.resources, earlier, self.store)
 
 
-def why(identity: dict[str, Any], earlier: list[dict[str, Any]]) -> tuple[list[str], float | None]:
-    """The differences to the nearest of the earlier artifacts, and what that one took to build (seconds)."""
+def why(identity: dict[str, Any], earlier: list[dict[str, Any]]) -> list[str]:
+    """The differences to the nearest of the earlier artifacts."""
     if not earlier:
-        return ["never built"], None
+        return ["never built"]
     nearest = min(reversed(earlier), key=lambda r: len(differences(r["identity"], identity)))
     found = differences(nearest["identity"], identity)
-    return found or [f"{nearest['stage']}/{nearest['key'][:12]} was removed or damaged"], nearest["seconds"]
+    return found or [f"{nearest['stage']}/{nearest['key'][:12]} was removed or damaged"]
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
