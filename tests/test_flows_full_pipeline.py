@@ -133,9 +133,11 @@ def test_a_failing_stage_is_readable_and_leaves_a_failed_run(home, tmp_path):
     (tmp_path / "bad.jsonl").write_text("{not json\n" * 50)
     failed = home("run", MICRO, f"ingest.sources={tmp_path}/bad.jsonl", code=1)
     assert "ingest.max_bad_share" in failed.stdout and "Traceback" not in failed.stdout + failed.stderr
+    assert "Change what the error names" in failed.stdout and "same command" not in failed.stdout
 
 
 def test_show_lineage_verify_and_chat(home, first):
+    assert first["by"]["export"]["digest"] in home("show", MICRO).stdout
     shown = home("show", "pretrain").stdout
     assert first["by"]["pretrain"]["digest"] in shown and "model.safetensors" in shown
     tree = home("lineage", f"dpo/{first['by']['dpo']['key'][:12]}").stdout
@@ -191,12 +193,12 @@ def test_kill_9_of_the_flow_leaves_no_process_and_resumes_to_the_same_weights(ho
 
 
 def test_every_readme_command_is_one_the_command_line_knows():
-    from flows.cli import _parser
+    import shlex
+
+    from flows.parser import parsed, parser
 
     lines = [line.split("#")[0].strip() for line in (ROOT / "README.md").read_text().splitlines()]
     commands = [line for line in lines if line.startswith("pipeline ")]
     assert len(commands) >= 8
-    import shlex
-
     for line in commands:
-        _parser().parse_args(shlex.split(line)[1:])
+        parsed(parser(), shlex.split(line)[1:])
