@@ -252,5 +252,16 @@ def answers(url: str) -> bool:
         return False
 
 
+def ask(api: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    """What Prefect's API answers at ``path`` (a filter without conditions when there is no body). Raises
+    ServiceError."""
+    data = json.dumps(body or {}).encode()
+    try:
+        with opened(urllib.request.Request(f"{api}/{path}", data, {"Content-Type": "application/json"}), 30) as answer:
+            return json.load(answer)
+    except (OSError, ValueError) as error:
+        raise ServiceError(f"the Prefect server at {api} refused {path}: {error}") from error
+
+
 def last_lines(log: Path, count: int = 15) -> str:
     return "\n".join(log.read_text("utf-8", "replace").splitlines()[-count:]) if log.exists() else "(no log)"

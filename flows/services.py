@@ -9,14 +9,12 @@ else runs that service: it is checked and used, never started or stopped.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +23,13 @@ from flows.processes import (
     ServiceError,
     alive,
     answers,
+    ask,
     end,
     ensure,
     entries,
     forget,
     last_lines,
     locked,
-    opened,
     ours,
 )
 from storage.places import ROOT
@@ -264,14 +262,3 @@ def _wait_for_worker(home: Path, api: str, pool: str) -> None:
 
 def _has_gpu() -> bool:
     return bool(list(Path("/dev").glob("nvidia[0-9]*"))) or Path("/dev/dxg").exists()
-
-
-def ask(api: str, path: str, body: dict[str, Any] | None = None) -> Any:
-    """What Prefect's API answers at ``path`` (a filter without conditions when there is no body). Raises
-    ServiceError."""
-    data = json.dumps(body or {}).encode()
-    try:
-        with opened(urllib.request.Request(f"{api}/{path}", data, {"Content-Type": "application/json"}), 30) as answer:
-            return json.load(answer)
-    except (OSError, ValueError) as error:
-        raise ServiceError(f"the Prefect server at {api} refused {path}: {error}") from error

@@ -9,9 +9,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from flows.processes import ServiceError
+from flows.processes import ServiceError, ask
 from flows.runs import ended
-from flows.services import ask
 from tasks.running.run import is_alive
 
 OPEN = ["RUNNING", "PENDING", "CANCELLING"]
