@@ -5,6 +5,7 @@ import os
 import signal
 import time
 
+import pytest
 from stage_helpers import built, states
 
 ALL = {"first": "ran", "second": "ran", "third": "ran"}
@@ -80,3 +81,21 @@ def test_refresh_with_the_same_bytes_stops_there_and_replaces_the_artifact(tmp_p
     assert states(player(place, refresh=["first"])) == {"first": "ran", "second": "cached", "third": "cached"}
     assert states(player(place, first={"word": "new"})) == ALL
     assert not list(place.glob("store/*/*.replaced-*"))
+
+
+def test_a_full_disk_is_told_before_the_work_with_place_and_need(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from pipeline.config.tree import load
+    from storage.store import Artifact
+    from tasks.running import room
+
+    (tmp_path / "manifest.json").write_text('{"a": {"bytes": 4000000}, "b": {"bytes": 6000000}}')
+    made = {"docs": Artifact("clean", "k", "d", tmp_path)}
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: SimpleNamespace(free=9_000_000))
+    with pytest.raises(OSError, match=rf"(?s)no room for dedup: it writes about 10 MB, and 9 MB are free.*{tmp_path}"):
+        room.check("dedup", tmp_path, load("tiny").dedup, made)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: SimpleNamespace(free=11_000_000))
+    room.check("dedup", tmp_path, load("tiny").dedup, made)
+    with pytest.raises(OSError, match="no room for sft: it writes about 80 MB"):
+        room.check("sft", tmp_path, load("tiny").sft, {"base": made["docs"]})

@@ -21,6 +21,7 @@ from storage.code import fingerprint
 from storage.digest import sha256_json
 from storage.places import ROOT
 from storage.store import Artifact, StoreError
+from tasks.running import room
 from tasks.running.run import Reached, Run, current
 
 PACKAGES = frozenset({"flows", "tasks", "pipeline", "model", "storage"})
@@ -280,6 +281,7 @@ class _Call:
             resources=self.run.resources.model_dump(),
             inputs=self.stage.given(self.inputs, with_path=True),
         )
+        room.check(name, partial, self.cfg, self.inputs)
         metrics = self.stage.fn(
             self.cfg,
             *self.inputs.values(),
