@@ -139,7 +139,8 @@ def test_a_run_ends_well_behind_a_proxy_with_an_ascii_pipe_that_nobody_reads(lab
     nobody = "http://127.0.0.1:9"
     env = lab.env | {"PYTHONIOENCODING": "ascii", "http_proxy": nobody, "HTTPS_PROXY": nobody}
     before = set((lab.path / "runs").glob("*"))
-    command = lab.command("run", MICRO, "--until", "clean", f"ingest.sources={lab.good}")
+    (lab.path / "own.jsonl").write_text(lab.good.read_text().replace("Document", "Own document"))
+    command = lab.command("run", MICRO, "--until", "clean", f"ingest.sources={lab.path}/own.jsonl")
     with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.readline().startswith(b"full-pipeline")
         process.stdout.close()
