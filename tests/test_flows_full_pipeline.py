@@ -14,7 +14,7 @@ import torch
 from conftest import MICRO, ROOT
 from safetensors.torch import load_file
 
-from pipeline.config.tree import STAGES
+from flows.dag import stage_names
 
 
 def states(result):
@@ -22,7 +22,7 @@ def states(result):
 
 
 def test_the_whole_dag_runs_and_says_what_it_did(first):
-    assert set(states(first)) == set(STAGES) and set(states(first).values()) == {"ran"}
+    assert set(states(first)) == set(stage_names()) and set(states(first).values()) == {"ran"}
     for stage in first["stages"]:
         assert (
             len(stage["digest"]) == 64
@@ -43,7 +43,7 @@ def test_a_second_run_is_all_cached_and_prefect_says_so(home, first):
     again = home.run()
     assert set(states(again).values()) == {"cached"}
     assert {s["name"]: s["digest"] for s in again["stages"]} == {s["name"]: s["digest"] for s in first["stages"]}
-    assert prefect_states(home, again["flow_run_id"]) == dict.fromkeys(STAGES, "Cached")
+    assert prefect_states(home, again["flow_run_id"]) == dict.fromkeys(stage_names(), "Cached")
 
 
 def prefect_states(home, flow_run_id):
@@ -56,7 +56,7 @@ def prefect_states(home, flow_run_id):
     for _ in range(40):
         runs = httpx.post(f"{api}/task_runs/filter", json=body, timeout=30).json()
         found = {r["name"].rsplit("-", 1)[0]: r["state"]["name"] for r in runs}
-        if len(found) == len(STAGES) and not set(found.values()) & {"Running", "Pending"}:
+        if len(found) == len(stage_names()) and not set(found.values()) & {"Running", "Pending"}:
             break
         time.sleep(0.5)
     return found
@@ -73,7 +73,7 @@ def test_one_changed_field_reruns_what_depends_on_its_bytes_only(home, first):
     ]
     assert plan["sft"]["reasons"] == ["sft.optim.lr: 0.001 → 0.002"]
     changed = home.run("sft.optim.lr=2e-3", "--until", "dpo")
-    assert states(changed) == {s: "cached" for s in STAGES[: STAGES.index("sft")]} | {"sft": "ran", "dpo": "ran"}
+    assert states(changed) == {s: "cached" for s in stage_names()[: stage_names().index("sft")]} | {"sft": "ran", "dpo": "ran"}
 
 
 def test_adapters_on_weights_as_they_are_learn_from_a_teacher_of_an_earlier_run(home, first):
@@ -133,9 +133,11 @@ def test_a_failing_stage_is_readable_and_leaves_a_failed_run(home, tmp_path):
     (tmp_path / "bad.jsonl").write_text("{not json\n" * 50)
     failed = home("run", MICRO, f"ingest.sources={tmp_path}/bad.jsonl", code=1)
     assert "ingest.max_bad_share" in failed.stdout and "Traceback" not in failed.stdout + failed.stderr
+    assert "Change what the error names" in failed.stdout and "same command" not in failed.stdout
 
 
 def test_show_lineage_verify_and_chat(home, first):
+    assert first["by"]["export"]["digest"] in home("show", MICRO).stdout
     shown = home("show", "pretrain").stdout
     assert first["by"]["pretrain"]["digest"] in shown and "model.safetensors" in shown
     tree = home("lineage", f"dpo/{first['by']['dpo']['key'][:12]}").stdout
@@ -191,12 +193,12 @@ def test_kill_9_of_the_flow_leaves_no_process_and_resumes_to_the_same_weights(ho
 
 
 def test_every_readme_command_is_one_the_command_line_knows():
-    from flows.cli import _parser
+    import shlex
+
+    from flows.parser import parsed, parser
 
     lines = [line.split("#")[0].strip() for line in (ROOT / "README.md").read_text().splitlines()]
     commands = [line for line in lines if line.startswith("pipeline ")]
     assert len(commands) >= 8
-    import shlex
-
     for line in commands:
-        _parser().parse_args(shlex.split(line)[1:])
+        parsed(parser(), shlex.split(line)[1:])

@@ -110,18 +110,24 @@ def test_what_cannot_be_generated_is_said(model):
 
 
 def test_chat_prints_the_answer_and_nothing_else():
-    done = subprocess.run(
-        [sys.executable, "-m", "model.chat", str(taught_dir()), "--prompt", "什么是词元？"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == FACTS["什么是词元？"] + "\n"
-    wrong = subprocess.run(
-        [sys.executable, "-m", "model.chat", "no-such-directory", "--prompt", "x"], capture_output=True, text=True
-    )
-    assert wrong.returncode == 2
-    assert wrong.stderr.startswith("chat: no-such-directory")
+    command = [sys.executable, "-m", "flows.cli", "chat"]
+    told = ["--prompt", "什么是词元？", "--temperature", "1", "--top-k", "1", "--top-p", "0.9"]
+    done = subprocess.run([*command, str(taught_dir()), *told], capture_output=True, text=True, check=True)
+    assert done.stdout == FACTS["什么是词元？"] + "\n" and str(taught_dir()) in done.stderr
+    for wrong in (
+        ["no-such-directory"],
+        [str(taught_dir()), "--top-k", "3"],
+        [str(taught_dir()), "--temperature", "-1"],
+    ):
+        refused = subprocess.run([*command, *wrong, "--prompt", "x"], capture_output=True, text=True)
+        assert refused.returncode == 2 and "error: " in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_a_conversation_has_commands_and_help(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/help\n/nonsense\n/quit\n"))
+    converse(Chat(taught_dir()))
+    said = capsys.readouterr()
+    assert said.err.count("/new   start over") == 2 and "/nonsense is no command" in said.err
 
 
 def test_the_conversation_streams_and_starts_over(monkeypatch, capsys):

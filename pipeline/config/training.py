@@ -53,6 +53,9 @@ LORA_HELP = (
 )
 
 
+DROPPED_HELP = "share of the records that may be unusable (too long for seq_len, no answer) before the stage fails"
+
+
 class PretrainSection(TrainSection):
     """Base model: next-token prediction over packed documents."""
 
@@ -213,6 +216,7 @@ class SftSection(TrainSection):
         default_factory=lambda: ["teaching"], description="chat data: source names, files, globs, directories"
     )
     epochs: float = Field(3.0, gt=0, description="passes over the conversations, when steps is 0")
+    max_dropped: float = where(0.5, ge=0, le=1, description=DROPPED_HELP)
     optim: OptimConfig = Field(
         default_factory=lambda: OptimConfig(lr=1e-3), description="optimizer, rates and schedule"
     )
@@ -250,6 +254,7 @@ class DpoSection(TrainSection):
     nll_weight: float = Field(
         0.1, ge=0, description="weight of the chosen answer's own cross-entropy; keeps it from becoming less likely"
     )
+    max_dropped: float = where(0.5, ge=0, le=1, description=DROPPED_HELP)
     optim: OptimConfig = Field(
         default_factory=lambda: OptimConfig(lr=1e-4), description="optimizer, rates and schedule"
     )
