@@ -11,6 +11,7 @@ import os
 import sys
 from typing import Any
 
+from model.running.devices import GPUS, Device
 from storage.store import StoreError, open_store
 
 EPILOG = """\
@@ -109,9 +110,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--gpus", type=int, default=8, help="GPUs in all, 8 to a node (default 8); with --gpu cpu, ranks")
     sub.add_argument(
         "--gpu",
-        choices=("h200", "h100", "a100", "4090", "cpu"),
+        choices=(*GPUS, "cpu"),
+        metavar="NAME",
         default="h200",
-        help="cpu: this machine's, its speed is measured",
+        help=f"{', '.join(GPUS)}, or cpu: this machine's, its speed is measured (default h200)",
     )
     sub.add_argument(
         "--utilisation",
@@ -253,7 +255,9 @@ def _config(args: argparse.Namespace) -> int:
 def _estimate(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from model.running.estimate import GPUS, Plan, describe, table, this_cpu
+    from model.running.estimate.engines import describe
+    from model.running.estimate.memory import Plan
+    from model.running.estimate.table import table
     from pipeline.config.tree import ConfigError, load
 
     try:
@@ -261,7 +265,7 @@ def _estimate(args: argparse.Namespace) -> int:
         section, on = config.pretrain, config.resources
         model = replace(section.model, vocab_size=section.model.vocab_size or config.tokenizer.vocab_size)
         tokens = args.tokens or float(section.steps * section.batch_tokens)
-        device = this_cpu(max(1, args.gpus), on.dtype) if args.gpu == "cpu" else GPUS[args.gpu]
+        device = _this_cpu(args.gpus, on.dtype) if args.gpu == "cpu" else GPUS[args.gpu]
         compiled = on.compile == "on" if device.cpu else on.compile != "off"
         plan = Plan(
             model,
@@ -283,6 +287,13 @@ def _estimate(args: argparse.Namespace) -> int:
         return fail(str(error))
     print(json.dumps(describe(plan), sort_keys=True) if args.json else table(plan))
     return 0
+
+
+def _this_cpu(ranks: int, dtype: str) -> Device:
+    """This machine's CPU, shared evenly by ``ranks``; its speed is measured, by torch."""
+    from model.running.machine import cpu_device
+
+    return cpu_device(max(1, ranks), dtype)
 
 
 def _presets(args: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from model.running.devices import visible_gpus
 from storage.digest import write_json
 from storage.places import ROOT
 from tasks.tracking.tracker import tracking_uri
@@ -77,7 +78,7 @@ def up(home: Path) -> None:
     ensure_mlflow(home, wait=False)
     api = ensure_prefect(home)
     _pools(api)
-    pools = [pool for pool in POOLS if pool == "cpu-pool" or _has_gpu()]
+    pools = [pool for pool in POOLS if pool == "cpu-pool" or visible_gpus()]
     for pool in pools:
         _ensure(home, f"worker {pool}", 0, lambda port, log, pool=pool: _worker(home, api, pool, log), wait=False)
     _deploy(api)
@@ -333,10 +334,6 @@ def _wait_for_worker(home: Path, api: str, pool: str) -> None:
                 f"the worker of {pool} did not come up; the end of {entry['log']}:\n{_last_lines(Path(entry['log']))}"
             )
         time.sleep(0.3)
-
-
-def _has_gpu() -> bool:
-    return bool(list(Path("/dev").glob("nvidia[0-9]*"))) or Path("/dev/dxg").exists()
 
 
 # -- files and sockets -----------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from model.generation.generate import generate
 from model.generation.judge import bootstrap_mean, groups, is_right, share
 from model.network.transformer import Transformer
+from model.running.files import write_json, write_text
 from model.tokens.chat import ChatTokenizer
 
 Item = dict[str, Any]
@@ -263,7 +264,7 @@ def run(spec: dict[str, Any]) -> dict[str, float]:
     scores = summarise(exams, found, spec.get("reference"), settings["seed"])
     _write_files(out, exams, found, scores)
     metrics = flat_metrics(scores)
-    _write_json(out / "_run" / "result.json", {**metrics, "seconds": time.monotonic() - begun})
+    write_json(out / "_run" / "result.json", {**metrics, "seconds": time.monotonic() - begun}, finite=True)
     return metrics
 
 
@@ -312,8 +313,8 @@ def _write_files(
     ]
     for name, rows in (("answers", answers), ("choices", choices), ("preferences", preferences)):
         lines = (json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
-        (out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    _write_json(out / "scores.json", scores)
+        write_text(out / f"{name}.jsonl", "".join(lines))
+    write_json(out / "scores.json", scores, finite=True)
 
 
 def _read(path: Path) -> list[Item]:
@@ -321,13 +322,6 @@ def _read(path: Path) -> list[Item]:
         return []
     with open(path, encoding="utf-8", newline="\n") as lines:  # strings may hold U+2028, which splitlines would cut at
         return [json.loads(line) for line in lines]
-
-
-def _write_json(path: Path, values: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        json.dumps(values, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
-    )
 
 
 def main() -> None:

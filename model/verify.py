@@ -20,6 +20,7 @@ import torch
 
 from model.generation.generate import generate
 from model.network.transformer import Transformer
+from model.running.files import write_json
 from model.tokens.chat import ChatTokenizer
 
 TOLERANCE = 2e-3
@@ -73,9 +74,7 @@ def run(spec: dict[str, Any]) -> str:
         wrong += ["logits"] if found["logit_difference"] > TOLERANCE else []
         largest = f"largest logit difference {found['logit_difference']:.2g} of their spread"
         problem = f"{spec['model']}: transformers differs in {', '.join(wrong)} ({largest})" if wrong else ""
-    path = Path(spec["out"]) / "_run" / "result.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(Path(spec["out"]) / "_run" / "result.json", result)
     return problem
 
 

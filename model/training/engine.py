@@ -100,13 +100,17 @@ class Engine(abc.ABC):
         flat = [t.view(-1) for t in out]
         spans = self.spans(group, self.rank)
         for chosen in slices(group["shapes"]):
-            done = orthogonalize(self.whole(group, tensors, chosen), self.rank, self.world)
+            done = self.orthogonal(self.whole(group, tensors, chosen))
             for s in spans:
                 if s.index in chosen:
                     flat[s.tensor][s.at : s.at + s.length] = done[s.index - chosen.start].reshape(-1)[
                         s.begin : s.begin + s.length
                     ]
         return out
+
+    def orthogonal(self, matrices: list[Tensor]) -> list[Tensor]:
+        """Muon's updates of whole matrices, in the compute type, each rank doing its share."""
+        return orthogonalize(matrices, self.objective.lm.compute_dtype, self.rank, self.world)
 
     def whole(self, group: dict[str, Any], tensors: list[Tensor], chosen: range) -> list[Tensor]:
         """Of tensors that lie like :meth:`local`, the parameters ``chosen`` in full shape, on this rank's device.
@@ -226,7 +230,7 @@ class Replicas(Engine):
     def updates(self, group: dict[str, Any], tensors: list[Tensor]) -> list[Tensor]:
         parts = tensors[0].split([n for _, n in in_a_row(group["shapes"])])
         matrices = [part.view(shape) for part, shape in zip(parts, group["shapes"], strict=True)]
-        return [torch.cat([t.reshape(-1) for t in orthogonalize(matrices, self.rank, self.world)])]
+        return [torch.cat([t.reshape(-1) for t in self.orthogonal(matrices)])]
 
     def clear(self) -> None:
         self.grad.zero_()
@@ -318,7 +322,7 @@ class Fsdp(Engine):
 
 
 def make_engine(objective: Objective, spec: TrainSpec, device: torch.device, rank: int, world: int) -> Engine:
-    """The engine that ``spec.how.engine`` names; one rank alone needs no sharing, except that DeepSpeed stays DeepSpeed."""
+    """The engine that ``spec.how.engine`` names; one rank alone needs no sharing, but DeepSpeed stays."""
     if spec.how.engine == "deepspeed":
         from model.training.engine_deepspeed import DeepSpeed
 
