@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tasks.running.events import StageInput
 from tasks.running.run import Run
 from tasks.running.stage import Stage, key_of
 
@@ -31,7 +32,7 @@ class Planned:
     seconds: float | None = None
     path: Path | None = None
     identity: dict[str, Any] | None = None
-    listed: list[dict[str, Any]] = field(default_factory=list)
+    listed: list[StageInput] = field(default_factory=list)
     base: str | None = None
 
     def result(self) -> Planned:

@@ -320,7 +320,7 @@ class _Call:
                 "inputs": self.stage.listed(self.inputs),
                 "resources": self.run.resources.model_dump(),
                 "metrics": metrics,
-                "sources": self.run.store.sources_of(self.stage.listed(self.inputs)),
+                "sources": self.run.store.sources_of([dict(entry) for entry in self.stage.listed(self.inputs)]),
                 "seconds": seconds,
                 "kind": self.stage.kind,
                 "base": self.stage.base_key(self.inputs),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mlflow.entities import LoggedModelOutput, Metric
 from mlflow.exceptions import MlflowException
@@ -140,9 +140,7 @@ class Models:
         trained = [version for stage, version in versions.items() if self.records[stage].get("kind") == "model"]
         wanted["champion"] = (trained or list(versions.values()))[-1]
         registered = self.connection.optional("aliases", lambda: client.get_registered_model(preset))
-        # MLflow gives the aliases no types
-        aliases: Any = registered.aliases if registered else {}  # pyright: ignore[reportUnknownMemberType]
-        current: dict[str, str | int] = aliases
+        current: dict[str, str | int] = cast(Any, registered).aliases if registered else {}  # MLflow says no types
         for alias, version in wanted.items():
             if str(current.get(alias)) != version:
                 self.connection.optional(
