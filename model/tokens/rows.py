@@ -132,7 +132,7 @@ class Windows:
 
 
 class Packed:
-    """Whole sequences packed into rows by first-fit decreasing; ``together`` sequences in a row stay in one row (2:
+    """Whole sequences packed into rows by best-fit decreasing; ``together`` sequences in a row stay in one row (2:
     pairs)."""
 
     def __init__(self, split: Split, seq_len: int, together: int = 1) -> None:

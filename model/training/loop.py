@@ -99,12 +99,15 @@ class Loop:
         rows = self.order(self.position, self.position + self.plan.rows(self.step))
         norm_by = float(self.data.train.units[rows].sum())
         if norm_by:
+            # forward and backward
             sums = self._gradient(rows, norm_by)
             limit = self.guard.limit()
+            # optimizer step
             gradient = self.engine.step(self.spec.optim.factor(self.step, self.plan.steps), limit)
             self.guard.saw(gradient, limit)
         else:  # a batch of conversations that were all cut before the first answer
             sums, gradient = torch.zeros(len(self.objective.names), device=self.engine.device), torch.zeros(())
+        # position, counts, log
         filled = int(self.data.train.filled[rows].sum())
         self.tokens += filled
         self.position += len(rows)
@@ -119,6 +122,7 @@ class Loop:
         """Accumulate the gradient of a global batch's share; halves the micro-batch when memory runs out. The
         objective's sums."""
         while True:
+            # the same micro-batches, whatever ran out of memory before
             parts = share(rows, self.ranks.rank, self.ranks.world, self.choices.micro_batch)
             try:
                 sums = torch.zeros(len(self.objective.names), device=self.engine.device)
@@ -199,6 +203,7 @@ class Loop:
 
     def _housekeeping(self, done: bool) -> None:
         """Stop when told to, checkpoint when due; all ranks decide alike."""
+        # seconds when no number of steps is given: clocks differ, so ranks must agree
         every = self.spec.how.checkpoint_every
         due = done or (self.step % every == 0 if every else time.monotonic() - self._saved > 60)
         stop, due = self.ranks.agree(self.ranks.stopping(), due, self.step, self.choices.log_every)
@@ -249,6 +254,7 @@ class Loop:
         dataset's ``meta.json``. It counts a split's bytes as a whole: a part of the split, and the chosen half of its
         pairs, is taken to have its share of the bytes by targets.
         """
+        # a rank's share of the rows
         rows = np.arange(self.data.val.rows)
         if self.spec.eval_tokens:
             rows = rows[: max(1, self.spec.eval_tokens // self.spec.seq_len)]
@@ -258,6 +264,7 @@ class Loop:
         total = self.ranks.total(sums)
         out = self._means("val_", total)
         split = self.data.val.split
+        # bits per byte
         nats, targets = (total[self.objective.names.index(name)] for name in self.objective.nats_per_target)
         if split.bytes and targets:
             out["val_bits_per_byte"] = float(nats / targets) / math.log(2) * self.data.val.all_targets / split.bytes

@@ -112,6 +112,7 @@ class MuonAdamW(torch.optim.Optimizer):
         # Nesterov: the gradient counts once more, beside its share of the momentum
         updates = self.updates(group, torch._foreach_lerp(grads, momenta, beta))
         for p, update in zip(params, updates, strict=True):
+            # decay is decoupled (AdamW) and of the rate, as in the other groups
             p.mul_(1 - lr * group["weight_decay"])
             p.sub_(update * lr)
 
