@@ -137,7 +137,7 @@ MIDDLE = ModelConfig(vocab_size=2000, dim=128, layers=4, heads=4, kv_heads=2, ff
         (MIDDLE, 8, 128, {"checkpointing": True}),
         (MIDDLE, 4, 128, {"optim": OptimConfig(name="adamw")}),
         (replace(MIDDLE, qk_norm=False, kv_heads=4, vocab_size=20000, tied=False), 2, 128, {}),
-        (replace(MIDDLE, experts=4, expert_ffn=176), 4, 128, {}),
+        (replace(MIDDLE, layers=2, experts=4, expert_ffn=176), 2, 128, {}),
     ],
 )
 @pytest.mark.parametrize("dtype", CPUS)

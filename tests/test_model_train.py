@@ -142,11 +142,11 @@ def base(tokens, tmp_path_factory) -> TrainSpec:
 
 @pytest.mark.parametrize("dtype, kills", [("fp32", (4, 17)), ("bf16", (4,))])
 def test_killed_pretraining_resumes_to_the_same_bits_and_curve(dtype: str, kills, base, tokens, tmp_path) -> None:
-    whole = replace(base, how=replace(base.how, dtype=dtype), out=str(tmp_path / "whole")) if dtype != "fp32" else base
-    if whole is not base:
+    steps, whole = {"fp32": 40, "bf16": 8}[dtype], base  # a CPU without units for bf16 takes its time
+    if dtype == "bf16":
+        whole = make_spec(tokens, tmp_path / "whole", dtype=dtype, steps=steps)
         finish(start(whole), whole)
-        assert weights(whole) != weights(base)
-    spec = make_spec(tokens, tmp_path / "killed", dtype=dtype)
+    spec = make_spec(tokens, tmp_path / "killed", dtype=dtype, steps=steps)
     for step in kills:
         assert interrupt(start(spec), spec, step, signal.SIGKILL) == -signal.SIGKILL
     finish(start(spec), spec)
