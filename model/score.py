@@ -78,7 +78,7 @@ class Scorer:
     def log_probabilities(self, sequences: Sequence[Scored]) -> list[np.ndarray]:
         """Natural log-probabilities (float64) of each sequence's tokens from its start index on, given what precedes
         them."""
-        found: list[np.ndarray] = [np.zeros(0)] * len(sequences)
+        values: list[np.ndarray] = [np.zeros(0)] * len(sequences)
         order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i][0]), i))
         for rows in self._batches(order, sequences):
             longest = max(len(sequences[i][0]) for i in rows)
@@ -93,9 +93,9 @@ class Scorer:
                 states = hidden[row, start - 1 : len(tokens) - 1]
                 logits = F.linear(states, self.model.head.to(states.dtype)).float()
                 target = torch.tensor(tokens[start:], device=self.device)
-                found[i] = -F.cross_entropy(logits, target, reduction="none").double().cpu().numpy()
+                values[i] = -F.cross_entropy(logits, target, reduction="none").double().cpu().numpy()
             self.tick(len(rows))
-        return found
+        return values
 
     def _batches(self, order: list[int], sequences: Sequence[Scored]) -> Iterator[list[int]]:
         tokens = max(self.window, min(16_384, _LOGITS // self.model.config.vocab_size))
@@ -171,13 +171,13 @@ def score_model(
 
 
 def summarise(
-    exams: dict[str, list[Item]], found: dict[str, dict[str, Any]], reference: str | None, seed: int
+    exams: dict[str, list[Item]], results: dict[str, dict[str, Any]], reference: str | None, seed: int
 ) -> dict[str, Any]:
     """Scores of every model from what it said: shares by set and language with 95 % intervals."""
     scores: dict[str, Any] = {}
-    names = list(found)
-    after = names[names.index(reference) + 1 :] if reference in found else []
-    for name, own in found.items():
+    names = list(results)
+    after = names[names.index(reference) + 1 :] if reference in results else []
+    for name, own in results.items():
         row: dict[str, Any] = {"place": names.index(name), "bits_per_byte": own["bits_per_byte"], "answers": {}}
         picked = [choice == item["correct"] for choice, item in zip(own["picked"], exams["choices"], strict=True)]
         chances = [1 / len(item["choices"]) for item in exams["choices"]]
@@ -194,7 +194,7 @@ def summarise(
             exams["preferences"], [(c[0] / max(1, c[1]), r[0] / max(1, r[1])) for c, r in own["preferences"]], seed
         )
         if name in after:
-            base = found[str(reference)]["preferences"]
+            base = results[str(reference)]["preferences"]
             gained = [(c[0] - bc[0], r[0] - br[0]) for (c, r), (bc, br) in zip(own["preferences"], base, strict=True)]
             row["against_reference"] = _preferences(exams["preferences"], gained, seed)
         scores[name] = row
@@ -243,7 +243,7 @@ def run(spec: dict[str, Any]) -> dict[str, float]:
     out, settings = Path(spec["out"]), spec["settings"]
     exams = {kind: _read(Path(spec["exams"]) / f"{kind}.jsonl") for kind in ("choices", "answers", "preferences")}
     progress = _Progress(out / "_run" / "metrics.jsonl")
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     begun = time.monotonic()
     for name, directory in ((model["name"], model["path"]) for model in spec["models"]):
         scorer = Scorer(directory, spec["device"], spec["dtype"], settings["batch"], progress.tick)
@@ -253,16 +253,16 @@ def run(spec: dict[str, Any]) -> dict[str, float]:
             if spec.get("tokens")
             else []
         )
-        asked = (
+        items = (
             len(exams["answers"])
             + sum(len(i["choices"]) for i in exams["choices"])
             + 2 * len(exams["preferences"])
             + len(pieces)
         )
-        progress.expect(name, asked, len(spec["models"]))
-        found[name] = score_model(scorer, exams, pieces, settings)
-    scores = summarise(exams, found, spec.get("reference"), settings["seed"])
-    _write_files(out, exams, found, scores)
+        progress.expect(name, items, len(spec["models"]))
+        results[name] = score_model(scorer, exams, pieces, settings)
+    scores = summarise(exams, results, spec.get("reference"), settings["seed"])
+    _write_files(out, exams, results, scores)
     metrics = flat_metrics(scores)
     write_json(out / "_run" / "result.json", {**metrics, "seconds": time.monotonic() - begun}, finite=True)
     return metrics
@@ -291,22 +291,27 @@ class _Progress:
 
 
 def _write_files(
-    out: Path, exams: dict[str, list[Item]], found: dict[str, dict[str, Any]], scores: dict[str, Any]
+    out: Path, exams: dict[str, list[Item]], results: dict[str, dict[str, Any]], scores: dict[str, Any]
 ) -> None:
-    right = {name: judge(exams["answers"], own["answers"]) for name, own in found.items()}
+    right = {name: judge(exams["answers"], own["answers"]) for name, own in results.items()}
     answers = [
-        {**item, "said": {n: own["answers"][i] for n, own in found.items()}, "right": {n: right[n][i] for n in found}}
+        {
+            **item,
+            "said": {n: own["answers"][i] for n, own in results.items()},
+            "right": {n: right[n][i] for n in results},
+        }
         for i, item in enumerate(exams["answers"])
     ]
     choices = [
-        {**item, "picked": {n: own["picked"][i] for n, own in found.items()}} for i, item in enumerate(exams["choices"])
+        {**item, "picked": {n: own["picked"][i] for n, own in results.items()}}
+        for i, item in enumerate(exams["choices"])
     ]
     preferences = [
         {
             **item,
             "log_likelihood": {
                 n: {"chosen": own["preferences"][i][0][0], "rejected": own["preferences"][i][1][0]}
-                for n, own in found.items()
+                for n, own in results.items()
             },
         }
         for i, item in enumerate(exams["preferences"])

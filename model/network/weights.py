@@ -237,9 +237,9 @@ def special_ids(tokenizer: Path) -> dict[str, Any]:
     known = {token["content"]: token["id"] for token in added}
     text = {name: config.get(f"{name}_token") for name in ("bos", "eos", "pad")}
     text = {name: value.get("content") if isinstance(value, dict) else value for name, value in text.items()}
-    found = {f"{name}_token_id": known[value] for name, value in text.items() if value in known}
+    ids = {f"{name}_token_id": known[value] for name, value in text.items() if value in known}
     ends = list(dict.fromkeys(known[name] for name in (text["eos"], "<|endoftext|>") if name in known))
-    return found | ({"eos_token_id": ends} if ends else {})
+    return ids | ({"eos_token_id": ends} if ends else {})
 
 
 def _stack_experts(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -247,9 +247,9 @@ def _stack_experts(state: dict[str, Tensor]) -> dict[str, Tensor]:
     stacks: dict[str, dict[int, Tensor]] = {}
     kept: dict[str, Tensor] = {}
     for name, value in state.items():
-        found = _EXPERT.match(name)
-        if found:
-            stacks.setdefault(found[1] + found[3], {})[int(found[2])] = value
+        match = _EXPERT.match(name)
+        if match:
+            stacks.setdefault(match[1] + match[3], {})[int(match[2])] = value
         else:
             kept[name] = value
     return kept | {name: torch.stack([parts[i] for i in sorted(parts)]) for name, parts in stacks.items()}
@@ -258,8 +258,8 @@ def _stack_experts(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _split_experts(state: dict[str, Tensor]) -> dict[str, Tensor]:
     split: dict[str, Tensor] = {}
     for name, value in state.items():
-        head, found, projection = name.partition(".mlp.experts.")
-        if found:
+        head, inside, projection = name.partition(".mlp.experts.")
+        if inside:
             split |= {f"{head}.mlp.experts.{i}.{projection}.weight": part.clone() for i, part in enumerate(value)}
         else:
             split[name] = value

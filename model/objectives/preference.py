@@ -77,8 +77,8 @@ class Preference(Objective):
 
     def forward(self, batch: PairBatch, answers: bool = False) -> tuple[Tensor, Tensor]:
         """Loss and sums; with ``answers`` only the answers' log-probabilities, twice."""
-        found = self.answers(batch)
-        return (found, found) if answers else self.compare(batch, found)
+        logp = self.answers(batch)
+        return (logp, logp) if answers else self.compare(batch, logp)
 
     def compare(self, batch: PairBatch, answers: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and sums from the answers' log-probabilities [2 * pairs]."""

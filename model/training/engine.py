@@ -123,7 +123,7 @@ class Engine(abc.ABC):
         mine = torch.cat([flat[s.tensor][s.at : s.at + s.length] for s in spans[self.rank]] or [flat[0][:0]]).to(
             self.device
         )
-        size = max(sum(s.length for s in found) for found in spans.values())
+        size = max(sum(s.length for s in held) for held in spans.values())
         parts = torch.empty(len(ranks), size, dtype=mine.dtype, device=self.device)
         if self.replicated:
             parts[0] = mine
@@ -131,9 +131,9 @@ class Engine(abc.ABC):
             gather(parts.view(-1), F.pad(mine, (0, size - mine.numel())))
         # back into parameters: each is the ranks' parts of it, in their order
         cut: list[list[Tensor]] = [[] for _ in shapes]
-        for part, found in zip(parts, spans.values(), strict=True):
+        for part, held in zip(parts, spans.values(), strict=True):
             for s, values in zip(
-                found, part[: sum(s.length for s in found)].split([s.length for s in found]), strict=True
+                held, part[: sum(s.length for s in held)].split([s.length for s in held]), strict=True
             ):
                 cut[s.index - chosen.start].append(values)
         return [
@@ -180,13 +180,13 @@ class Engine(abc.ABC):
 
     def weights(self) -> dict[str, Tensor]:
         """All trained parameters by name in fp32, on the CPU of rank 0; elsewhere empty. Collective."""
-        found: dict[str, Tensor] = {}
+        state: dict[str, Tensor] = {}
         for group in self.groups:
             for chosen in slices(group["shapes"]):
                 full = self.whole(group, self.local(group), chosen)
                 if self.rank == 0:
-                    found |= {group["names"][i]: t.cpu() for i, t in zip(chosen, full, strict=True)}
-        return found
+                    state |= {group["names"][i]: t.cpu() for i, t in zip(chosen, full, strict=True)}
+        return state
 
 
 def slices(shapes: list[tuple[int, ...]]) -> Iterator[range]:

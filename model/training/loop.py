@@ -77,10 +77,10 @@ class Loop:
             self._update()
             done = self.step == self.plan.steps
             if not done and self.spec.eval_every and self.step % self.spec.eval_every == 0 and self.data.val.rows:
-                found = self.validate()
-                self.meter.log({"step": self.step, "total_steps": self.plan.steps, **found})
-                if self.best is None or found["val_loss"] < self.best:
-                    self.best = found["val_loss"]
+                means = self.validate()
+                self.meter.log({"step": self.step, "total_steps": self.plan.steps, **means})
+                if self.best is None or means["val_loss"] < self.best:
+                    self.best = means["val_loss"]
                     self.save(self.best)
             self._housekeeping(done)
         if self.data.val.rows:
@@ -127,9 +127,9 @@ class Loop:
             try:
                 sums = torch.zeros(len(self.objective.names), device=self.engine.device)
                 for i, part in enumerate(parts):
-                    value, found = self.engine(self.batch("train", part, norm_by))
+                    value, part_sums = self.engine(self.batch("train", part, norm_by))
                     self.engine.backward(value, last=i == len(parts) - 1)
-                    sums += found
+                    sums += part_sums
                 return sums
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 self._halve(error)
@@ -273,8 +273,8 @@ class Loop:
     def _observe(self, split: str, numbers: NDArray) -> torch.Tensor:
         self.meter.beat()
         with torch.no_grad():
-            _, found = self.engine(self.batch(split, numbers, 1.0))
-        return found.double().cpu()
+            _, sums = self.engine(self.batch(split, numbers, 1.0))
+        return sums.double().cpu()
 
 
 class Plan:

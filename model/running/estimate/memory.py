@@ -79,10 +79,10 @@ def shapes(model: ModelConfig) -> list[tuple[int, int, int]]:
     """(rows, columns, how many) of those matrices, equal ones together, in the order of Muon's update."""
     d, q, k = model.dim, model.heads * model.head_size, model.kv_heads * model.head_size
     width, copies = (model.expert_size, model.experts) if model.experts else (model.ffn, 1)
-    found: dict[tuple[int, int], int] = {}
+    counts: dict[tuple[int, int], int] = {}
     for shape, count in (((q, d), 1), ((k, d), 2), ((d, q), 1), ((width, d), 2 * copies), ((d, width), copies)):
-        found[shape] = found.get(shape, 0) + count * model.layers
-    return [(*shape, count) for shape, count in sorted(found.items())]
+        counts[shape] = counts.get(shape, 0) + count * model.layers
+    return [(*shape, count) for shape, count in sorted(counts.items())]
 
 
 def activation_bytes(
