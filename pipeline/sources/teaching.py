@@ -97,19 +97,6 @@ def teaching_preferences() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def teaching_choices() -> list[dict[str, Any]]:
-    """Multiple-choice questions: ``question``, four ``choices``, ``correct`` (0-based)."""
-    return [
-        {
-            "question": block["questions"][0],
-            "choices": block["choices"],
-            "correct": block["correct"],
-            **_origin(fact, lang),
-        }
-        for fact, lang, block in _blocks()
-    ]
-
-
 def teaching_heldout() -> list[dict[str, Any]]:
     """Held-out paraphrases: ``question`` (in no training form), ``answer``, ``rejected``, ``keywords`` (an answer is
     right when of every group at least one alternative occurs in it, case-insensitively)."""
