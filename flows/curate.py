@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-from flows.inspect import find_record, store
+from flows.inspect import files_called, find_record, store
 from storage.lineage import describe
 from storage.places import home
 from storage.withdrawal import rule_for
@@ -112,14 +112,16 @@ def invalidate(what: str, reason: str | None) -> int:
     place.check()
     records = place.everywhere()
     try:
-        rule = rule_for(records, what, reason.strip())
+        rule = rule_for(records, what, reason.strip()) or rule_for(
+            records, what, reason.strip(), files_called(records, what)
+        )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if rule is None:
         print(
-            f"error: {what}  no source and no artifact in the store is called so; give a source's name or digest, or"
-            " stage/key",
+            f"error: {what}  no source, no file of one and no artifact in the store is called so; give a source's name"
+            " or digest, a file's path or sha256, or stage/key",
             file=sys.stderr,
         )
         return 2
@@ -128,6 +130,7 @@ def invalidate(what: str, reason: str | None) -> int:
         print(f"  {stage}/{key[:12]}  {describe(records[stage, key])}")
     print(
         f"withdrawn: {rule['what']}"
+        + (f" (the file with sha256 {rule['files'][0][:12]})" if rule["files"] else "")
         + (f" ({len(rule['sources'])} version(s) of the source)" if rule["sources"] else "")
         + f" and {len(rule['artifacts'])} artifacts made from it; --undo takes it back"
     )
@@ -138,7 +141,7 @@ def undo(what: str) -> int:
     """Take a withdrawal back."""
     place = store()
     place.check()
-    named = [rule["what"] for rule in place.withdrawals.rules()]
+    named, what = [rule["what"] for rule in place.withdrawals.rules()], what.rstrip("/") or what
     found = [
         name for name in named if name == what or ("/" in what and (name.startswith(what) or what.startswith(name)))
     ]

@@ -10,7 +10,18 @@ from typing import Any
 
 from flows.console import duration, headline
 from flows.dag import of_kind
-from storage.lineage import ancestors, descendants, source_users
+from storage.digest import sha256_file
+from storage.lineage import (
+    FileUse,
+    LineageRecord,
+    Records,
+    ancestors,
+    descendants,
+    file_users,
+    parse,
+    read_listings,
+    source_users,
+)
 from storage.places import home
 from storage.store import Store, open_store
 from tasks.running.run import is_alive
@@ -105,8 +116,11 @@ def show(ref: str, as_json: bool) -> int:
         print(f"  WITHDRAWN  {record['withdrawn']}")
     for given in record["inputs"]:
         print(f"  from     {given['name']}: {given['stage']}/{given['key'][:12] or given['digest'][:12]}")
-    for rel, info in json.loads((path / "manifest.json").read_text()).items():
-        print(f"  {info['bytes']:>12,}  {rel}")
+    for listing in read_listings(path):
+        for file in listing["files"]:
+            print(f"  {file['bytes']:>12,}  {listing['name']}: {file['path']}  sha256 {file['sha256'][:12]}")
+    for rel, size in store().contents(record["stage"], record["key"]).items():
+        print(f"  {size:>12,}  {rel}")
     return 0
 
 
@@ -156,34 +170,65 @@ def find_model(ref: str, force: bool = False) -> Path:
     withdrawn one too."""
     path = Path(ref)
     if (path / "config.json").is_file():
-        record = json.loads((path / "lineage.json").read_text("utf-8")) if (path / "lineage.json").is_file() else None
+        record = _told(path / "lineage.json")
     else:
         record = find_record(ref)
         if record["stage"] not in model_stages():
             raise LookupError(f"{ref}  is a {record['stage']} artifact, not a model")
+        look = store().examine(record["stage"], record["key"])
+        if look.state == "damaged":
+            raise LookupError(f"{ref}  {look.why}; `pipeline run` makes it anew")
         path = store().directory(record["stage"], record["key"])
     if record and not force and (why := store().withdrawals.because(record)):
         raise LookupError(f"{ref}  was withdrawn: {why}; --force talks to it all the same")
     return path
 
 
+def _told(path: Path) -> LineageRecord | None:
+    """The lineage record of a directory that lies anywhere; None when it has none."""
+    try:
+        told = json.loads(path.read_text("utf-8"))
+        return parse(json.dumps(told), told["stage"], told["key"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
 def lineage(ref: str, down: bool, as_json: bool) -> int:
     """Print the tree of what an artifact was made from, or of what was made from it."""
-    records = {(r["stage"], r["key"]): r for r in store().records()}
+    records = store().everywhere()
+    uses: list[FileUse] = []
     try:
         start = [find_record(ref)]
     except LookupError as error:
         start = source_users(records, ref) if down else []
         if not start:
+            uses = files_called(records, ref)
+            start = list({(u["record"]["stage"], u["record"]["key"]): u["record"] for u in uses}.values())
+        if not start:
             print(f"error: {error}", file=sys.stderr)
             return 2
     tree = descendants if down else ancestors
+    if uses and not as_json:
+        for line in sorted({_file_line(use) for use in uses}):
+            print(line)
     if as_json:
         print(json.dumps([tree(records, r) for r in start], ensure_ascii=False))
         return 0
     for record in start:
         _print_tree(tree(records, record), "", True, True)
     return 0
+
+
+def files_called(records: Records, what: str) -> list[FileUse]:
+    """Which artifacts read the file that ``what`` names: by its content when it lies here, else by path, name or start
+    of its sha256."""
+    place, path = store(), Path(what).expanduser()
+    found = file_users(records, lambda at: place.directory(*at), what, sha256_file(path) if path.is_file() else None)
+    return found or file_users(records, lambda at: place.directory(*at), what)
+
+
+def _file_line(use: FileUse) -> str:
+    return f"{use['source']}: {use['file']['path']}  {use['file']['bytes']:,} bytes, sha256 {use['file']['sha256']}"
 
 
 def _print_tree(node: dict[str, Any], indent: str, last: bool, root: bool = False) -> None:
@@ -236,13 +281,8 @@ def collect(keep: int, dry_run: bool) -> int:
             kept.add(node)
             todo += [(i["stage"], i["key"]) for i in records.get(node, {"inputs": []})["inputs"]]
     doomed = [place.directory(*node) for node in records if node not in kept]
-    doomed += [
-        p
-        for p in place.root.glob("*/*.*")
-        if p.is_dir()
-        and not p.with_suffix(".lease").exists()
-        and not (p.suffix == ".partial" and (p.parent.name, p.stem) in kept)
-    ]
+    place.sweep()
+    doomed += [p for p in place.leftovers() if not (p.suffix == ".partial" and (p.parent.name, p.stem) in kept)]
     freed = sum(f.stat().st_size for d in doomed for f in d.rglob("*") if f.is_file())
     for path in sorted(doomed):
         print(f"  {'would delete' if dry_run else 'deleted'} {path.parent.name}/{path.name[:28]}")

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from storage.digest import write_json
+from storage.files import write_json
 from storage.places import ROOT
 from tasks.tracking.tracker import tracking_uri
 

@@ -26,7 +26,7 @@ from flows.runner import QUIET, readable
 from flows.services import ensure_prefect
 from pipeline.config.tree import ConfigError, load
 from pipeline.pages.sweep.page import page
-from storage.digest import write_json
+from storage.files import write_json
 from storage.places import home
 from storage.store import open_store
 from tasks.running.plan import flatten

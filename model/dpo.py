@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from model.network.transformer import Transformer
 from model.objectives.preference import PairBatch, Preference
+from model.running.files import whole
 from model.running.setup import Choices
 from model.specs.dpo import DpoSpec
 from model.tokens.rows import Packed, Split, share
@@ -42,9 +43,8 @@ class DpoTrainer(Tuner):
             path = self.run / f"reference-{split}-{name}.npy"
             found[split] = np.load(path) if path.is_file() else answers(loop, split, len(values))
             if self.ranks.rank == 0 and not path.is_file():
-                with open(path.with_suffix(".partial"), "wb") as handle:
+                with whole(path) as partial, open(partial, "wb") as handle:
                     np.save(handle, found[split])
-                path.with_suffix(".partial").replace(path)
         loop.objective.reference = found
 
 

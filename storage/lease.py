@@ -10,15 +10,27 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypedDict, cast
+
+from storage.files import STRAY, unfinished, write_text
+
+
+class Holder(TypedDict):
+    """Who holds a lease: process, machine (with its process numbering), the process's start time, and the hold."""
+
+    pid: int
+    host: str
+    start: str | None
+    nonce: str
 
 
 class LeaseLost(RuntimeError):
@@ -55,26 +67,34 @@ class FilePlace:
 
     def create(self, text: str) -> str | None:
         """A hard link to a finished temporary file either makes it whole or fails."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._written(text) as tmp:
+        partial = unfinished(self.path)
+        while True:
             try:
-                os.link(tmp, self.path)
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                partial.write_text(text)
+                os.link(partial, self.path)
                 return text
             except FileExistsError:
                 return None
+            except FileNotFoundError:  # swept away between the two, by a machine to which our process looks dead
+                continue
+            finally:
+                partial.unlink(missing_ok=True)
 
     def read(self) -> tuple[str, str] | None:
         try:
-            text = self.path.read_text()
+            text = self.path.read_text(errors="replace")
         except FileNotFoundError:
             return None
         return text, text
 
     def replace(self, token: str, text: str) -> str | None:
-        with self._guarded(token) as same, self._written(text) as tmp:
-            if same:
-                os.replace(tmp, self.path)
-        return text if same else None
+        with self._guarded(token) as same:
+            for _ in range(3 if same else 0):
+                with contextlib.suppress(FileNotFoundError):  # swept away, as above
+                    write_text(self.path, text)
+                    return text
+        return None
 
     def delete(self, token: str) -> None:
         with self._guarded(token) as same:
@@ -82,20 +102,11 @@ class FilePlace:
                 self.path.unlink()
 
     @contextlib.contextmanager
-    def _guarded(self, token: str) -> Iterator[bool]:
+    def _guarded(self, token: str) -> Generator[bool]:
         """Whether the file is still ``token``; nobody replaces or deletes it meanwhile."""
         with open(self.path.with_name(".guard"), "w") as guard:
             fcntl.flock(guard, fcntl.LOCK_EX)
             yield self.read() == (token, token)
-
-    @contextlib.contextmanager
-    def _written(self, text: str) -> Iterator[Path]:
-        tmp = self.path.with_name(f"{self.path.name}.{os.getpid()}.{threading.get_ident()}")
-        tmp.write_text(text)
-        try:
-            yield tmp
-        finally:
-            tmp.unlink(missing_ok=True)
 
 
 class Lease:
@@ -108,7 +119,7 @@ class Lease:
         self.place: Place = FilePlace(place) if isinstance(place, Path) else place
         self.waiting = waiting
         self._stop, self._lock, self._beats = threading.Event(), threading.Lock(), 0
-        self._me = {
+        self._me: Holder = {
             "pid": os.getpid(),
             "host": _host(),
             "start": _start_time(os.getpid()),
@@ -125,13 +136,13 @@ class Lease:
             text, state = found
             if state != seen:
                 seen, since = state, time.monotonic()
-            holder = _parsed(text)
-            if self._dead(holder, time.monotonic() - since):
+            holder = parse_holder(text)
+            if is_dead(holder) or (not is_here(holder) and time.monotonic() - since > self.place.stale):
                 if token := self.place.replace(state, self._text()):
                     break
                 continue
             if not told:
-                self.waiting(f"process {holder.get('pid')} on {str(holder.get('host')).split(' ')[0]}")
+                self.waiting(f"process {holder['pid']} on {holder['host'].split(' ')[0] or 'an unknown machine'}")
                 told = True
             time.sleep(self.place.poll)
         self._token = token
@@ -142,7 +153,8 @@ class Lease:
         self._stop.set()
         with self._lock:
             if self._token:
-                self.place.delete(self._token)
+                with contextlib.suppress(OSError):  # it is dead with this process, and swept away then
+                    self.place.delete(self._token)
 
     def confirm(self) -> None:
         """Raise LeaseLost unless this process still holds the lease; asked before something is published."""
@@ -172,20 +184,49 @@ class Lease:
     def _text(self) -> str:
         return json.dumps({**self._me, "beat": self._beats})
 
-    def _dead(self, holder: dict, unchanged: float) -> bool:
-        if holder.get("host") == self._me["host"] and self._me["start"]:
-            start = _start_time(holder.get("pid", -1))
-            return start is None or start != holder.get("start")
-        return unchanged > self.place.stale
+
+def is_here(holder: Holder) -> bool:
+    """Whether a holder is, or was, a process of this machine that can be looked up."""
+    return holder["host"] == _host() and holder["start"] is not None and _start_time(os.getpid()) is not None
 
 
-def _parsed(text: str) -> dict:
+def is_dead(holder: Holder) -> bool:
+    """Whether a holder was a process of this machine that has ended; a reused process id does not deceive."""
+    return is_here(holder) and _start_time(holder["pid"]) != holder["start"]
+
+
+def sweep(directory: Path) -> None:
+    """Remove the leases that dead processes of this machine left in a directory, and what they had not finished
+    writing. Leases of other machines stay: only who waits for one sees whether it still beats."""
+    for path in directory.glob("*.lease"):
+        with contextlib.suppress(OSError):
+            found = FilePlace(path).read()
+            if found and is_dead(parse_holder(found[0])):
+                FilePlace(path).delete(found[1])
+    for path in directory.glob(f"*.lease.*{STRAY}"):
+        pid = path.name.removesuffix(STRAY).rpartition(".")[2].partition("-")[0]
+        with contextlib.suppress(OSError):
+            if pid.isdigit() and _start_time(int(pid)) is None:
+                path.unlink()
+
+
+def parse_holder(text: str) -> Holder:
+    """Who a lease's text says holds it; whatever is missing or of another kind is empty."""
     try:
-        return json.loads(text)
+        loaded: Any = json.loads(text)
     except ValueError:
-        return {}
+        loaded = None
+    entry = cast(dict[str, Any], loaded) if isinstance(loaded, dict) else {}
+    pid, host, start = entry.get("pid"), entry.get("host"), entry.get("start")
+    return {
+        "pid": pid if type(pid) is int else -1,
+        "host": host if isinstance(host, str) and host.isprintable() else "",
+        "start": start if isinstance(start, str) else None,
+        "nonce": "",
+    }
 
 
+@functools.cache
 def _host() -> str:
     """This machine, and its process numbering: containers that share a host name do not share process ids."""
     try:

@@ -13,17 +13,25 @@ anything.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.digest import VOLATILE, digest_of, fsync_tree, manifest, sha256_file, write_json
+from storage import files, lease, lineage
+from storage.digest import RECORDS, VOLATILE, digest_of, fsync_tree, manifest
+from storage.files import write_json
 from storage.lease import Lease
+from storage.lineage import PLAIN, Input, LineageRecord, Place, SourceListing
+from storage.room import filled, free_bytes, human
+from storage.whole import Damaged, check, read_manifest, remember, verify
 from storage.withdrawal import Withdrawals
+
+_LEFT = re.compile(r"[A-Za-z0-9_-]+\.(partial|download|damaged-\d+|replaced-\d+|.*\.tmp)")
+"""Names of directories that are no artifact and that the store itself made."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class Look:
 
     state: str = "absent"
     artifact: Artifact | None = None
-    record: dict[str, Any] | None = None
+    record: LineageRecord | None = None
     why: str = ""
 
 
@@ -75,28 +83,48 @@ class Store:
 
     def __init__(self, root: Path, log: Callable[[str], None] = lambda line: None) -> None:
         self.root, self.log = Path(root), log
-        self.withdrawals = Withdrawals(self.root / "withdrawn")
+        self.withdrawals = Withdrawals(self.root / "withdrawn", holding=self._sources_holding)
 
     def check(self) -> None:
         """Raise StoreError unless the store can be written; called before a run so that an outage is not taken for a
-        miss."""
+        miss. Leases that dead processes of this machine left are taken away."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".probe-{os.getpid()}"
             probe.write_text("ok")
             probe.unlink()
         except OSError as error:
-            raise StoreError(
-                f"artifact store {self.root}: {error.strerror or error}; set PIPELINE_HOME to a writable directory"
-            ) from error
+            why = f"{error.strerror or error}; set PIPELINE_HOME to a writable directory"
+            if filled(error, self.root):
+                why = (
+                    f"no space left on its disk, {human(free_bytes(self.root))} are free; room for what the stages make"
+                    " is needed: set PIPELINE_HOME to a larger disk, or remove something (`pipeline gc`)"
+                )
+            raise StoreError(f"artifact store {self.root}: {why}") from error
+        Store.sweep(self)
 
     def directory(self, stage: str, key: str) -> Path:
-        return self.root / stage / key
+        """Where an artifact lies. Raises StoreError for a name that would lead out of the store."""
+        return self._below(stage) / _plain(key)
 
     def partial(self, stage: str, key: str) -> Path:
-        """The directory an attempt builds in; what an earlier failed attempt left there is kept for resuming."""
-        path = self.root / stage / f"{key}.partial"
+        """The directory an attempt builds in; what an earlier failed attempt finished there is kept for resuming, what
+        it did not finish is taken away. Only for the holder of the lease."""
+        path = self._partial(stage, key)
+        if path.is_symlink():
+            path.unlink()
         (path / VOLATILE).mkdir(parents=True, exist_ok=True)
+        _clean(path)
+        (path / VOLATILE).mkdir(exist_ok=True)
+        return path
+
+    def _partial(self, stage: str, key: str) -> Path:
+        return self._below(stage) / f"{_plain(key)}.partial"
+
+    def _below(self, stage: str) -> Path:
+        path = self.root / _plain(stage)
+        if path.is_symlink():
+            raise StoreError(f"{path} is a link, which would lead out of the store; set PIPELINE_HOME to another disk")
         return path
 
     def lease(
@@ -104,34 +132,50 @@ class Store:
     ) -> contextlib.AbstractContextManager[Any]:
         """Hold a key: the context waits until nobody else builds it. Gives an object whose ``confirm()`` raises
         LeaseLost."""
-        return Lease(self.root / stage / f"{key}.lease", waiting)
+        return Lease(self._below(stage) / f"{_plain(key)}.lease", waiting)
 
     def examine(self, stage: str, key: str) -> Look:
-        """What lies under a key, by existence and size of every file (cheap enough for each hit). Changes nothing."""
+        """What lies under a key. A hit is whole: its record is its own, its files have the content that the manifest
+        says (hashed once on this machine, then known by size, times and inode). Changes nothing."""
         path = self.directory(stage, key)
         if not path.is_dir():
             return Look()
-        problem = _problem(path)
-        if problem:
-            return Look("damaged", why=f"{stage}/{key[:12]} is damaged ({problem})")
-        record = _record(path / "lineage.json")
-        if record is None:
-            return Look()  # it was replaced just now
+        try:
+            record, _ = check(path, stage, key)
+        except Damaged as error:
+            return Look("damaged", why=f"{stage}/{key[:12]} is damaged ({error})")
         withdrawn = self.withdrawals.because(record)
         if withdrawn:
             return Look("withdrawn", why=f"{stage}/{key[:12]} was withdrawn: {withdrawn}")
         return Look("here", Artifact(stage, key, record["digest"], path), record)
 
     def ready(self, stage: str, key: str) -> Artifact | None:
-        """The artifact, if it is whole and here or can be brought here. Needs no lease."""
-        return self.examine(stage, key).artifact
+        """The artifact, if it is whole and here or can be brought here, without files that are not its own. Needs no
+        lease."""
+        return self._tidied(Store.examine(self, stage, key).artifact)
 
     def lookup(self, stage: str, key: str) -> Artifact | None:
         """As :meth:`ready`, and a damaged artifact is set aside. Only for the holder of the lease."""
         look = Store.examine(self, stage, key)
         if look.state == "damaged":
             self.set_aside(stage, key, look.why)
-        return look.artifact
+        return self._tidied(look.artifact)
+
+    def _tidied(self, artifact: Artifact | None) -> Artifact | None:
+        """The artifact after files that its manifest does not list went to ``_run/unlisted/``: a stage reads what is
+        there by pattern."""
+        if artifact is None:
+            return None
+        try:
+            _, strangers = check(artifact.path, artifact.stage, artifact.key)
+            for rel in strangers:
+                target = artifact.path / VOLATILE / "unlisted" / rel
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(artifact.path / rel, target)
+                self.log(f"{artifact.ref}: {rel} is no part of it; moved to {VOLATILE}/unlisted")
+        except (Damaged, FileNotFoundError):
+            return None  # replaced just now
+        return artifact
 
     def set_aside(self, stage: str, key: str, why: str) -> Path:
         """Move an artifact out of the way, keeping it for inspection. Only for the holder of the lease."""
@@ -143,74 +187,133 @@ class Store:
         self.log(f"{why}; set aside as {target.name}, it will be made anew")
         return target
 
-    def publish(self, stage: str, key: str, record: dict[str, Any]) -> Artifact:
+    def publish(self, stage: str, key: str, record: dict[str, Any], sources: Sequence[SourceListing] = ()) -> Artifact:
         """Turn the partial directory into the artifact: fsync, manifest, lineage last, one rename. Only for the holder
         of the lease.
 
-        ``record`` is the lineage record; the digest is added to it here.
+        ``record`` is the lineage record; the digest is added to it here. ``sources``: the files of the sources that
+        the stage read itself. Raises ValueError when the stage left a link or a special file.
         """
-        partial = self.partial(stage, key)
-        files = manifest(partial)
+        partial = self._partial(stage, key)
+        _clean(partial, volatile=False)
+        listed = manifest(partial)
         fsync_tree(partial)
-        digest = digest_of(files)
-        write_json(partial / "manifest.json", files)
+        digest = digest_of(listed)
+        if sources:
+            write_json(partial / lineage.INPUTS, {"sources": list(sources)})
+        write_json(partial / "manifest.json", listed)
         write_json(partial / "lineage.json", {**record, "stage": stage, "key": key, "digest": digest})
-        (partial / "prefect.json").unlink(missing_ok=True)  # an adopted or downloaded copy's record is not this one's
         final = self._put_in_place(partial, stage, key)
         return Artifact(stage, key, digest, final)
 
     def _put_in_place(self, made: Path, stage: str, key: str) -> Path:
-        """Rename a finished directory to its final name. An artifact that it replaces (refresh) is never seen half
-        deleted."""
+        """Rename a finished directory, whose files were just hashed, to its final name. An artifact that it replaces
+        (refresh) is never seen half deleted."""
         final = self.directory(stage, key)
+        for left in final.parent.glob(f"{key}.replaced-*"):
+            shutil.rmtree(left, ignore_errors=True)
         old = final.with_name(f"{key}.replaced-{os.getpid()}")
         if final.exists():
             os.rename(final, old)
         os.rename(made, final)
-        _fsync_directory(final)
-        _fsync_directory(final.parent)
+        files.sync_directory(final)
+        files.sync_directory(final.parent)
+        remember(final)
         shutil.rmtree(old, ignore_errors=True)
         return final
 
     def settle(self, stage: str, key: str) -> None:
-        """Keep what was written beside an artifact after it was published (Prefect's record, MLflow's ids) where other
-        machines find it."""
+        """Keep what was written beside an artifact after it was published (MLflow's ids) where other machines find
+        it."""
 
-    def lineage(self, stage: str, key: str) -> dict[str, Any]:
-        """The lineage record of a published artifact."""
-        return json.loads((self.directory(stage, key) / "lineage.json").read_text())
+    def lineage(self, stage: str, key: str) -> LineageRecord:
+        """The lineage record of a published artifact. Raises OSError or ValueError when there is none to read."""
+        return lineage.parse((self.directory(stage, key) / "lineage.json").read_bytes(), stage, key)
 
     def files(self, stage: str, key: str) -> dict[str, str]:
         """Path and sha256 of every file of a published artifact."""
-        listed = json.loads((self.directory(stage, key) / "manifest.json").read_text())
-        return {path: info["sha256"] for path, info in listed.items()}
+        return {rel: info["sha256"] for rel, info in read_manifest(self.directory(stage, key)).items()}
 
-    def records(self, stage: str | None = None) -> Iterator[dict[str, Any]]:
+    def record(self, place: Place) -> LineageRecord | None:
+        """The lineage record under (stage, key), here or where other machines share theirs; None when there is
+        none."""
+        return self.own(place) or (self.examine(*place).record if place[1] else None)
+
+    def own(self, place: Place) -> LineageRecord | None:
+        """The lineage record under (stage, key) that lies here; None when it cannot be read (damaged, being replaced):
+        a hit is refused elsewhere."""
+        try:
+            return self.lineage(*place)
+        except (OSError, ValueError, StoreError):
+            return None
+
+    def records(self, stage: str | None = None) -> Iterator[LineageRecord]:
         """Lineage records of all artifacts here (of one stage), oldest first; ``withdrawn`` is added to those that
         are."""
-        found, rules = [], self.withdrawals.rules()
-        for path in self.root.glob(f"{stage or '*'}/*/lineage.json"):
-            if "." not in path.parent.name and (record := _record(path)):
+        found: list[LineageRecord] = []
+        rules = self.withdrawals.rules()
+        for place in self._places(stage):
+            if record := self.own(place):
                 withdrawn = self.withdrawals.because(record, rules)
-                found.append({**record, "withdrawn": withdrawn} if withdrawn else record)
-        yield from sorted(found, key=lambda r: (r.get("created", ""), r["stage"], r["key"]))
+                if withdrawn:
+                    record["withdrawn"] = withdrawn
+                found.append(record)
+        yield from sorted(found, key=lambda r: (r["created"], r["stage"], r["key"]))
 
-    def sources_of(self, inputs: list[dict[str, Any]]) -> list[dict[str, str]]:
+    def _places(self, stage: str | None = None) -> list[Place]:
+        """Stage and key of every directory that can be an artifact."""
+        return [
+            (path.parent.parent.name, path.parent.name)
+            for name in ([stage] if stage and PLAIN.fullmatch(stage) else self._stages())
+            for path in (self.root / name).glob("*/lineage.json")
+            if PLAIN.fullmatch(path.parent.name)
+        ]
+
+    def _stages(self) -> list[str]:
+        return sorted(
+            p.name for p in self.root.glob("*") if PLAIN.fullmatch(p.name) and p.is_dir() and not p.is_symlink()
+        )
+
+    def sweep(self) -> None:
+        """Take away the leases that dead processes of this machine left."""
+        for stage in self._stages():
+            lease.sweep(self.root / stage)
+
+    def leftovers(self) -> list[Path]:
+        """Directories beside the artifacts that attempts, downloads and damage left, and that nobody holds."""
+        return [
+            path
+            for stage in self._stages()
+            for path in sorted((self.root / stage).iterdir())
+            if _LEFT.fullmatch(path.name)
+            and path.is_dir()
+            and not path.is_symlink()
+            and not path.with_name(f"{path.name.partition('.')[0]}.lease").exists()
+        ]
+
+    def _sources_holding(self, wanted: set[str]) -> set[str]:
+        """Digests of the sources known here that hold a file with one of these sha256."""
+        return {
+            listing["digest"]
+            for place in self._places()
+            for listing in lineage.read_listings(self.directory(*place))
+            if any(file["sha256"] in wanted for file in listing["files"])
+        }
+
+    def sources_of(self, inputs: Sequence[Input]) -> list[dict[str, str]]:
         """Name and digest of every outside source that the inputs of a record were made from, at any distance."""
-        pairs = set()
+        pairs: set[tuple[str, str]] = set()
         for given in inputs:
-            path = self.directory(given["stage"], given["key"]) / "lineage.json"
-            made = (
-                {} if "sources" in given else _record(path) or self.examine(given["stage"], given["key"]).record or {}
-            )
-            pairs |= {(s["name"], s["digest"]) for s in given.get("sources", made.get("sources", []))}
+            made = None if "sources" in given else self.record((given["stage"], given["key"]))
+            entries = given.get("sources", []) if made is None else made["sources"]
+            pairs |= {(s["name"], s["digest"]) for s in entries}
         return [{"name": name, "digest": digest} for name, digest in sorted(pairs)]
 
-    def everywhere(self) -> dict[tuple[str, str], dict[str, Any]]:
+    def everywhere(self) -> dict[Place, LineageRecord]:
         """Lineage records by (stage, key), of other machines' artifacts too when they share this store."""
         return {(r["stage"], r["key"]): r for r in self.records()}
 
-    def find(self, ref: str) -> list[dict[str, Any]]:
+    def find(self, ref: str) -> list[LineageRecord]:
         """Records whose ``stage/key``, key or digest starts with ``ref``; ``stage`` alone gives its newest."""
         records = list(self.records())
         if any(r["stage"] == ref for r in records):
@@ -226,49 +329,28 @@ class Store:
 
     def verify(self, stage: str, key: str) -> list[str]:
         """Problems found by hashing every file of an artifact again; empty when it is sound."""
-        path = self.directory(stage, key)
-        problem = _problem(path)
-        if problem:
-            return [problem]
-        listed = json.loads((path / "manifest.json").read_text())
-        wrong = [
-            f"{rel}: content differs from the manifest"
-            for rel, info in listed.items()
-            if sha256_file(path / rel) != info["sha256"]
-        ]
-        extra = sorted(set(manifest(path)) - set(listed))
-        return wrong + [f"{rel}: not in the manifest" for rel in extra]
+        return verify(self.directory(stage, key), stage, key)
 
-
-def _problem(path: Path) -> str | None:
-    """Why a directory is not a whole artifact, by existence and size of every listed file."""
-    try:
-        listed = json.loads((path / "manifest.json").read_text())
-        json.loads((path / "lineage.json").read_text())["digest"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"unreadable record: {error}"
-    for rel, info in listed.items():
+    def contents(self, stage: str, key: str) -> dict[str, int]:
+        """Sizes of an artifact's files by relative path, by its manifest; empty when that cannot be read."""
         try:
-            size = (path / rel).stat().st_size
-        except OSError:
-            return f"{rel} is missing"
-        if size != info["bytes"]:
-            return f"{rel} has {size} bytes, the manifest says {info['bytes']}"
-    return None
+            return {rel: info["bytes"] for rel, info in read_manifest(self.directory(stage, key)).items()}
+        except Damaged:
+            return {}
 
 
-def _record(path: Path) -> dict[str, Any] | None:
-    """A lineage record; None when it cannot be read (damaged, or being replaced): a hit on it is refused elsewhere."""
-    try:
-        record = json.loads(path.read_text())
-        return record if {"stage", "key", "digest"} <= record.keys() else None
-    except (OSError, ValueError, AttributeError):
-        return None
+def _plain(name: str) -> str:
+    if not PLAIN.fullmatch(name):
+        raise StoreError(f"{name!r} cannot be the name of a stage or a key")
+    return name
 
 
-def _fsync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def _clean(partial: Path, volatile: bool = True) -> None:
+    """Take away what earlier attempts left unfinished in a partial directory, and the records of one that died in
+    publishing: they describe another attempt's files. ``volatile``: in ``_run/`` too, before an attempt begins."""
+    for name in RECORDS:
+        (partial / name).unlink(missing_ok=True)
+    for path in partial.iterdir():
+        if path.name == VOLATILE and not volatile and not path.is_symlink():
+            continue
+        files.sweep_entry(path)

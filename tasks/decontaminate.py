@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.config.cleaning import DecontaminateSection
 from pipeline.config.resources import Resources
 from storage.store import Artifact
-from tasks.running.sources import SourceSet
+from tasks.running.sources import SourceSet, unchanged
 from tasks.running.stage import Report, stage
 
 
@@ -26,12 +26,6 @@ def decontaminate(
     from pipeline.data.decontaminate import decontaminate as make
     from pipeline.evaluation.exams import exam_items
 
-    return make(
-        cfg,
-        docs.path,
-        exam_items(exams.sources if exams else ()),
-        out,
-        workers=on.workers,
-        engine=on.engine,
-        progress=report,
-    )
+    with unchanged(exams):
+        items = exam_items(exams.sources if exams else ())
+    return make(cfg, docs.path, items, out, workers=on.workers, engine=on.engine, progress=report)

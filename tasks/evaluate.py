@@ -11,7 +11,7 @@ from pipeline.evaluation.names import model_name
 from storage.store import Artifact
 from tasks.running.inputs import Several, several
 from tasks.running.launch import launch
-from tasks.running.sources import SourceSet
+from tasks.running.sources import SourceSet, unchanged
 from tasks.running.stage import Report, stage
 
 
@@ -42,7 +42,8 @@ def evaluate(
     chats = [data.path / "records.jsonl" for data in learnt.items if data.stage == "chats"]
     asked = (row for path in chats for row in read_jsonl(path))
     contamination = [data.path / "contamination.jsonl" for data in learnt.items]
-    counts = write_exams(cfg, exams.sources if exams else (), out / "_run" / "exams", asked, contamination)
+    with unchanged(exams):
+        counts = write_exams(cfg, exams.sources if exams else (), out / "_run" / "exams", asked, contamination)
     settings = cfg.model_dump(include={"max_new_tokens", "batch", "bits_tokens", "seq_len", "seed"})
     scores = launch(
         "model.score",

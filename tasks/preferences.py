@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.config.cleaning import DecontaminateSection
 from pipeline.config.resources import Resources
-from tasks.running.sources import SourceSet
+from tasks.running.sources import SourceSet, unchanged
 from tasks.running.stage import Report, stage
 
 
@@ -26,13 +26,14 @@ def preferences(
     from pipeline.data.screen import screen
     from pipeline.evaluation.exams import exam_items
 
-    return screen(
-        cfg,
-        read_preferences,
-        records.sources,
-        exam_items(exams.sources if exams else ()),
-        out,
-        workers=on.workers,
-        engine=on.engine,
-        progress=report,
-    )
+    with unchanged(records, exams):
+        return screen(
+            cfg,
+            read_preferences,
+            records.sources,
+            exam_items(exams.sources if exams else ()),
+            out,
+            workers=on.workers,
+            engine=on.engine,
+            progress=report,
+        )

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from flows import inspect
+from flows import curate, inspect
 from pipeline.config.tree import load
+from storage.digest import sha256_file
 from storage.store import Store
 
 
@@ -55,6 +56,32 @@ def test_gc_keeps_what_kept_failed_and_living_runs_reach(place, capsys):
     assert left == ["clean/a1", "clean/a2", "pretrain/c1.partial", "shard/b1"]
     inspect.collect(keep=1, dry_run=False)
     assert not (place / "store/clean/a2").exists(), "the run is over"
+
+
+def test_a_file_of_a_source_is_traced_withdrawn_and_given_back(place, tmp_path, capsys):
+    store, book = Store(place / "store"), tmp_path / "one.txt"
+    book.write_text("a book")
+    file = {"path": "deep/one.txt", "bytes": 6, "sha256": sha256_file(book)}
+    given = {
+        "name": "sources",
+        "stage": "source",
+        "key": "",
+        "digest": "e",
+        "sources": [{"name": "books", "digest": "d"}],
+    }
+    told = {"created": "2026", "seconds": 1.0, "run": "r", "metrics": {}, "sources": given["sources"]}
+    (store.partial("ingest", "i1") / "a.txt").write_text("x")
+    store.publish("ingest", "i1", {"inputs": [given], **told}, [{"name": "books", "digest": "d", "files": [file]}])
+    artifact(place, "clean", "c1", [("ingest", "i1")], sources=given["sources"])
+    for what in ("books/deep/one.txt", str(book), file["sha256"][:12]):
+        assert inspect.lineage(what, down=True, as_json=False) == 0
+        out = capsys.readouterr().out
+        assert f"books: deep/one.txt  6 bytes, sha256 {file['sha256']}" in out and "clean/c1" in out
+    assert inspect.show("ingest/i1", as_json=False) == 0 and "deep/one.txt" in capsys.readouterr().out
+    assert curate.invalidate("no/such/file.txt", "x") == 2
+    assert curate.invalidate("books/deep/one.txt", "not ours") == 0
+    assert "the file with sha256" in capsys.readouterr().out and "not ours" in store.examine("clean", "c1").why
+    assert curate.undo("books/deep/one.txt") == 0 and store.ready("clean", "c1") is not None
 
 
 def test_every_option_is_explained():

@@ -23,7 +23,7 @@ from spec_helpers import spec as make
 from spec_helpers import train
 from test_model_data import write_tokens
 
-from model.running.checkpoint import Checkpoints, Piece
+from model.running.checkpoint import CheckpointMismatch, Checkpoints, Piece
 from model.running.setup import Ranks
 from model.specs.base import dump
 from model.specs.train import TrainSpec
@@ -378,6 +378,24 @@ def test_a_checkpoint_of_other_data_is_refused_and_a_damaged_one_passed_over(tok
     assert weights(spec) == before
     with pytest.raises(ValueError, match="another spec"):
         train(make_spec(tokens, tmp_path, steps=9, seed=1), Alone())
+
+
+def test_a_checkpoint_of_a_stranger_runs_no_code(tmp_path) -> None:
+    checkpoints, values = Checkpoints(tmp_path, 2, {}), torch.arange(4.0)
+    checkpoints.save([Piece("a", 0, 4, values)], {"step": 1, "val_loss": None})
+    checkpoints.wait()
+    read = torch.zeros(4)
+    assert checkpoints.load([Piece("a", 0, 4, read)])["step"] == 1 and torch.equal(read, values)
+    trap = tmp_path / "trap"
+    index = tmp_path / "step-00000001" / ".metadata"
+    index.write_bytes(b"cos\nsystem\n(S'touch " + str(trap).encode() + b"'\ntR.")
+    state = json.loads((index.parent / "state.json").read_text())
+    (index.parent / "state.json").write_text(
+        json.dumps(state | {"files": state["files"] | {".metadata": len(index.read_bytes())}})
+    )
+    with pytest.raises(CheckpointMismatch, match=r"system has no place"):
+        checkpoints.load([Piece("a", 0, 4, read)])
+    assert not trap.exists()
 
 
 def test_wrong_specs_are_refused_by_name(tokens, tmp_path) -> None:

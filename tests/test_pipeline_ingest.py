@@ -17,9 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+import pipeline.data.ingest as ingest_module
 from pipeline.config.data import IngestSection
 from pipeline.data.ingest import ingest
 from pipeline.readers import Fault, read
+from pipeline.running.executor import ShardFailed
 from pipeline.sources import resolve
 
 LIMITS = {"max_record": 1 << 20, "max_text": 10_000}
@@ -333,7 +335,7 @@ def test_objects_of_an_s3_store(tmp_path, s3):
     assert [(r["source"], r["path"]) for r in found] == [("en", "a.jsonl")] * 5 + [("en", "c.parquet")] + [
         ("en", "deep/b.jsonl.gz")
     ] * 5 + [("d.txt", "d.txt")]
-    assert [s.skipped for s in resolve(["s3://texts/en"], "text")] == [("x.bin",)]
+    assert [s.skipped[0].path for s in resolve(["s3://texts/en"], "text")] == ["x.bin"]
     before = resolve(["s3://texts/*/a.jsonl"], "text")[0]
     assert [f.relpath for f in before.files] == ["en/a.jsonl"]
     s3.put_object(Bucket="texts", Key="en/a.jsonl", Body=lines(*DOCS[:1]))
@@ -471,3 +473,23 @@ def test_a_thousand_malformed_inputs_are_all_accounted_for(tmp_path):
         ), file.relpath
     for row in found:
         row["text"].encode()
+
+
+def test_a_file_replaced_while_ingest_reads_it_is_an_error_though_it_is_put_back(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines(*DOCS))
+    sources, real = resolve([str(path)], "text"), ingest_module.read
+
+    def read_another(piece):
+        kept = path.rename(tmp_path / "kept")
+        path.write_bytes(lines({"text": "never named"}))
+        yield from real(piece)
+        kept.replace(path)
+
+    monkeypatch.setattr(ingest_module, "read", read_another)
+    with pytest.raises(ShardFailed, match=r"a\.jsonl: was changed or replaced"):
+        ingest(IngestSection(), sources, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.parquet"))
+    monkeypatch.setattr(ingest_module, "read", real)
+    ingest(IngestSection(), resolve([str(path)], "text"), tmp_path / "out")
+    assert "never named" not in str(rows(tmp_path / "out"))

@@ -2,6 +2,7 @@
 trained on."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 from pipeline.data.records import Losses, read_chats, read_preferences
 from pipeline.sources import resolve
 from pipeline.sources.python_docs import list_python_docs, read_run, runs
+from pipeline.sources.state import SourceChanged, unchanged
 from pipeline.sources.teaching import (
     facts,
     teaching_chats,
@@ -38,7 +40,9 @@ def test_files_directories_and_globs(tmp_path):
     (tmp_path / "data/.hidden.jsonl").write_text("{}")
     one, folder, pattern = resolve([str(a), str(tmp_path / "data"), str(tmp_path / "data/**/*.jsonl")], "text")
     assert [f.relpath for f in one.files] == ["a.jsonl"] and one.name == "a.jsonl"
-    assert [f.relpath for f in folder.files] == ["a.jsonl", "deep/b.jsonl"] and folder.skipped == ("picture.png",)
+    assert [f.relpath for f in folder.files] == ["a.jsonl", "deep/b.jsonl"] and folder.skipped == (
+        ("picture.png", "unknown file type"),
+    )
     assert [f.relpath for f in pattern.files] == ["a.jsonl", "deep/b.jsonl"]
 
 
@@ -49,18 +53,65 @@ def test_digest_follows_content_and_name_not_place(tmp_path):
     assert first.digest == moved.digest != changed.digest
 
 
-def test_digests_are_remembered_and_renewed(tmp_path):
+def test_digests_are_remembered_and_renewed_though_size_and_time_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.sources.files._RACY_NS", 0)
     path = write(tmp_path / "a.jsonl", {"text": "x"})
-    import os
-
-    os.utime(path, (1_600_000_000, 1_600_000_000))
     digest = resolve([str(path)], "text")[0].digest
     cache = tmp_path / "home/digests.json"
     assert len(json.loads(cache.read_text())) == 1
-    write(path, {"text": "other, longer"})
-    assert resolve([str(path)], "text")[0].digest != digest
+    before = path.stat()
+    write(path, {"text": "y"})
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other = resolve([str(path)], "text")[0].digest
+    assert other != digest and path.stat().st_size == before.st_size
     cache.write_text("not json")
-    assert resolve([str(path)], "text")[0].digest != digest
+    assert resolve([str(path)], "text")[0].digest == other
+
+
+def test_links_are_followed_and_what_is_not_read_is_told_with_the_reason(tmp_path):
+    write(tmp_path / "away/b.jsonl", {"text": "y"})
+    write(tmp_path / "data/a.jsonl", {"text": "x"})
+    (tmp_path / "data/linked").symlink_to(tmp_path / "away")
+    (tmp_path / "data/round").symlink_to(tmp_path / "data")
+    (tmp_path / "data/gone.jsonl").symlink_to(tmp_path / "nothing")
+    (tmp_path / "data/letter.docx").write_bytes(b"x")
+    os.mkfifo(tmp_path / "data/pipe.jsonl")
+    found = resolve([str(tmp_path / "data")], "text")[0]
+    assert [f.relpath for f in found.files] == ["a.jsonl", "linked/b.jsonl"]
+    assert [(s.path, s.reason) for s in found.skipped] == [
+        ("gone.jsonl", "a link to nothing"),
+        ("letter.docx", "unknown file type"),
+        ("pipe.jsonl", "not a plain file"),
+        ("round", "a link to a folder that is read as data already"),
+    ]
+    (tmp_path / "link").symlink_to(tmp_path / "away")
+    assert [f.relpath for f in resolve([str(tmp_path / "link")], "text")[0].files] == ["b.jsonl"]
+
+
+def test_a_folder_with_a_slash_is_the_folder(tmp_path, monkeypatch):
+    write(tmp_path / "books/a.jsonl", {"text": "x"})
+    monkeypatch.chdir(tmp_path)
+    plain, slash, dotted = (resolve([name], "text")[0] for name in ("books", "books/", "./books//"))
+    assert plain == slash == dotted and plain.name == "books"
+    with pytest.raises(ValueError, match="2 times"):
+        resolve(["books", "books/"], "text")
+
+
+@pytest.mark.parametrize("restored", [False, True])
+def test_a_file_replaced_while_it_is_read_is_an_error_by_name(tmp_path, restored):
+    path = write(tmp_path / "exam.jsonl", {"text": "x"})
+    source = resolve([str(path)], "text")[0]
+    os.utime(path)
+    with unchanged(source.files):
+        assert path.read_text(), "another time stamp on the same bytes is no change"
+    with pytest.raises(SourceChanged, match=r"exam\.jsonl: was changed"), unchanged(source.files):
+        kept = path.rename(tmp_path / "kept")
+        write(path, {"text": "y"})
+        if restored:
+            kept.replace(path)
+    if not restored:
+        with pytest.raises(SourceChanged, match="run again"), unchanged(source.files):
+            raise AssertionError("other bytes are refused before they are read")
 
 
 def test_same_names_are_told_apart(tmp_path):

@@ -11,8 +11,9 @@ import pytest
 from moto.server import ThreadedMotoServer
 from stage_helpers import built, states
 
+from storage.bucket import ObjectPlace
 from storage.lease import Lease
-from storage.s3 import ObjectPlace, S3Store
+from storage.s3 import S3Store
 from storage.store import StoreError, open_store
 from storage.withdrawal import rule_for
 

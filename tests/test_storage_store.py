@@ -3,6 +3,7 @@
 import json
 import multiprocessing as mp
 import os
+import shutil
 import signal
 import threading
 import time
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import storage.whole
 from storage.code import fingerprint
 from storage.digest import canonical_json, sha256_json
 from storage.lease import FilePlace, Lease, LeaseLost
@@ -61,13 +63,25 @@ def test_a_damaged_artifact_is_set_aside_with_a_clear_line(tmp_path, harm):
     assert "damaged" in lines[0] and "made anew" in lines[0]
 
 
-def test_verify_finds_a_flipped_byte_that_the_size_check_cannot(tmp_path):
+def test_a_flipped_byte_is_found_at_the_next_hit_though_size_and_time_are_as_they_were(tmp_path):
     store = Store(tmp_path)
-    path = publish(store).path
+    path = publish(store).path / "sub" / "a.txt"
     assert store.verify("clean", KEY) == []
-    (path / "sub" / "a.txt").write_text("hellO")
-    assert store.lookup("clean", KEY) is not None
-    assert "content differs" in store.verify("clean", KEY)[0]
+    before = path.stat()
+    path.write_text("hellO")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert "content differs" in store.examine("clean", KEY).why and "content differs" in store.verify("clean", KEY)[0]
+    assert store.lookup("clean", KEY) is None
+
+
+def test_content_is_hashed_once_on_a_machine_and_a_copied_store_once_more(tmp_path, monkeypatch):
+    publish(Store(tmp_path / "one"))
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    hashed = []
+    real = storage.whole.sha256_file
+    monkeypatch.setattr("storage.whole.sha256_file", lambda path: hashed.append(path) or real(path))
+    for home, times in (("one", 0), ("two", 1), ("two", 1)):
+        assert Store(tmp_path / home).ready("clean", KEY) is not None and len(hashed) == times
 
 
 def test_find_by_stage_key_and_digest(tmp_path):
@@ -199,13 +213,13 @@ def test_the_code_fingerprint_follows_imports_and_ignores_comments(tmp_path):
     (tmp_path / "pkg" / "c.py").write_text("x = 1\n")
 
     def look():
-        return fingerprint(["pkg.a"], tmp_path, frozenset({"pkg"}), frozenset())
+        return fingerprint(["pkg/a.py"], tmp_path, frozenset({"pkg"}), frozenset())
 
     before = look()
-    assert set(before) == {"pkg.a", "pkg.b"}, "reached modules only, lazy imports too"
+    assert set(before) == {"pkg/a.py", "pkg/b.py"}, "reached modules only, lazy imports too"
     (tmp_path / "pkg" / "a.py").write_text(
         '"""Other words."""\n# why\ndef f():\n    """Doc."""\n    from pkg import b\n    return b.g()\n'
     )
     assert look() == before, "comments and docstrings do not count"
     (tmp_path / "pkg" / "b.py").write_text("def g():\n    return 2\n")
-    assert look()["pkg.b"] != before["pkg.b"], "a helper two imports away does"
+    assert look()["pkg/b.py"] != before["pkg/b.py"], "a helper two imports away does"

@@ -7,8 +7,6 @@ the form that Hugging Face's ``peft`` loads.
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
 import torch
@@ -17,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.network.transformer import Linear, Transformer
+from model.running.files import whole, write_json
 from model.specs.tune import LoraConfig
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -80,12 +79,9 @@ def save_adapter(adapter: dict[str, Tensor], config: LoraConfig, path: Path) -> 
     """Write ``adapter_model.safetensors`` and ``adapter_config.json`` as ``peft.PeftModel.from_pretrained(base, path)``
     reads them."""
     path.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {f"base_model.model.{name}": value.contiguous() for name, value in sorted(adapter.items())},
-        path / "adapter_model.safetensors.partial",
-        metadata={"format": "pt"},
-    )
-    os.replace(path / "adapter_model.safetensors.partial", path / "adapter_model.safetensors")
+    tensors = {f"base_model.model.{name}": value.contiguous() for name, value in sorted(adapter.items())}
+    with whole(path / "adapter_model.safetensors") as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
     values = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -97,4 +93,4 @@ def save_adapter(adapter: dict[str, Tensor], config: LoraConfig, path: Path) -> 
         "base_model_name_or_path": "",
         "inference_mode": True,
     }
-    (path / "adapter_config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(path / "adapter_config.json", values, indent=2)

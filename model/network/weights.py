@@ -7,7 +7,6 @@ per expert in a file, we compute with all of a layer in one tensor). Files are w
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from dataclasses import replace
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from model.network.minimind import read_minimind
 from model.network.transformer import Transformer
+from model.running.files import whole, write_json
 from model.specs.shape import ModelConfig
 
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen3ForCausalLM": "qwen3", "Qwen3MoeForCausalLM": "qwen3_moe"}
@@ -218,14 +218,12 @@ def save_model(
                 shutil.copyfile(Path(tokenizer) / name, path / name)
         ids = special_ids(Path(tokenizer))
     values = {name: p.detach().cpu().contiguous() for name, p in (state or dict(model.named_parameters())).items()}
-    temporary = path / "model.safetensors.partial"
-    save_file(_split_experts(values), temporary, metadata={"format": "pt"})
-    os.replace(temporary, path / "model.safetensors")
-    _write_json(
-        path / "config.json",
-        to_hf(model.config, {k: v[0] if isinstance(v, list) else v for k, v in ids.items()}),
-    )
-    _write_json(path / "generation_config.json", {"do_sample": False, "max_length": model.config.max_seq_len} | ids)
+    with whole(path / "model.safetensors") as partial:
+        save_file(_split_experts(values), partial, metadata={"format": "pt"})
+    shown = {k: v[0] if isinstance(v, list) else v for k, v in ids.items()}
+    write_json(path / "config.json", to_hf(model.config, shown), indent=2)
+    generation = {"do_sample": False, "max_length": model.config.max_seq_len} | ids
+    write_json(path / "generation_config.json", generation, indent=2)
 
 
 def special_ids(tokenizer: Path) -> dict[str, Any]:
@@ -266,7 +264,3 @@ def _split_experts(state: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             split[name] = value
     return dict(sorted(split.items()))
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

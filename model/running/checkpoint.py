@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import threading
 import warnings
@@ -26,7 +27,13 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+)
 from torch.distributed.checkpoint.planner import LoadPlan, SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
@@ -105,6 +112,51 @@ class _Read(DefaultLoadPlanner):
         return self.pieces[index.fqn, index.offset[0]].values
 
 
+_INDEX = frozenset(
+    {
+        ("pathlib", "PosixPath"),
+        ("torch", "Size"),
+        ("torch.serialization", "_get_layout"),
+        ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+        *(
+            ("torch.distributed.checkpoint.metadata", name)
+            for name in ("Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "TensorProperties")
+        ),
+        ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
+        ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
+    }
+)
+"""What the index of a checkpoint consists of, besides data types."""
+
+
+class _Index(pickle.Unpickler):
+    """Reads the index of a checkpoint, which DCP pickles, with the names that it consists of and no others: a directory
+    that came from another machine is data and never code."""
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if not dtype and (module, name) not in _INDEX:
+            raise pickle.UnpicklingError(f"{module}.{name} has no place in it")
+        return super().find_class(module, name)
+
+
+class _Reader(dcp.FileSystemReader):
+    """DCP's reader with an index that cannot run code."""
+
+    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+        path = Path(self.path) / ".metadata"
+        try:
+            with open(path, "rb") as file:
+                index = _Index(file).load()
+        except (pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
+            raise CheckpointMismatch(f"{path.parent} cannot be read: {error}; remove it to go on without it") from None
+        if not isinstance(index, Metadata):
+            raise CheckpointMismatch(f"{path.parent} has no index; remove it to go on without it")
+        index.storage_meta = index.storage_meta or StorageMeta()
+        index.storage_meta.load_id = self.load_id
+        return index
+
+
 class Checkpoints:
     """The checkpoints of one run under ``root``, which all ranks see; the newest ``keep`` stay, and the one with the
     lowest validation loss."""
@@ -142,7 +194,7 @@ class Checkpoints:
 
     def _write(self, pieces: list[Piece], state: dict[str, Any]) -> None:
         final = self.root / f"step-{state['step']:08d}"
-        partial = self.root / f".{final.name}.partial"
+        partial = self.root / f".{final.name}.tmp"
         try:
             dcp.save(
                 {},
@@ -208,14 +260,15 @@ class Checkpoints:
                 raise CheckpointMismatch(
                     f"{path} was made from another {name} ({was}, now {value}); remove {self.root} to start anew"
                 )
-        dcp.load({}, storage_reader=dcp.FileSystemReader(path), planner=_Read(pieces), no_dist=True)
+        _Reader(path).read_metadata()  # DCP would bury what is wrong with it
+        dcp.load({}, storage_reader=_Reader(path), planner=_Read(pieces), no_dist=True)
         return state
 
     def _newest(self) -> Path | None:
         """The newest whole checkpoint that rank 0 sees; what killed attempts left behind goes."""
         found: list[str | None] = [None]
         if self.rank == 0:
-            for partial in self.root.glob(".step-*.partial"):
+            for partial in self.root.glob(".step-*.tmp"):
                 shutil.rmtree(partial, ignore_errors=True)
             found = [path.name for path in self.whole()[-1:]] or [None]
         if self._group is not None:
@@ -237,10 +290,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from model.running.files import write_text
 from model.running.machine import peak_memory
 
 WARM_UP = 3
@@ -94,9 +95,7 @@ class Meter:
                     kept.append(line + "\n")
             except (ValueError, KeyError):
                 continue  # the half-written last line of a killed writer
-        temporary = self.path.with_suffix(".partial")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        write_text(self.path, "".join(kept))
 
     def summary(self) -> dict[str, Any]:
         """Speed of this attempt (without its first steps), wall seconds, and the last training loss."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from model.running.checkpoint import write_json
+from model.running.files import write_json
 from model.running.how import How
 from model.running.machine import Orphan, can_compile, peak_flops, pick_device, pick_dtype
 from model.specs.shape import ModelConfig

@@ -28,7 +28,8 @@ from model.network.transformer import Transformer, initialize
 from model.network.weights import load_model, read_config, save_model, widen
 from model.objectives.base import Objective
 from model.objectives.next_token import NextToken
-from model.running.checkpoint import Checkpoints, write_json
+from model.running.checkpoint import Checkpoints
+from model.running.files import write_json
 from model.running.machine import peak_flops
 from model.running.meter import Meter
 from model.running.setup import Choices, Ranks, choose, warm_marker

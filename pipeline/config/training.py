@@ -17,6 +17,7 @@ from model.specs.shape import ModelConfig
 from model.specs.train import OptimConfig
 from model.specs.tune import LoraConfig
 from pipeline.config.base import Section, where
+from pipeline.sources.state import state_of
 
 
 class TrainSection(Section):
@@ -146,13 +147,13 @@ def content_digest(path: Path) -> str:
     """sha256 over the weights file, or over config and weights of a model directory; read again only when a file
     changed."""
     files = [path] if path.is_file() else [path / "config.json", *sorted(path.glob("*.safetensors"))]
-    return _digest_of(tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+    return _digest_of(tuple((str(file), state_of(file)) for file in files))
 
 
 @functools.lru_cache(maxsize=8)
-def _digest_of(files: tuple[tuple[str, int, int], ...]) -> str:
+def _digest_of(files: tuple[tuple[str, tuple[int, ...]], ...]) -> str:
     digest = hashlib.sha256()
-    for name, _, _ in files:
+    for name, _ in files:
         with open(name, "rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())
     return digest.hexdigest()

@@ -18,6 +18,7 @@ from pipeline.config.data import IngestSection
 from pipeline.readers.streams import CHUNK, Broken, chunks, local_path
 from pipeline.running.executor import run_shards
 from pipeline.sources.kinds import compression_of, format_of
+from storage.files import write_bytes
 
 SPOOL_LIMIT = 1 << 29
 """Compressed bytes up to which a file is inflated to disk first (about 2 GB of text)."""
@@ -141,50 +142,51 @@ def _spooled(base: dict[str, Any], size: int, longest: int, spool: Path) -> Iter
     """Inflate into files of whole lines below ``spool``. Where the compression breaks off, the last piece carries the
     reason.
 
-    What cannot be spooled (the disk is full, a line is longer than a record may be) is one last piece, which its reader
-    inflates again.
+    What cannot be spooled (a line is longer than a record may be) is one last piece, which its reader inflates again. A
+    full disk is an error: another cut of the same file would give other parts.
     """
     index, line, at, held, broken = 0, 1, 0, 0, None
     kept: list[bytes] = []
-    try:
-        spool.mkdir(parents=True, exist_ok=True)
-        stream = chunks(base)
-        while True:
-            try:
-                data = next(stream, b"")
-            except Broken as error:
-                data, broken = b"", [error.reason, error.detail]
-            end = data.rfind(b"\n") + 1
-            if data and (not end or held + end < size):
-                kept.append(data)
-                held += len(data)
-                if held > longest + size:
-                    raise OSError("no end of line for longer than a record may be")
-                continue
-            whole = b"".join([*kept, data[:end]])
-            if whole or broken:
-                path = spool / f"{index:05d}.jsonl"
-                path.write_bytes(whole)
-                piece = {
-                    **base,
-                    "location": str(path),
-                    "start": 0,
-                    "end": len(whole),
-                    "bytes": len(whole),
-                    "first_line": line,
-                }
-                yield {**piece, "broken": broken} if broken else piece
-            if not data:
+    spool.mkdir(parents=True, exist_ok=True)
+    stream = chunks(base)
+    while True:
+        try:
+            data = next(stream, b"")
+        except Broken as error:
+            data, broken = b"", [error.reason, error.detail]
+        except OSError:  # its reader says so
+            yield {**base, "skip": at, "first_line": line}
+            return
+        end = data.rfind(b"\n") + 1
+        if data and (not end or held + end < size):
+            kept.append(data)
+            held += len(data)
+            if held > longest + size:
+                yield {**base, "skip": at, "first_line": line}
                 return
-            index, line, at, kept, held = (
-                index + 1,
-                line + whole.count(b"\n"),
-                at + len(whole),
-                [data[end:]],
-                len(data) - end,
-            )
-    except OSError:
-        yield {**base, "skip": at, "first_line": line}
+            continue
+        whole = b"".join([*kept, data[:end]])
+        if whole or broken:
+            path = spool / f"{index:05d}.jsonl"
+            write_bytes(path, whole)
+            piece = {
+                **base,
+                "location": str(path),
+                "start": 0,
+                "end": len(whole),
+                "bytes": len(whole),
+                "first_line": line,
+            }
+            yield {**piece, "broken": broken} if broken else piece
+        if not data:
+            return
+        index, line, at, kept, held = (
+            index + 1,
+            line + whole.count(b"\n"),
+            at + len(whole),
+            [data[end:]],
+            len(data) - end,
+        )
 
 
 def _groups(base: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:

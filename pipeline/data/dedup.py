@@ -15,7 +15,6 @@ does not carry away what is unlike the document kept. Chat documents take part i
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from pipeline.data import shingles
 from pipeline.data.documents import EXCERPT, finish, first_difference, flat, plan
 from pipeline.kernels import minhash
 from pipeline.running.executor import run_shards
+from storage.files import discard, whole
 
 RANGE_ROWS = 4_000_000
 """Rows of a band merged at once: about 100 MB."""
@@ -65,7 +65,7 @@ def dedup(
     run.phase("survey", shingles.survey_job, run.jobs)
     pairs = run.exact()
     gone = np.sort(pairs[:, 1])
-    np.save(run.scratch / "gone.npy", gone)
+    _save(run.scratch / "gone.npy", gone)
     verified, similarity = run.near() if cfg.near else (np.zeros((0, 2), np.int64), np.zeros(0, np.float32))
     similar = similarity >= cfg.threshold
     near = run.choose(verified[similar], similarity[similar])
@@ -78,11 +78,13 @@ def dedup(
         out, results, candidate_pairs=len(similarity), verified_pairs=int(similar.sum()), clusters=run.clusters,
         similarity_histogram={"edges": edges.tolist(), "pairs": histogram.tolist(), "threshold": cfg.threshold},
     )  # fmt: skip
-    finished = run.scratch.rename(
-        run.scratch.with_name("dedup.finished")
-    )  # one step: markers never outlive what they vouch for
-    shutil.rmtree(finished)
+    discard(run.scratch)  # in one step: markers never outlive what they vouch for
     return flat(stats)
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with whole(path) as partial, open(partial, "wb") as file:
+        np.save(file, array)
 
 
 class _Run:
@@ -196,7 +198,7 @@ class _Run:
     def similarity(self, pairs: np.ndarray) -> np.ndarray:
         """True Jaccard similarity of each pair, from shingle sets made again for the documents that need them."""
         wanted, index = np.unique(pairs, return_inverse=True)
-        np.save(self.scratch / "wanted.npy", wanted)
+        _save(self.scratch / "wanted.npy", wanted)
         sizes = [n for result in self.phase("sets", shingles.sets_job, self.jobs) for n in result["sizes"]]
         sets = np.concatenate([shingles.load(self.scratch, "set", job["index"]) for job in self.jobs])
         return minhash.jaccard(sets, np.cumsum([0, *sizes]), index.reshape(-1, 2))
@@ -227,12 +229,11 @@ class _Run:
         )
         order = np.argsort(drops[:, 0])
         drops = drops[order]
-        np.save(self.scratch / "drops.npy", drops)
-        np.save(self.scratch / "similarity.npy", np.concatenate([np.ones(len(exact)), near[:, 2]])[order])
+        _save(self.scratch / "drops.npy", drops)
+        _save(self.scratch / "similarity.npy", np.concatenate([np.ones(len(exact)), near[:, 2]])[order])
         keepers, back = np.unique(drops[:, 1], return_inverse=True)
-        np.save(
-            self.scratch / "keeper-id.npy", self.documents(keepers)["id"][back] if len(keepers) else np.zeros(0, "S1")
-        )
+        ids = self.documents(keepers)["id"][back] if len(keepers) else np.zeros(0, "S1")
+        _save(self.scratch / "keeper-id.npy", ids)
 
     def sampled(self, pairs: np.ndarray, similarity: np.ndarray) -> np.ndarray:
         """Positions of up to PAIRS verified pairs of each histogram bin, those of the smallest ids, bin by bin."""

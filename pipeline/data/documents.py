@@ -7,7 +7,6 @@ workers, and each job writes one part; so the output's bytes do not depend on ho
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from bisect import insort
 from collections import Counter
@@ -18,6 +17,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from storage.files import whole, write_text
 
 SCHEMA = pa.schema([
     ("id", pa.string()), ("text", pa.string()), ("lang", pa.string()), ("source", pa.string()),
@@ -82,9 +83,8 @@ def read_job(job: dict[str, Any], columns: list[str] | None = None) -> pa.Table:
 def write_part(out: Path, index: int, table: pa.Table) -> None:
     """Write part ``index`` of an artifact under a temporary name and rename it into place."""
     path = out / f"part-{index:05d}.parquet"
-    partial = path.with_suffix(".tmp")
-    pq.write_table(table, partial, row_group_size=ROW_GROUP, **WORKING)
-    os.replace(partial, path)
+    with whole(path) as partial:
+        pq.write_table(table, partial, row_group_size=ROW_GROUP, **WORKING)
 
 
 def write_kept(out: Path, job: dict[str, Any], table: pa.Table, keep: np.ndarray) -> pa.Table:
@@ -93,9 +93,8 @@ def write_kept(out: Path, job: dict[str, Any], table: pa.Table, keep: np.ndarray
     table = table if keep.all() else table.filter(pa.array(keep, pa.bool_()))
     if keep.all() and job["rows"] == pq.ParquetFile(job["part"]).metadata.num_rows and job["rows"] <= ROW_GROUP:
         path = out / f"part-{job['index']:05d}.parquet"
-        partial = path.with_suffix(".tmp")
-        shutil.copyfile(job["part"], partial)
-        os.replace(partial, path)
+        with whole(path) as partial:
+            shutil.copyfile(job["part"], partial)
     else:
         write_part(out, job["index"], table)
     return table
@@ -181,9 +180,7 @@ def finish(out: Path, results: Iterable[dict[str, Any]], **extra: Any) -> dict[s
         for rule in sorted(samples):
             for sample in sorted(samples[rule], key=_order)[:SAMPLES]:
                 lines.write(json.dumps(sample, ensure_ascii=False) + "\n")
-    (out / "stats.json").write_text(
-        json.dumps(stats, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8"
-    )
+    write_text(out / "stats.json", json.dumps(stats, ensure_ascii=False, indent=1, sort_keys=True) + "\n")
     return stats
 
 

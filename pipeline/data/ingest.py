@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,6 +30,8 @@ from pipeline.formats.chat import CHAT_MARKS
 from pipeline.readers import Fault, Text, read
 from pipeline.running.executor import run_shards
 from pipeline.sources import Source
+from pipeline.sources.state import confirm
+from storage.files import discard, unfinished
 
 LEFT_OUT = frozenset({"sampled_out", "not_a_page", "http_error"})
 """Reasons that are a choice and not a defect: they do not count towards ``max_bad_share``."""
@@ -82,7 +83,7 @@ def ingest(
         files_of_unknown_type=skipped,
     )
     _judge(cfg, stats, out)
-    shutil.rmtree(work / "spool", ignore_errors=True)
+    discard(work / "spool")
     return flat(stats)
 
 
@@ -119,7 +120,15 @@ def _jobs(
 ) -> Iterator[dict[str, Any]]:
     """Pieces put together to about the same size, in source and file order; a function of the input alone."""
     files = [
-        {"source": s.name, "relpath": f.relpath, "location": f.location, "bytes": f.bytes, "sha256": f.sha256}
+        {
+            "source": s.name,
+            "relpath": f.relpath,
+            "location": f.location,
+            "bytes": f.bytes,
+            "sha256": f.sha256,
+            "state": list(f.state),
+            "origin": f.location,
+        }
         for s in sources
         for f in s.files
     ]
@@ -157,6 +166,7 @@ def ingest_job(job: dict[str, Any]) -> dict[str, Any]:
     with _Part(path, tally) as part:
         for piece in job["pieces"]:
             _Piece(job, piece, part, tally, bad).read()
+            confirm(piece["origin"], f"{piece['source']}/{piece['relpath']}", piece["state"], piece["sha256"])
     return {**tally.json(), "by_lang": {}, "bad": bad}  # languages are not known yet
 
 
@@ -278,7 +288,7 @@ class _Part:
     whole."""
 
     def __init__(self, path: Path, tally: Tally) -> None:
-        self.path, self.partial, self.tally = path, path.with_suffix(".tmp"), tally
+        self.path, self.partial, self.tally = path, unfinished(path), tally
         self.rows: list[tuple[Any, ...]] = []
         self.chars = 0
         self.writer: pq.ParquetWriter | None = None

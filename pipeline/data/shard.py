@@ -10,8 +10,6 @@ on how they were divided before or on the number of workers.
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +26,7 @@ from pipeline.config.data import ShardSection
 from pipeline.data.datacard import write_datacard
 from pipeline.data.documents import PARQUET, SCHEMA, Tally, finish, flat, plan, read_job
 from pipeline.running.executor import run_shards
+from storage.files import discard, whole
 
 SPLITS = ("train", "val")
 _ORDERED = SCHEMA.append(pa.field("order", pa.uint64()))
@@ -70,7 +69,7 @@ def shard(
     }
     stats = finish(out, [*scattered, *gathered], splits=splits)
     write_datacard(out, cfg, stats, history or {})
-    shutil.rmtree(work / "slices", ignore_errors=True)
+    discard(work / "slices")
     return {**flat(stats), **{f"{split}_{key}": splits[split][key] for split in SPLITS for key in ("docs", "chars")}}
 
 
@@ -194,7 +193,6 @@ def _write_slices(
     """One record batch for every (split, output part) that has rows; returns where each lies."""
     path = Path(job["work"], "slices", f"{job['index']:06d}.arrow")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
     parts = np.where(held, job["buckets"]["val"], job["buckets"]["train"]).astype(np.uint64)
     bucket = (((order >> np.uint64(32)) * parts) >> np.uint64(32)).astype(
         np.int64
@@ -209,7 +207,7 @@ def _write_slices(
     where = np.stack([held[by_slice].astype(np.int64), bucket[by_slice]], 1)
     cuts = [0, *(np.flatnonzero((where[1:] != where[:-1]).any(1)) + 1).tolist(), len(where)] if len(where) else []
     slices: list[dict[str, Any]] = []
-    with pa.ipc.new_file(partial, _ORDERED) as writer:  # as it is: gather maps it into memory
+    with whole(path) as partial, pa.ipc.new_file(partial, _ORDERED) as writer:  # as it is: gather maps it into memory
         for start, end in itertools.pairwise(cuts):
             writer.write_batch(taken.slice(start, end - start).to_batches()[0])
             slices.append(
@@ -220,7 +218,6 @@ def _write_slices(
                     "bucket": int(where[start, 1]),
                 }
             )
-    os.replace(partial, path)
     return slices
 
 
@@ -256,9 +253,8 @@ def gather_job(job: dict[str, Any]) -> dict[str, Any]:
     table = pa.Table.from_batches(batches, _ORDERED)
     table = table.take(pc.sort_indices(table, [("order", "ascending"), ("id", "ascending")])).drop_columns("order")
     path = Path(job["out"], job["split"], f"part-{job['index']:05d}.parquet")
-    partial = path.with_suffix(".tmp")
-    pq.write_table(table, partial, row_group_size=job["rows"], **PARQUET)
-    os.replace(partial, path)
+    with whole(path) as partial:
+        pq.write_table(table, partial, row_group_size=job["rows"], **PARQUET)
     tally = Tally()
     tally.count("out", table)
     composition = {"docs": table.num_rows, "chars": pc.sum(pc.utf8_length(table["text"])).as_py()}

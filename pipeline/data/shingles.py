@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from pipeline.data.batches import batches
 from pipeline.data.documents import Tally, read_job, write_kept
 from pipeline.kernels import alphabet, minhash, tokens
+from storage.files import whole
 
 EVERYONE, RECENT = 32, 8
 """Groups of equal band keys up to 32 give all pairs; larger ones each document with the first and the 8 before it."""
@@ -207,9 +208,8 @@ def _range(job: dict[str, Any], shards: list[tuple[int, np.ndarray]]) -> np.ndar
 
 def _save(job: dict[str, Any], kind: str, array: np.ndarray) -> None:
     path = Path(job["scratch"]) / f"{kind}-{job['index']}.npy"
-    partial = path.with_suffix(".tmp.npy")
-    np.save(partial, array)
-    partial.replace(path)
+    with whole(path) as partial, open(partial, "wb") as file:
+        np.save(file, array)
 
 
 def load(scratch: str | Path, kind: str, index: int) -> np.ndarray:

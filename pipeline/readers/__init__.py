@@ -31,7 +31,7 @@ def read(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
     ``first_line``; ``skip`` (bytes of the inflated file) with ``first_line``; ``groups`` (Parquet row groups) with
     ``first_line``; ``broken`` (why what follows the range is lost); limits ``max_record`` (bytes), ``max_text``
     (characters); ``columns`` (all that a table need give, none: all). An empty file gives Fault("empty_file"), an
-    unreadable one Fault("unreadable_file").
+    unreadable one Fault("unreadable_file"); one that a network does not give now raises OSError.
     """
     empty = True
     try:
@@ -42,6 +42,8 @@ def read(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
         empty = False
         yield piece.get("first_line", 1), Fault(error.reason, error.detail)
     except OSError as error:
+        if piece["location"].startswith(("s3://", "hf://")):
+            raise  # an outage passes; counted as a loss it would be published for ever
         empty = False
         yield piece.get("first_line", 1), Fault("unreadable_file", str(error))
     if empty and "start" not in piece:

@@ -28,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.base import Progress, quiet
+from storage.files import write_text
+from storage.room import DiskFull, filled
 
 Job = dict[str, Any]
 _IDLE: list[_Worker] = []
@@ -96,19 +98,19 @@ def do_job(name: str, job: Job, index: int, done: str) -> Job:
 
     Raises:
         ShardFailed: with the function, the shard and the original traceback in the message.
+        DiskFull: with the path at which the disk was full.
     """
     try:
         module, _, function = name.partition(":")
         result = getattr(importlib.import_module(module), function)(job)
+        write_text(Path(done) / f"{index}.json", json.dumps({"job": job, "result": result}))
     except Exception as error:
         shard = job.get("shard", index)
+        if full := filled(error, Path(done)):
+            raise DiskFull(f"{full} (shard {shard})") from error
         raise ShardFailed(
             f"{name} failed on shard {shard}: {type(error).__name__}: {error}\n{traceback.format_exc()}"
         ) from error
-    marker = Path(done) / f"{index}.json"
-    partial = marker.with_suffix(".tmp")
-    partial.write_text(json.dumps({"job": job, "result": result}, ensure_ascii=False))
-    os.replace(partial, marker)
     return result
 
 
@@ -206,6 +208,8 @@ def _on_ray(name: str, jobs: Iterator[tuple[int, Job]], done: str, workers: int)
         except ray.exceptions.RayTaskError as error:
             for ref in pending:
                 ray.cancel(ref)
+            if isinstance(error.cause, DiskFull):
+                raise DiskFull(str(error.cause)) from error
             raise ShardFailed(str(error.cause)) from error
 
 
@@ -245,8 +249,10 @@ class _Worker:
                 f"{name} on shard {job.get('shard', index)}: its worker process {how} (out of memory?); run again to"
                 " resume"
             )
-        ok, result = json.loads(answer)
-        if not ok:
+        end, result = json.loads(answer)
+        if end == "full":
+            raise DiskFull(result)
+        if end == "failed":
             raise ShardFailed(result)
         return result
 

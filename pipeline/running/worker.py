@@ -27,6 +27,7 @@ def main() -> None:
 
     pyarrow.set_cpu_count(1)
     from pipeline.running.executor import ShardFailed, do_job, keep_freed_memory
+    from storage.room import DiskFull
 
     keep_freed_memory()
 
@@ -35,9 +36,11 @@ def main() -> None:
         if not line:
             break
         try:
-            answer = [True, do_job(*json.loads(line))]
+            answer = ["done", do_job(*json.loads(line))]
+        except DiskFull as error:
+            answer = ["full", str(error)]
         except ShardFailed as error:
-            answer = [False, str(error)]
+            answer = ["failed", str(error)]
         answers.write(json.dumps(answer, ensure_ascii=True) + "\n")
         answers.flush()
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 KINDS = ("text", "chat", "preference", "exam")
 BUILT_IN = {"python-docs": ("text",), "teaching": KINDS}
@@ -22,25 +24,33 @@ _RECORDS = {"jsonl", "json", "parquet", "csv"}
 @dataclass(frozen=True)
 class SourceFile:
     """One file of a source. ``location`` is where to read it (path, s3:// or hf://); ``relpath`` is its name inside the
-    source."""
+    source; ``state`` is what tells whether it was changed since it was hashed (pipeline/sources/state.py)."""
 
     relpath: str
     location: str
     bytes: int
     sha256: str
+    state: tuple[int, ...] = ()
+
+
+class Skipped(NamedTuple):
+    """Something of a source that is not read: its relative path, and why."""
+
+    path: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class Source:
     """A named set of files. ``digest`` changes when a name or a content does, and with nothing else.
 
-    ``skipped`` lists the files of a directory that have no format we read.
+    ``skipped`` lists what lies there and is not read: files of no format we know, links to nothing and the like.
     """
 
     name: str
     digest: str
     files: tuple[SourceFile, ...]
-    skipped: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
 
 
 def resolve(names: Sequence[str], kind: str) -> list[Source]:
@@ -60,7 +70,9 @@ def resolve(names: Sequence[str], kind: str) -> list[Source]:
         except (ValueError, OSError) as error:
             problems.append(str(error))
     problems += [
-        f"{spec}: named {n} times; give it once and set its weight" for spec, n in Counter(names).items() if n > 1
+        f"{spec}: named {n} times; give it once and set its weight"
+        for spec, n in Counter(map(_bare, names)).items()
+        if n > 1
     ]
     if not names:
         problems.append("no sources; name at least one file, glob or built-in source (python-docs, teaching)")
@@ -70,7 +82,7 @@ def resolve(names: Sequence[str], kind: str) -> list[Source]:
 
 
 def _resolve_one(spec: str, name: str, kind: str) -> Source:
-    skipped: list[str] = []
+    skipped: list[Skipped] = []
     if spec in BUILT_IN:
         if kind not in BUILT_IN[spec]:
             raise ValueError(f"{spec}: has no {kind} data; it can be used as {', '.join(BUILT_IN[spec])}")
@@ -126,7 +138,7 @@ def _meant(spec: str) -> str:
 def _names(specs: Sequence[str]) -> list[str]:
     """A short name for each source: the last part of its path, or as many parts as tell it from the others."""
     paths = [[spec] if spec in BUILT_IN else _fixed(spec) for spec in specs]
-    names = []
+    names: list[str] = []
     for i, parts in enumerate(paths):
         depth = 1
         while depth < len(parts) and any(parts[-depth:] == other[-depth:] for j, other in enumerate(paths) if j != i):
@@ -135,12 +147,18 @@ def _names(specs: Sequence[str]) -> list[str]:
     return names
 
 
+def _bare(spec: str) -> str:
+    """One spelling of a name: ``books/`` and ``./books`` are ``books``."""
+    remote = spec in BUILT_IN or spec.startswith(("s3://", "hf://"))
+    return (spec.rstrip("/") or spec) if remote else os.path.normpath(spec)
+
+
 def _fixed(spec: str) -> list[str]:
     """The parts of a path up to the first glob pattern; a bare pattern keeps itself."""
     from pipeline.sources.kinds import has_magic
 
     parts = [part for part in Path(spec.removeprefix("s3://").removeprefix("hf://")).parts if part not in ("/", ".")]
-    fixed = []
+    fixed: list[str] = []
     for part in parts:
         if has_magic(part):
             break

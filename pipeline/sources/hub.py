@@ -13,12 +13,12 @@ import hashlib
 import os
 from typing import Any
 
-from pipeline.sources import SourceFile
+from pipeline.sources import Skipped, SourceFile
 from pipeline.sources.kinds import format_of, suffixes
 from storage.places import home
 
 
-def list_hub(spec: str) -> tuple[list[SourceFile], list[str]]:
+def list_hub(spec: str) -> tuple[list[SourceFile], list[Skipped]]:
     """Files that ``spec`` names at the revision's present commit, and those left out. Raises ValueError with the hub's
     own words."""
     repo, revision, inside = _parts(spec)
@@ -43,7 +43,9 @@ def list_hub(spec: str) -> tuple[list[SourceFile], list[str]]:
     if not named:
         raise ValueError(f"{spec}: no file of a known type among {len(entries)}; known are {suffixes()}")
     files = [SourceFile(e.rfilename, f"hf://{repo}@{info.sha}/{e.rfilename}", e.size or 0, _digest(e)) for e in named]
-    return sorted(files, key=lambda f: f.relpath), sorted(e.rfilename for e in entries if e not in named)
+    return sorted(files, key=lambda f: f.relpath), sorted(
+        Skipped(e.rfilename, "unknown file type") for e in entries if e not in named
+    )
 
 
 def _parts(spec: str) -> tuple[str, str | None, str]:

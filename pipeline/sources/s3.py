@@ -11,7 +11,7 @@ import hashlib
 import io
 from typing import Any
 
-from pipeline.sources import SourceFile
+from pipeline.sources import Skipped, SourceFile
 from pipeline.sources.kinds import format_of, has_magic, suffixes
 
 
@@ -20,10 +20,11 @@ def client() -> Any:
     import boto3
     from botocore.config import Config
 
-    return boto3.client("s3", config=Config(connect_timeout=5, read_timeout=60, retries={"max_attempts": 3}))
+    config = Config(connect_timeout=5, read_timeout=60, retries={"max_attempts": 3})
+    return boto3.client("s3", config=config)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
-def list_s3(spec: str) -> tuple[list[SourceFile], list[str]]:
+def list_s3(spec: str) -> tuple[list[SourceFile], list[Skipped]]:
     """Objects that ``spec`` names and the keys left out for want of a known format. Raises ValueError with the store's
     own words."""
     from botocore.exceptions import BotoCoreError, ClientError
@@ -43,8 +44,10 @@ def list_s3(spec: str) -> tuple[list[SourceFile], list[str]]:
         raise ValueError(f"{spec}: no object of a known type among {len(objects)}; known are {suffixes()}")
     folder = not has_magic(key) and all(o["Key"] != key for o in objects)
     base = key.rstrip("/") + "/" if folder and key else prefix[: prefix.rfind("/") + 1]
-    files = [SourceFile(o["Key"][len(base) :], f"s3://{bucket}/{o['Key']}", o["Size"], _digest(o)) for o in named]
-    skipped = [o["Key"][len(base) :] for o in objects if not format_of(o["Key"])]
+    files = [
+        SourceFile(o["Key"][len(base) :], f"s3://{bucket}/{o['Key']}", o["Size"], _digest(o), _state(o)) for o in named
+    ]
+    skipped = [Skipped(o["Key"][len(base) :], "unknown file type") for o in objects if not format_of(o["Key"])]
     return sorted(files, key=lambda f: f.relpath), sorted(skipped)
 
 
@@ -56,6 +59,24 @@ def _named(key: str, wanted: str) -> bool:
 
 def _digest(entry: dict[str, Any]) -> str:
     return hashlib.sha256(f"s3 {entry['ETag']} {entry['Size']}".encode()).hexdigest()
+
+
+def _state(entry: dict[str, Any]) -> tuple[int, ...]:
+    """Size and time of the last write in seconds, which is what the store counts in."""
+    return entry["Size"], int(entry["LastModified"].timestamp())
+
+
+def state_of_s3(location: str) -> tuple[tuple[int, ...], str]:
+    """The state and the digest of an object as they are now. Raises OSError when it is gone or unreachable."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, _, key = location.removeprefix("s3://").partition("/")
+    try:
+        found = client().head_object(Bucket=bucket, Key=key)
+    except (BotoCoreError, ClientError) as error:
+        raise OSError(f"{location}: {error}") from None
+    entry = {"Size": found["ContentLength"], "ETag": found["ETag"], "LastModified": found["LastModified"]}
+    return _state(entry), _digest(entry)
 
 
 def open_s3(location: str, start: int = 0) -> io.BufferedReader:

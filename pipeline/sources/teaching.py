@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.sources import SourceFile
-from pipeline.sources.files import sha256_of
+from pipeline.sources.files import hash_files
 
 FACTS = Path(__file__).resolve().parent.parent / "teaching"
 LANGS = ("zh", "en")
@@ -36,8 +36,8 @@ _PER_DOCUMENT = 8
 def list_teaching() -> list[SourceFile]:
     """The fact files as source files."""
     paths = sorted(FACTS.glob("facts-*.jsonl"))
-    digests = sha256_of(paths)
-    return [SourceFile(p.name, str(p), p.stat().st_size, digests[p]) for p in paths]
+    hashed = hash_files(paths)
+    return [SourceFile(p.name, str(p), hashed[p].state[0], hashed[p].sha256) for p in paths]
 
 
 @functools.cache

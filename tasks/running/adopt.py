@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.digest import RECORDS, VOLATILE
+from storage.lineage import LineageRecord, Place
 from storage.store import Artifact, Store
 from tasks.running.inputs import Descent, Made, descent_of
 from tasks.running.plan import Planned, PlanRun, differences_by_kind
@@ -62,8 +63,8 @@ class AdoptRun(PlanRun):
         return super().files(stage, self._sources.get((stage, key), key))
 
     def descent(self, made: Made) -> Descent:
-        def record_of(stage: str, key: str) -> Record | None:
-            return self.store.examine(stage, self._sources.get((stage, key), key)).record
+        def record_of(place: Place) -> LineageRecord | None:
+            return self.store.record((place[0], self._sources.get(place, place[1])))
 
         return descent_of(record_of, made)
 
@@ -142,9 +143,10 @@ def _digests(entries: list[dict[str, Any]]) -> set[str]:
 def _record(store: Store, old: dict[str, Any], plan: Planned, differences: list[str]) -> dict[str, Any]:
     """The lineage of the adopted artifact: today's identity and inputs, the numbers and the run of the one that made
     the bytes."""
-    kept = {name: old[name] for name in ("resources", "metrics", "seconds", "kind", "run")}
+    kept = {name: old[name] for name in ("resources", "metrics", "seconds", "run")}
     return {
         **kept,
+        "kind": plan.kind,
         "identity": plan.identity,
         "inputs": plan.listed,
         "base": plan.base,

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from storage.digest import sha256_json
+from storage.lineage import LineageRecord, Place, ancestry
+from storage.store import Artifact
 
 Files = Callable[[str, str], Mapping[str, str]]
 """``files(stage, key)``: path and sha256 of every file of a published artifact."""
@@ -60,24 +62,21 @@ class Descent:
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def descent_of(record_of: Callable[[str, str], dict[str, Any] | None], made: Made) -> Descent:
-    """The descent of ``made`` by the lineage records that ``record_of(stage, key)`` gives; not known while its digest
+def descent_of(record_of: Callable[[Place], LineageRecord | None], made: Made) -> Descent:
+    """The descent of ``made`` by the lineage records that ``record_of((stage, key))`` gives; not known while its digest
     is not."""
     if made.digest is None:
         return Descent(None)
     stages: dict[str, dict[str, Any]] = {}
     sources: dict[str, dict[str, Any]] = {}
-    todo = [(made.stage, made.key)]
-    while todo:
-        record = record_of(*todo.pop())
-        if record is None or record["stage"] in stages:
-            continue
-        identity = record["identity"]
-        stages[record["stage"]] = {key: record[key] for key in ("digest", "kind")} | {"section": identity["section"]}
+    for record in reversed(ancestry(record_of, (made.stage, made.key))):
+        section = record.get("identity", {}).get("section", {})
+        stages.setdefault(
+            record["stage"], {"digest": record["digest"], "kind": record.get("kind", ""), "section": section}
+        )
         for entry in record["inputs"]:
-            todo.append((entry["stage"], entry["key"]))
             for s in entry.get("sources", []):
-                facts = {key: s[key] for key in ("digest", "files", "bytes")}
+                facts = {"digest": s["digest"], "files": s["files"], "bytes": s["bytes"]}
                 sources[s["name"]] = facts | {"stage": record["stage"]}
     return Descent(sha256_json([list(stages), stages, sources]), stages, sources)
 
@@ -96,3 +95,9 @@ def digest_of_input(value: Any, patterns: tuple[str, ...], files: Files) -> str:
     if not read:
         raise ValueError(f"{value.stage}/{value.key[:12]} holds nothing like {', '.join(patterns)}")
     return sha256_json(read)
+
+
+def artifacts_of(inputs: Mapping[str, Any]) -> list[Artifact]:
+    """Every artifact among a stage's inputs, those of :class:`Several` too."""
+    grouped = [value.items if isinstance(value, Several) else (value,) for value in inputs.values()]
+    return [item for items in grouped for item in items if isinstance(item, Artifact)]

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from storage.files import write_text
 from storage.places import ROOT, home
 from tasks.running import guard, nodes
 from tasks.running.failure import WorkerFailed, explain
@@ -82,7 +83,7 @@ def launch(
     run = Path(out) / "_run"
     (run / "logs").mkdir(parents=True, exist_ok=True)
     spec_path, result_path, log_path = run / "spec.json", run / "result.json", run / "logs" / "launcher.log"
-    _write(spec_path, json.dumps(spec, indent=1, sort_keys=True, default=os.fspath))
+    write_text(spec_path, json.dumps(spec, indent=1, sort_keys=True, default=os.fspath))
     result_path.unlink(missing_ok=True)  # an earlier attempt's must not pass for this one's
     worker, others = [module, "--spec", str(spec_path.resolve())], contextlib.nullcontext()
     if on.nnodes > 1 and not single and not on.hostfile:
@@ -205,7 +206,9 @@ def _deepspeed_nodes(on: Resources, environment: dict[str, str], run: Path, node
         return [f"--num_accelerators={on.nproc}", f"--master_port={nodes.free_port()}"]
     if on.hostfile:
         environment["DS_ENV_FILE"] = str((run / "deepspeed.env").resolve())
-        _write(run / "deepspeed.env", "".join(f"{name}={environment[name]}\n" for name in sorted(_ours(environment))))
+        write_text(
+            run / "deepspeed.env", "".join(f"{name}={environment[name]}\n" for name in sorted(_ours(environment)))
+        )
         return [
             f"--num_accelerators={on.nproc}",
             f"--master_port={nodes.free_port()}",
@@ -214,7 +217,7 @@ def _deepspeed_nodes(on: Resources, environment: dict[str, str], run: Path, node
         ]
     hosts = run / "hostfile"
     if node == 0:
-        _write(hosts, "".join(f"node-{i} slots={on.nproc}\n" for i in range(on.nnodes)))
+        write_text(hosts, "".join(f"node-{i} slots={on.nproc}\n" for i in range(on.nnodes)))
     host, port = nodes.split(on.rdzv_endpoint)
     return [
         f"--hostfile={hosts.resolve()}",
@@ -432,10 +435,3 @@ def _ours(environment: dict[str, str]) -> set[str]:
     return {
         name for name in environment if name.startswith(("MALLOC_", "TORCH", "PYTORCH_", "PYTHON", "OMP_", "DS_ACC"))
     }
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_text(text, "utf-8")
-    os.replace(part, path)

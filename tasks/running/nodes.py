@@ -23,6 +23,8 @@ from typing import Any
 
 import psutil
 
+from storage.files import write_text
+
 CALL, GO = "call.json", "go"
 BEAT_SECONDS = 3.0
 """How often a node's file changes while it takes part."""
@@ -208,9 +210,7 @@ def claim(place: Path, nodes: int) -> Claim | None:
 
 def _write(path: Path, values: dict[str, Any]) -> None:
     """Write a small file whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(values), "utf-8")
-    os.replace(part, path)
+    write_text(path, json.dumps(values))
 
 
 def split(endpoint: str) -> tuple[str, int]:

@@ -33,6 +33,7 @@ class Planned:
     identity: dict[str, Any] | None = None
     listed: list[dict[str, Any]] = field(default_factory=list)
     base: str | None = None
+    kind: str = ""
 
     def result(self) -> Planned:
         return self
@@ -72,6 +73,7 @@ class PlanRun(Run):
             identity=identity,
             listed=stage.listed(inputs),
             base=stage.base_key(inputs),
+            kind=stage.kind,
         )
         if stage.name in self.refresh:
             return replace(plan, reasons=["refresh asked for"], seconds=earlier[-1]["seconds"] if earlier else None)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.resources import Resources
-from storage.digest import write_json
+from storage.files import write_json
 from storage.places import ROOT, home
 from storage.store import open_store
 from tasks.running.inputs import Descent, Made, descent_of
@@ -122,7 +122,7 @@ class Run:
 
     def descent(self, made: Made) -> Descent:
         """What the store's lineage records say ``made`` was made from."""
-        return descent_of(lambda stage, key: self.store.examine(stage, key).record, made)
+        return descent_of(self.store.record, made)
 
     def after(self, stage: str) -> None:
         """Leave the flow when ``stage`` is the one to stop at."""

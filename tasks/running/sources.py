@@ -4,13 +4,16 @@ runs."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.tree import Config, ConfigError
 from pipeline.sources import Source, resolve
-from storage.digest import digest_of, manifest, sha256_json
+from pipeline.sources.state import unchanged as files_unchanged
+from storage.digest import digest_of, sha256_file, sha256_json
+from storage.lineage import PLAIN, SourceListing
 from storage.store import Store
 
 
@@ -31,6 +34,22 @@ class SourceSet:
             {"name": s.name, "digest": s.digest, "files": len(s.files), "bytes": sum(f.bytes for f in s.files)}
             for s in self.sources
         ]
+
+    def listings(self) -> list[SourceListing]:
+        """Path, size and sha256 of every file of each source."""
+        return [
+            {
+                "name": s.name,
+                "digest": s.digest,
+                "files": [{"path": f.relpath, "bytes": f.bytes, "sha256": f.sha256} for f in s.files],
+            }
+            for s in self.sources
+        ]
+
+
+def unchanged(*given: SourceSet | None) -> AbstractContextManager[None]:
+    """Around reading the files of these sources whole: raises SourceChanged when one is not what was hashed."""
+    return files_unchanged(file for sources in given if sources for source in sources.sources for file in source.files)
 
 
 @dataclass(frozen=True)
@@ -86,19 +105,22 @@ def withdrawn(inputs: Inputs, store: Store) -> list[str]:
         f"{field.name}  {source.name} was withdrawn: {why}; leave it out, or `pipeline invalidate {source.name} --undo`"
         for field in fields(inputs)
         for source in (getattr(inputs, field.name) or SourceSet(field.name)).sources
-        if (why := store.withdrawals.source(source.digest))
+        if (why := store.withdrawals.source(source.digest, (file.sha256 for file in source.files)))
     ]
 
 
 def _documents(path: str) -> Source:
-    """An earlier document artifact, by its directory; the store's own are known by their recorded digest."""
+    """An earlier document artifact, by its directory; one that a store holds whole is known by its recorded digest."""
     root = Path(path)
     if not any(root.glob("part-*.parquet")):
         raise ValueError(f"{path}: no part-*.parquet there; give the directory of a document artifact")
-    recorded = (root / "lineage.json").is_file()
-    digest = (
-        Store(root.parent.parent).lineage(root.parent.name, root.name)["digest"]
-        if recorded
-        else digest_of(manifest(root))
-    )
-    return Source(root.name, digest, ())
+    known = None
+    if (root / "lineage.json").is_file() and PLAIN.fullmatch(root.parent.name) and PLAIN.fullmatch(root.name):
+        known = Store(root.parent.parent).examine(root.parent.name, root.name).artifact
+    return Source(root.name, known.digest if known else _parts_digest(root), ())
+
+
+def _parts_digest(root: Path) -> str:
+    """The digest of a document directory that no store vouches for: of the parts, which are what is read."""
+    parts = sorted(root.glob("part-*.parquet"))
+    return digest_of({p.name: {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in parts})

@@ -20,9 +20,12 @@ from typing import Any
 
 from storage.code import fingerprint
 from storage.digest import sha256_json
+from storage.lineage import SourceListing
 from storage.places import ROOT
-from storage.store import Artifact, StoreError
-from tasks.running.inputs import Descent, Files, Several, digest_of_input
+from storage.room import room
+from storage.store import Artifact, Store, StoreError
+from tasks.running.inputs import Descent, Files, Several, artifacts_of, digest_of_input
+from tasks.running.result import NAME, vouch
 from tasks.running.run import Reached, Run, current
 
 PACKAGES = frozenset({"flows", "tasks", "pipeline", "model", "storage"})
@@ -105,6 +108,20 @@ class Stage:
                 entry |= {"sources": item.describe()} if hasattr(item, "describe") else {}
                 entries.append(entry)
         return entries
+
+    def listings(self, inputs: dict[str, Any]) -> list[SourceListing]:
+        """The files of the sources among the inputs, for lineage down to the file."""
+        return [one for value in inputs.values() if hasattr(value, "listings") for one in value.listings()]
+
+    def need(self, inputs: dict[str, Any], store: Store) -> int:
+        """About how many bytes the stage will write: a data stage as much as it reads, a training four times the model
+        it starts from (checkpoints hold two moments of every weight)."""
+        read = sum(file["bytes"] for listing in self.listings(inputs) for file in listing["files"])
+        read += sum(sum(store.contents(made.stage, made.key).values()) for made in artifacts_of(inputs))
+        if self.kind == "model":
+            base = inputs.get(self.base or "")
+            return 4 * sum(store.contents(base.stage, base.key).values()) if base else 0
+        return read if self.kind in ("documents", "records", "tokens") else 0
 
     def base_key(self, inputs: dict[str, Any]) -> str | None:
         """Key of the model that this stage's model descends from."""
@@ -207,6 +224,9 @@ class PrefectRun(Run):
         identity = stage.identity(cfg, inputs, self.store.files)
         key = key_of(identity)
         hit = None if stage.name in self.refresh else self.store.ready(stage.name, key)
+        if hit is not None:
+            with room(hit.path, stage.name, 0):
+                vouch(hit)
         return _Call(self, stage, cfg, inputs, identity, key, hit is not None)
 
     def settle(self) -> None:
@@ -250,17 +270,13 @@ class _Call:
         return self.made
 
     def _upstream(self) -> list[Any]:
-        places = [(value.stage, value.key) for value in self._artifacts()]
+        places = [(value.stage, value.key) for value in artifacts_of(self.inputs)]
         return [self.run.states[place] for place in places if place in self.run.states]
-
-    def _artifacts(self) -> list[Artifact]:
-        listed = [v.items if isinstance(v, Several) else (v,) for v in self.inputs.values()]
-        return [item for items in listed for item in items if isinstance(item, Artifact)]
 
     def _task(self) -> Any:
         from prefect import task
 
-        record = f"{self.stage.name}/{self.key}/prefect.json"
+        record = f"{self.stage.name}/{self.key}/{NAME}"
         return task(
             lambda: self._build(),
             name=self.stage.name,
@@ -276,7 +292,8 @@ class _Call:
         """The body of the Prefect task: take the artifact if someone made it meanwhile, else make and publish it."""
         store, name = self.run.store, self.stage.name
         waiting = functools.partial(_say_waiting, self.run, name)
-        with store.lease(name, self.key, waiting) as lease:
+        need = self.stage.need(self.inputs, store)
+        with room(store.directory(name, self.key), name, need), store.lease(name, self.key, waiting) as lease:
             artifact = None if name in self.run.refresh else store.lookup(name, self.key)
             if artifact is None:
                 artifact = self._make(store.partial(name, self.key), lease)
@@ -304,6 +321,7 @@ class _Call:
             report=Report(self.run, name, _progress_artifact(name)),
         )
         seconds = round(time.monotonic() - began, 3)
+        self._same()
         lease.confirm()
         artifact = self.run.store.publish(
             name,
@@ -320,9 +338,19 @@ class _Call:
                 "run": self.run.id,
                 "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             },
+            self.stage.listings(self.inputs),
         )
         _table_artifact(name, metrics, seconds, artifact)
         return artifact
+
+    def _same(self) -> None:
+        """Raise ValueError when a file that the section names (weights to start from, a vocabulary) has another content
+        than when the key was made: what was made from it does not belong under that key."""
+        now = self.stage.identity(self.cfg, self.inputs)
+        if key_of(now) != self.key:
+            old, new = self.identity["section"], now["section"]
+            changed = ", ".join(f"{self.stage.name}.{field}" for field in new if new[field] != old.get(field))
+            raise ValueError(f"{changed or self.stage.name}: the file was changed while the stage read it; run again")
 
     def _finish(self, state: Any) -> Artifact:
         """Tell how the call ended; raise its error, or Reached when the run stops here."""

@@ -25,7 +25,7 @@ from mlflow.exceptions import MlflowException
 
 from pipeline.pages.lineage.page import page
 from pipeline.pages.lineage.records import Record, ancestry, note
-from storage.digest import write_json
+from storage.files import write_json
 from tasks.tracking.forms import (
     Building,
     as_datasets,
@@ -276,6 +276,7 @@ class Mirror:
             told = json.loads((path / "_run" / "mlflow.json").read_text("utf-8"))
         except (OSError, ValueError):
             told = {}
+        told = told if isinstance(told, dict) else {}
         same = told.get("tracking_uri") == self.uri
         return {
             "run_id": told.get("run_id") if same else None,

@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storage.digest import write_json
+from storage.files import write_json
 from storage.places import ROOT
 from tasks.running.tail import Tail
 

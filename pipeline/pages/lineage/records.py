@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Required, TypedDict
 
 from pipeline.pages.parts.render import markdown
+from storage import lineage
 
 HEADLINE = (
     "val_bits_per_byte",
@@ -62,12 +63,7 @@ class Record(TypedDict, total=False):
 def ancestry(records: Sequence[Record], stage: str) -> list[Record]:
     """The records that ``stage`` descends from, and itself last, in the given order."""
     by_stage = {record["stage"]: record for record in records}
-    wanted, queue = set(), [stage]
-    while queue:
-        name = queue.pop()
-        if name in by_stage and name not in wanted:
-            wanted.add(name)
-            queue += [item.get("stage", "") for item in by_stage[name].get("inputs") or []]
+    wanted = {r["stage"] for r in lineage.ancestry(lambda place: by_stage.get(place[0]), (stage, ""))}
     own = [by_stage[stage]] if stage in by_stage else []
     return [r for r in records if r["stage"] in wanted and r["stage"] != stage] + own
 
