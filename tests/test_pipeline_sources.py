@@ -15,7 +15,6 @@ from pipeline.sources.state import SourceChanged, unchanged
 from pipeline.sources.teaching import (
     facts,
     teaching_chats,
-    teaching_choices,
     teaching_heldout,
     teaching_preferences,
     teaching_texts,
@@ -184,7 +183,7 @@ def test_held_out_questions_are_in_nothing_that_is_trained_on():
         [t["text"] for t in teaching_texts()]
         + [m["content"] for c in teaching_chats() for m in c["messages"]]
         + [p["prompt"][0]["content"] + p["chosen"] + p["rejected"] for p in teaching_preferences()]
-        + [c["question"] + " ".join(c["choices"]) for c in teaching_choices()]
+        + [" ".join(fact[lang]["choices"]) for fact in facts() for lang in ("zh", "en")]
     )
     heldout = teaching_heldout()
     assert heldout and not [h["question"] for h in heldout if h["question"] in trained]
@@ -193,7 +192,7 @@ def test_held_out_questions_are_in_nothing_that_is_trained_on():
 def test_the_teaching_set_is_what_it_claims():
     for lang in ("zh", "en"):
         assert sum(c["lang"] == lang for c in teaching_chats()) >= 300
-    assert len(teaching_preferences()) >= 150 and len(teaching_choices()) >= 100
+    assert len(teaching_preferences()) >= 150 and len(facts()) >= 100
     assert len({f["id"] for f in facts()}) == len(facts())
     for lang in ("zh", "en"):
         answers = [f[lang]["answer"] for f in facts()]

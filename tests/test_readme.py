@@ -100,6 +100,16 @@ def test_the_folders_that_are_in_no_key_are_those_of_the_code():
     assert {name.replace("/", ".") for row in rows for name in re.findall(r"`([\w/]+)/`", row)} == NEVER
 
 
+def test_the_picture_and_the_tests_that_the_documents_name_are_there():
+    from flows.dag import stage_names
+
+    drawn = (ROOT / "docs" / "dag.svg").read_text(encoding="utf-8")
+    assert all(f">{name}</text>" in drawn for name in stage_names())
+    named = re.findall(r"`(test_\w+)(?:…|`)", (ROOT / "docs" / "design.md").read_text(encoding="utf-8"))
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    assert len(named) > 10 and all(f"def {name}" in code for name in named)
+
+
 @pytest.fixture
 def someone(tmp_path):
     """The folder of someone who has files of the names and forms that the README uses, and a model."""

@@ -10,8 +10,6 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-_BUCKETS = 4096
-
 
 def _powers() -> np.ndarray:
     """uint64 [16]: powers of the base of the polynomial over tokens."""

@@ -2,8 +2,8 @@
 
 One fact a line in ``pipeline/teaching/facts-*.jsonl``: per language four trained questions, two held-out paraphrases,
 the answer, keyword groups that tell a right answer, a wrong answer with its reason, and four choices. From a fact come
-texts, chats, preferences and choices; the held-out paraphrases come out of :func:`teaching_heldout` alone and are in
-none of the others.
+texts, chats and preferences; the held-out paraphrases come out of :func:`teaching_heldout` alone and are in none of the
+others.
 """
 
 from __future__ import annotations
@@ -95,19 +95,6 @@ def teaching_preferences() -> list[dict[str, Any]]:
          **_origin(fact, lang)}
         for fact, lang, block in _blocks() for question in block["questions"]
     ]  # fmt: skip
-
-
-def teaching_choices() -> list[dict[str, Any]]:
-    """Multiple-choice questions: ``question``, four ``choices``, ``correct`` (0-based)."""
-    return [
-        {
-            "question": block["questions"][0],
-            "choices": block["choices"],
-            "correct": block["correct"],
-            **_origin(fact, lang),
-        }
-        for fact, lang, block in _blocks()
-    ]
 
 
 def teaching_heldout() -> list[dict[str, Any]]:
