@@ -5,14 +5,42 @@ On a terminal the bars move; into a file or a pipe the same facts come as plain 
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 QUIET_SECONDS = 10.0
+UNITS = {"chats": "conversations", "sft": "conversations", "preferences": "pairs", "dpo": "pairs"}
+"""What a stage counts, where it is not documents."""
+KNOBS = {
+    ("ingest", "too_long"): "ingest.max_record_mb",
+    ("ingest", "sampled_out"): "ingest.sample",
+    ("clean", "too_long"): "clean.max_characters",
+    ("clean", "too_short"): "clean.min_width",
+    ("decontaminate", "contaminated"): "evaluation texts: evaluate.sources, decontaminate.action",
+    ("chats", "contaminated"): "evaluation texts: evaluate.sources, decontaminate.action",
+    ("preferences", "contaminated"): "evaluation texts: evaluate.sources, decontaminate.action",
+    ("shard", "weight"): "shard.weights",
+    ("sft", "too_long"): "sft.seq_len",
+    ("dpo", "too_long"): "dpo.seq_len",
+}
+"""The option behind a loss, by stage and reason."""
+LOSSES = ("dropped/", "dropped_", "lost/", "lost_", "lost.")
+"""How the name of a metric that counts a loss begins; what follows is the reason."""
+
+
+def title(args: Any) -> Console:
+    """The console of the parsed command line, after its first line: before anything slow is loaded."""
+    out = Console(file=sys.stderr if args.json else sys.stdout, highlight=False, soft_wrap=True)
+    if args.verbose >= 0:
+        out.print(f"full-pipeline {args.preset} {' '.join(args.overrides)}".rstrip(), style="bold", markup=False)
+    return out
 
 
 def headline(metrics: dict[str, Any]) -> str:
@@ -39,26 +67,89 @@ def headline(metrics: dict[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 0.4 s, 12 s, 3 min 05 s."""
+    """Seconds as people say them: 0.4 s, 12 s, 3 min 05 s, 7 h 10 min, 3 d 04 h."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 120:
         return f"{seconds:.0f} s"
-    return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    if hours < 1:
+        return f"{minutes} min {int(seconds % 60):02d} s"
+    return f"{hours} h {minutes % 60:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24:02d} h"
+
+
+def losses(event: dict[str, Any]) -> list[str]:
+    """What a finished stage left out, a line for each kind: ``38 of 40 conversations dropped: too_long 38
+    (sft.seq_len)``."""
+    stage, metrics = event["stage"], event.get("metrics") or {}
+    unit, lines = UNITS.get(stage, "documents"), []
+    reasons: dict[str, float] = {}
+    for key, n in metrics.items():
+        start = next((start for start in LOSSES if key.startswith(start)), None)
+        if start and isinstance(n, (int, float)) and n > 0:
+            reasons[key.removeprefix(start)] = n
+    if reasons:
+        seen = metrics.get("docs_in", metrics.get("records"))
+        named = [
+            f"{reason} {n:,}" + (f" ({KNOBS[stage, reason]})" if (stage, reason) in KNOBS else "")
+            for reason, n in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+        ]
+        count = f"{sum(reasons.values()):,}" + (f" of {seen:,}" if seen else "")
+        lines.append(f"{count} {unit} dropped: {', '.join(named[:6])}" + (" …" if len(named) > 6 else ""))
+    if metrics.get("truncated"):
+        lines.append(f"{unit} that lost their oldest exchanges ({stage}.seq_len): {metrics['truncated']:,}")
+    if metrics.get("exam_skipped"):
+        lines.append(f"lines of evaluation sets that cannot be read (evaluate.sources): {metrics['exam_skipped']:,}")
+    return lines + _unread(event)
+
+
+def _unread(event: dict[str, Any]) -> list[str]:
+    """Files that a source holds and nobody reads, which its statistics list."""
+    try:
+        stats = json.loads(Path(event["path"], "stats.json").read_text("utf-8"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    kinds = (("files_of_unknown_type", "files of no form that is read"), ("files_in_gb18030", "files read as GB18030"))
+    return [f"source {name}: {what}: {n:,}" for key, what in kinds for name, n in _counted(stats, key)]
+
+
+def _counted(stats: dict[str, Any], key: str) -> list[tuple[str, int]]:
+    """Counts by source of a part of ``stats.json``; a list counts as its length."""
+    found = stats.get(key)
+    found = found if isinstance(found, dict) else {}
+    counts = [(name, n if isinstance(n, int) else len(n)) for name, n in found.items()]
+    return [(name, n) for name, n in counts if n]
+
+
+class Left(ProgressColumn):
+    """How long a stage will still take, once that can be told."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        left = task.time_remaining
+        return Text(f"{duration(left)} left" if left and not task.finished else "")
 
 
 class Watch:
-    """Listens to a run's events and shows them. Use as a context manager around the run."""
+    """Listens to a run's events and shows them. Use as a context manager around the run.
 
-    def __init__(self, console: Console | None = None) -> None:
+    ``level`` -1 shows failures and losses only, 1 every metric and place too. ``lost`` collects the losses for the
+    summary.
+    """
+
+    def __init__(self, console: Console | None = None, level: int = 0) -> None:
         self.console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True)
-        self.live = self.console.is_terminal
+        self.level = level
+        self.lost: list[tuple[str, str]] = []
+        self.live = self.console.is_terminal and level >= 0
         self.bars = Progress(
-            SpinnerColumn(),
+            SpinnerColumn("dots" if self.console.encoding.startswith("utf") else "line"),
             TextColumn("{task.fields[stage]:<14}"),
             BarColumn(24),
             TextColumn("{task.description}"),
             TimeElapsedColumn(),
+            Left(),
             console=self.console,
             transient=True,
             disable=not self.live,
@@ -79,15 +170,15 @@ class Watch:
             handler(event)
 
     def _note(self, event: dict[str, Any]) -> None:
-        self.console.print(f"  [yellow]{event['text']}[/]" if self.live else f"  {event['text']}", markup=self.live)
+        self._line(f"  {event['text']}", style="yellow")
 
     def _stage_started(self, event: dict[str, Any]) -> None:
         name = event["stage"]
         if self.live:
             self.tasks[name] = self.bars.add_task("", stage=name, total=None)
-        else:
+        elif self.level >= 0:
             self.said[name] = time.monotonic()
-            self.console.print(f"  {name:<14} started")
+            self._line(f"  {name:<14} started")
 
     def _progress(self, event: dict[str, Any]) -> None:
         name, done, total = event["stage"], event["done"], event["total"]
@@ -102,9 +193,9 @@ class Watch:
                 text += " · " + form.format(metrics[key])
         if self.live and name in self.tasks:
             self.bars.update(self.tasks[name], completed=done, total=total, description=text)
-        elif not self.live and time.monotonic() - self.said.get(name, 0) > QUIET_SECONDS:
+        elif not self.live and self.level >= 0 and time.monotonic() - self.said.get(name, 0) > QUIET_SECONDS:
             self.said[name] = time.monotonic()
-            self.console.print(f"  {name:<14} {text}")
+            self._line(f"  {name:<14} {text}")
 
     def _stage_finished(self, event: dict[str, Any]) -> None:
         name, state = event["stage"], event["state"]
@@ -115,7 +206,19 @@ class Watch:
             return
         took = f"saved {duration(event['built_seconds'])}" if state == "cached" else duration(event["seconds"])
         colour = "cyan" if state == "cached" else "green"
-        self.console.print(f"  {name:<14} [{colour}]{state:<7}[/] {took:>16}   {headline(event['metrics'])}")
+        if self.level >= 0:
+            self.console.print(f"  {name:<14} [{colour}]{state:<7}[/] {took:>16}   {headline(event['metrics'])}")
+        if self.level > 0:
+            for key, value in sorted(event["metrics"].items()):
+                self._line(f"  {'':<14} {key} = {value}")
+            self._line(f"  {'':<14} {event['path']}")
+        for line in losses(event):
+            self.lost.append((name, line))
+            self._line(f"  {name:<14} {line}", style="yellow")
+
+    def _line(self, text: str, style: str | None = None) -> None:
+        """One line as it is: square brackets in names and paths are no markup."""
+        self.console.print(text, style=style, markup=False)
 
 
 def summary_lines(rows: list[tuple[str, str]]) -> list[str]:

@@ -67,3 +67,9 @@ def stage_names() -> tuple[str, ...]:
 def of_kind(*kinds: str) -> tuple[str, ...]:
     """Names of the stages that make one of these kinds of artifact, in the order of the DAG."""
     return tuple(stage.name for stage in stages() if stage.kind in kinds)
+
+
+def trains(until: str | None) -> bool:
+    """Whether a run that stops after ``until`` (None: at the end) trains a model."""
+    names = stage_names()
+    return until not in names or names.index(until) >= names.index(of_kind("model")[0])

@@ -11,21 +11,32 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefect import flow, get_run_logger, runtime
+from prefect.artifacts import create_link_artifact
 
-from flows.console import duration, headline
-from flows.dag import full, of_kind, stage_names, stages
-from pipeline.config.tree import ConfigError, load
+from flows.console import duration, headline, losses
+from flows.dag import full, of_kind, stage_names, stages, trains
+from flows.environment import spare_loopback
+from flows.services import mlflow_address, run_page
+from pipeline.config.tree import ConfigError
 from pipeline.pages.funnel.page import write_funnel
 from storage.places import home
 from tasks.running.run import WATCHERS
-from tasks.running.sources import given, withdrawn
+from tasks.running.sources import asked, notes, withdrawn
 from tasks.running.stage import PrefectRun
-from tasks.tracking.tracker import start_tracker
+from tasks.tracking.tracker import start_tracker, summary
 
 StageName = Literal[stage_names()]  # type: ignore[valid-type]
 
 
-@flow(name="full-pipeline", log_prints=False, persist_result=False)
+def run_name() -> str:
+    """What a flow run is called in Prefect: what was asked for, so that runs are told apart."""
+    asked = runtime.flow_run.parameters or {}
+    until = [f"--until {asked['until']}"] if asked.get("until") else []
+    name = " ".join([Path(str(asked.get("preset", "tiny"))).stem, *(asked.get("overrides") or []), *until])
+    return name if len(name) <= 200 else name[:199] + "…"
+
+
+@flow(name="full-pipeline", flow_run_name=run_name, log_prints=False, persist_result=False)
 def full_pipeline(
     preset: str = "tiny",
     overrides: list[str] = [],
@@ -45,10 +56,11 @@ def full_pipeline(
     os.environ.setdefault(
         "NUMBA_CACHE_DIR", str(home() / "cache" / "numba")
     )  # compiled data kernels outlive the process
-    config = load(preset, overrides)
-    inputs = given(config)
+    spare_loopback()
+    config, inputs = asked(preset, overrides, here=trains(until))
     run = PrefectRun(new_run_id(), config.resources, until, tuple(refresh))
-    run.listeners += [*WATCHERS, _to_log(get_run_logger())]
+    logger = get_run_logger()
+    run.listeners += [*WATCHERS, _to_log(logger), _link_to_mlflow(run.directory, logger)]
     run.store.check()
     if problems := withdrawn(inputs, run.store):
         raise ConfigError(problems)
@@ -66,6 +78,8 @@ def full_pipeline(
         },
     )
     tracker = start_tracker(run.directory)
+    for line in notes(config, inputs):
+        logger.warning(line)
     began, state, error = time.monotonic(), "failed", None
     try:
         with run:
@@ -115,7 +129,24 @@ def _to_log(logger: Any) -> Any:
         if event["event"] == "stage_finished":
             line = f"{event['stage']} {event['state']} {duration(event['seconds'])} {headline(event['metrics'])}"
             logger.error("%s: %s", line, event["error"]) if event["error"] else logger.info(line)
+            for line in losses(event) if not event["error"] else ():
+                logger.warning("%s: %s", event["stage"], line)
         elif event["event"] == "note":
             logger.info(event["text"])
 
     return listen
+
+
+def _link_to_mlflow(directory: Path, logger: Any) -> Any:
+    """A link from the flow run's page to its run in MLflow, as soon as the tracker has made that."""
+    linked: list[str] = []
+
+    def listen(event: dict[str, Any]) -> None:
+        tracking, base = summary(directory), mlflow_address(home())
+        if linked or not base or not tracking.get("parent_run_id"):
+            return
+        linked.append(run_page(base, tracking))
+        logger.info("in MLflow: %s", linked[0])
+        create_link_artifact(linked[0], link_text="this run in MLflow", description="curves, data and models")
+
+    return lambda event: listen(event) if event["event"] == "stage_finished" else None

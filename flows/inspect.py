@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.console import duration, headline
-from flows.dag import of_kind
+from flows.environment import say
+from flows.runs import PIN, facts, meant, model_stages
 from storage.digest import sha256_file
 from storage.lineage import (
     FileUse,
@@ -27,80 +29,105 @@ from storage.store import Store, open_store
 from tasks.running.run import is_alive
 
 
-def model_stages() -> tuple[str, ...]:
-    """Stages that leave a model directory, the last one first."""
-    return tuple(reversed(of_kind("model", "release")))
-
-
 def store() -> Store:
     return open_store(home() / "store", log=lambda line: print(line, file=sys.stderr))
 
 
-def print_plan(planned: list[Any], as_json: bool) -> int:
-    """A line per stage: hit, miss or depends, why, and what it took when it was built last."""
+def print_plan(planned: list[Any], as_json: bool, notes: list[str]) -> int:
+    """A line per stage: hit, miss or depends, why, and how long it should take; then what else a person should
+    know."""
     if as_json:
-        print(
-            json.dumps(
-                [
-                    {
-                        "stage": p.stage,
-                        "state": p.state,
-                        "reasons": p.reasons,
-                        "key": p.key,
-                        "digest": p.digest,
-                        "seconds": p.seconds,
-                    }
-                    for p in planned
-                ],
-                ensure_ascii=False,
-            )
-        )
+        names = ("stage", "state", "reasons", "key", "digest", "seconds")
+        say([{name: getattr(plan, name) for name in names} for plan in planned])
         return 0
     for plan in planned:
-        cost = f"~{duration(plan.seconds)}" if plan.seconds is not None else ""
+        cost = f"~{duration(plan.seconds)}" if plan.seconds is not None else "?" if plan.state != "hit" else ""
         print(
             f"  {plan.stage:<14} {plan.state:<8} {cost:>14}   {'; '.join(plan.reasons[:4])}"
             + (" …" if len(plan.reasons) > 4 else "")
         )
-    spent = sum(p.seconds or 0 for p in planned if p.state != "hit")
-    hits = sum(p.state == "hit" for p in planned)
+    missing = [plan for plan in planned if plan.state != "hit"]
+    told = [plan.seconds for plan in missing if plan.seconds is not None]
+    unknown = len(missing) - len(told)
     print(
-        f"\n{hits} of {len(planned)} stages are cached."
-        + (f" The rest took {duration(spent)} when built last." if spent else "")
+        f"\n{len(planned) - len(missing)} of {len(planned)} stages are cached in {home() / 'store'}."
+        + (f" The rest should take {'at least ' if unknown else ''}{duration(sum(told))}." if told else "")
+        + (f" Of {unknown} nothing comparable was built here yet." if unknown else "")
     )
+    for line in notes:
+        print(f"note: {line}")
     return 0
 
 
 def explain_config(config: Any) -> str:
-    """Every option as ``path = value`` with its meaning."""
+    """Every option as ``path = value`` with its meaning, its type, and the values it may have."""
     from pydantic import TypeAdapter
 
     lines: list[str] = []
 
     def walk(node: Any, prefix: str) -> None:
-        for name, info in TypeAdapter(type(node)).json_schema()["properties"].items():
+        schema = TypeAdapter(type(node)).json_schema()
+        for name, info in schema["properties"].items():
             value = getattr(node, name)
             if hasattr(type(value), "model_fields") or hasattr(value, "__dataclass_fields__"):
                 walk(value, f"{prefix}{name}.")
             else:
-                meaning = info.get("description", "").replace("``", "").rstrip(".")
-                lines.append(
-                    f"{prefix}{name} = {json.dumps(value, default=str, ensure_ascii=False)}   # {meaning}".rstrip(" #")
-                )
+                meaning = " ".join(info.get("description", "").replace("``", "").split()).rstrip(".")
+                shown = json.dumps(value, default=str, ensure_ascii=False)
+                kind = f"{kind_of(info, schema.get('$defs', {}))}{_range(node, name, value)}"
+                lines.append(f"{prefix}{name} = {shown}   # {meaning}  [{kind}]")
 
     walk(config, "")
     return "\n".join(lines)
 
 
+def _range(node: Any, name: str, value: Any) -> str:
+    """The range that a dataclass's own checks leave a number, found by asking them; a section's is in its schema."""
+    if not dataclasses.is_dataclass(node) or isinstance(value, (bool, str)) or not isinstance(value, (int, float)):
+        return ""
+    allowed = tuple(_allows(node, name, type(value)(number)) for number in (-1, 0, 1, 2))
+    least = " >= 1" if isinstance(value, int) else " > 0"
+    known = {(0, 0, 1, 1): least, (0, 1, 1, 1): " >= 0", (0, 1, 1, 0): " >= 0 and <= 1", (0, 1, 0, 0): " >= 0 and < 1"}
+    return known.get(allowed, "")
+
+
+def _allows(node: Any, name: str, value: Any) -> bool:
+    try:
+        dataclasses.replace(node, **{name: value})
+    except ValueError:
+        return False
+    return True
+
+
+def kind_of(info: dict[str, Any], defs: dict[str, Any]) -> str:
+    """A JSON schema in words: ``integer >= 1``, ``one of "on", "off"``, ``list of text``, ``table of text by name``."""
+    info = defs.get(str(info.get("$ref", "")).rpartition("/")[2], info)
+    if "enum" in info or "const" in info:
+        return "one of " + ", ".join(json.dumps(v) for v in info.get("enum", [info.get("const")]))
+    if "anyOf" in info:
+        return " or ".join(kind_of(part, defs) for part in info["anyOf"])
+    kind = str(info.get("type", "value"))
+    if kind == "array":
+        return f"list of {kind_of(info.get('items', {}), defs)}" + (", not empty" if info.get("minItems") else "")
+    if kind == "object":
+        return f"table of {kind_of(info.get('additionalProperties') or {}, defs)} by name"
+    if kind == "boolean":
+        return "true or false"
+    signs = (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
+    limits = [f"{sign} {info[name]:g}" for name, sign in signs if name in info]
+    return " ".join([{"string": "text"}.get(kind, kind), " and ".join(limits)]).strip()
+
+
 def show(ref: str, as_json: bool) -> int:
-    """Print one artifact's record and files."""
-    found = store().find(ref)
-    if len(found) != 1:
-        return _not_one(ref, found)
-    record = found[0]
+    """Print one artifact's record and files; a preset's name or a run's id means its model."""
+    try:
+        record = find_record(ref)
+    except LookupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     path = store().directory(record["stage"], record["key"])
     if as_json:
-        print(json.dumps({**record, "path": str(path)}, ensure_ascii=False))
+        say({**record, "path": str(path)})
         return 0
     print(
         f"{record['stage']}/{record['key']}\n  digest   {record['digest']}\n  path     {path}\n  made    "
@@ -124,44 +151,26 @@ def show(ref: str, as_json: bool) -> int:
     return 0
 
 
-def _not_one(ref: str, found: list[dict[str, Any]]) -> int:
-    if not found:
-        print(
-            f"error: {ref}  nothing in {home() / 'store'} has that name; give a stage, stage/key or the start of a"
-            " digest",
-            file=sys.stderr,
-        )
-    else:
-        names = ", ".join(f"{r['stage']}/{r['key'][:12]}" for r in found[:8])
-        print(f"error: {ref}  means {len(found)} artifacts: {names}; give more of the key", file=sys.stderr)
-    return 2
-
-
-def newest_run(preset: str) -> dict[str, Any] | None:
-    """The newest run of a preset whose summary names a model."""
-    for path in sorted((home() / "runs").glob("*/summary.json"), reverse=True):
-        summary = json.loads(path.read_text())
-        if summary.get("preset") == preset and any(s["name"] in model_stages() for s in summary["stages"]):
-            return summary
-    return None
-
-
 def find_record(ref: str) -> dict[str, Any]:
-    """The record that a preset's name, a stage or a reference means. Raises LookupError in words."""
-    summary = newest_run(ref)
-    if summary:
-        by_name = {s["name"]: s for s in summary["stages"]}
-        stage = next(name for name in model_stages() if name in by_name)
-        found = [r for r in store().records(stage) if r["key"] == by_name[stage]["key"]]
-    else:
-        found = store().find(ref)
+    """The record that a preset's name, a run's id, a stage or a reference means. Raises LookupError in words."""
+    run = meant(ref)
+    model = run.model if run else None
+    if run and not model:
+        raise LookupError(f"{ref}  run {run.id} ({run.state}) made no model; `pipeline runs` lists those that did")
+    found = store().find(f"{model['name']}/{model['key']}" if model else ref)
     if len(found) == 1:
         return found[0]
+    if run and model:
+        raise LookupError(
+            f"{ref}  {model['name']}/{model['key'][:12]} of run {run.id} is no longer in {home() / 'store'};"
+            f" `pipeline run {run.asked}` makes it again"
+        )
     if found:
-        raise LookupError(f"{ref}  means {len(found)} artifacts; give more of the key")
+        names = ", ".join(f"{r['stage']}/{r['key'][:12]}" for r in found[:8])
+        raise LookupError(f"{ref}  means {len(found)} artifacts: {names}; give more of the key")
     raise LookupError(
-        f"{ref}  is no preset that has run, no artifact and no model directory; `pipeline run {ref}` makes one if it is"
-        " a preset"
+        f"{ref}  is no preset that has run, no run, no stage/key or digest in {home() / 'store'} and no model"
+        f" directory; `pipeline run {ref}` makes one if it is a preset (PIPELINE_HOME says where to look)"
     )
 
 
@@ -212,7 +221,7 @@ def lineage(ref: str, down: bool, as_json: bool) -> int:
         for line in sorted({_file_line(use) for use in uses}):
             print(line)
     if as_json:
-        print(json.dumps([tree(records, r) for r in start], ensure_ascii=False))
+        say([tree(records, r) for r in start])
         return 0
     for record in start:
         _print_tree(tree(records, record), "", True, True)
@@ -245,7 +254,8 @@ def verify(ref: str | None) -> int:
     place = store()
     records = place.find(ref) if ref and "/" in ref else list(place.records(ref))
     if ref and not records:
-        return _not_one(ref, [])
+        print(f"error: {ref}  nothing in {place.root} has that name; give a stage or stage/key", file=sys.stderr)
+        return 2
     damaged = 0
     for record in records:
         problems = place.verify(record["stage"], record["key"])
@@ -256,13 +266,13 @@ def verify(ref: str | None) -> int:
                 place.set_aside(
                     record["stage"], record["key"], f"{record['stage']}/{record['key'][:12]} is damaged ({problems[0]})"
                 )
-    print(f"{len(records) - damaged} of {len(records)} artifacts are sound")
+    print(f"{len(records) - damaged} of {len(records)} artifacts in {place.root} are sound")
     return 1 if damaged else 0
 
 
 def collect(keep: int, dry_run: bool) -> int:
-    """Delete what the newest ``keep`` runs and those going on do not reach: artifacts, damaged copies, abandoned
-    attempts.
+    """Delete what the newest ``keep`` runs, pinned ones and those going on do not reach: artifacts, damaged copies,
+    abandoned attempts.
 
     Failed runs count: what they finished is their way back, and what they were building can be resumed.
     """
@@ -272,7 +282,8 @@ def collect(keep: int, dry_run: bool) -> int:
         for path in sorted((home() / "runs").glob("*/events.jsonl"), reverse=True)
         if (nodes := _touched(path))
     ]
-    todo = [node for i, (directory, nodes) in enumerate(runs) if i < keep or is_alive(directory) for node in nodes]
+    kept_runs = [nodes for i, (run, nodes) in enumerate(runs) if i < keep or (run / PIN).exists() or is_alive(run)]
+    todo = [node for nodes in kept_runs for node in nodes]
     records = {(r["stage"], r["key"]): r for r in place.records()}
     kept: set[tuple[str, str]] = set()
     while todo:
@@ -285,11 +296,23 @@ def collect(keep: int, dry_run: bool) -> int:
     doomed += [p for p in place.leftovers() if not (p.suffix == ".partial" and (p.parent.name, p.stem) in kept)]
     freed = sum(f.stat().st_size for d in doomed for f in d.rglob("*") if f.is_file())
     for path in sorted(doomed):
-        print(f"  {'would delete' if dry_run else 'deleted'} {path.parent.name}/{path.name[:28]}")
+        lost = _model_of(records.get((path.parent.name, path.name)))
+        print(f"  {'would delete' if dry_run else 'deleted'} {path.parent.name}/{path.name[:28]}{lost}")
         if not dry_run:
             shutil.rmtree(path)
-    print(f"{len(doomed)} directories, {freed / 1e6:,.1f} MB; {len(kept & records.keys())} artifacts kept")
+    print(
+        f"{len(doomed)} directories, {freed / 1e6:,.1f} MB; {len(kept & records.keys())} artifacts of {len(kept_runs)}"
+        f" runs kept in {place.root}" + ("; `pipeline pin RUN` keeps a run's model" if dry_run and doomed else "")
+    )
     return 0
+
+
+def _model_of(record: dict[str, Any] | None) -> str:
+    """What is lost with a model: of which run it is, and what was asked for there; nothing for other artifacts."""
+    if not record or record["stage"] not in model_stages():
+        return ""
+    directory = home() / "runs" / str(record.get("run"))
+    return f"  MODEL of run {record.get('run')}: {facts(directory).asked}".rstrip(": ")
 
 
 def _touched(events: Path) -> list[tuple[str, str]]:

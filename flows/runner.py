@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import errno
+import math
 import os
 import shutil
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from flows.console import Watch, duration, summary_lines
-from flows.services import ensure_mlflow, ensure_prefect
+from flows.environment import say
+from flows.services import ensure_mlflow, ensure_prefect, run_page
+from flows.zombies import bury_dead
 from pipeline.data.jsonl import read_jsonl
 from storage.places import home
+from storage.store import StoreError
 from tasks.running.run import WATCHERS
 
 QUIET = {
@@ -26,74 +31,118 @@ QUIET = {
 """Prefect shows stage lines in its own UI; on this terminal our console speaks."""
 
 
-def run(args: Any) -> int:
-    """Run the flow of the parsed command line; prints progress and a summary, or with ``--json`` one object."""
-    out = Console(file=sys.stderr if args.json else sys.stdout, highlight=False, soft_wrap=True)
+def run(args: Any, out: Console) -> int:
+    """Run the flow of the parsed command line; prints progress and a summary to ``out``, or with ``--json`` one
+    object."""
     os.environ.update(QUIET)
-    os.environ["PREFECT_API_URL"] = ensure_prefect(home(), wait=False)  # boots while Prefect is imported here
+    os.environ["PREFECT_API_URL"] = api = ensure_prefect(home(), wait=False)  # boots while Prefect is imported here
     tracking_ui = None if args.json else ensure_mlflow(home(), wait=False)
     from flows.full_pipeline import full_pipeline
 
-    ensure_prefect(home())
-
-    out.print(f"[bold]full-pipeline[/] {args.preset} {' '.join(args.overrides)}", markup=True)
-    watch = Watch(out)
+    if ensure_prefect(home()) != api:  # the server had to move to another port, and Prefect has read the old one
+        del os.environ["PREFECT_API_URL"]
+        os.execv(sys.executable, sys.orig_argv)
+    bury_dead(home(), api)
+    watch = Watch(out, args.verbose)
     WATCHERS.append(watch)
     try:
         with watch:
             result = full_pipeline(args.preset, args.overrides, args.until, args.refresh)
     except Exception as error:
-        for line in readable(error):
-            out.print(line, style="red", markup=False)
-        out.print(
-            "Run the same command again to go on from here: finished stages are cached, training resumes from its"
-            " checkpoint."
-        )
+        if args.verbose > 0:
+            out.print(traceback.format_exc(), markup=False)
+        for line in [*readable(error), advice(error)]:
+            out.print(line, style="red" if line.startswith("error") else None, markup=False)
         return 1
     finally:
         WATCHERS.remove(watch)
     if args.json:
-        print(json.dumps(result, ensure_ascii=False))
+        say(result)
     else:
-        _summary(out, result, args, tracking_ui)
+        _summary(out, result, args, tracking_ui, watch.lost)
     return 0
+
+
+RESUMABLE = {"stopped", "signal", "wall_limit", "no_progress", "no_result", "nodes"}
+"""Reasons for which workers end although nothing is wrong with what was asked for."""
+
+
+def advice(error: BaseException) -> str:
+    """What to do after a failure: the same command helps when something from outside ended the run, and else only after
+    the change that the error names."""
+    kept = "finished stages are cached, training resumes from its checkpoint"
+    if _disk_full(error):
+        return f"Make room (`{command()} gc --dry-run` lists what no run needs) and run the same command again: {kept}."
+    outside = getattr(error, "reason", "") in RESUMABLE or isinstance(
+        error, (ConnectionError, TimeoutError, StoreError)
+    )
+    if outside or type(error).__name__ == "LeaseLost" or "was killed by signal" in str(error):
+        return f"Run the same command again to go on from here: {kept}."
+    return f"Change what the error names and run again: {kept}."
+
+
+def _disk_full(error: BaseException) -> bool:
+    """Whether a disk ran out of space, here or in a process whose error this one quotes."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
 def command() -> str:
     """How to call this command line from here: by name where it is on the path, else as it was called."""
-    return "pipeline" if shutil.which("pipeline") else os.path.relpath(sys.argv[0])
+    if shutil.which("pipeline"):
+        return "pipeline"
+    return "python -m flows.cli" if sys.argv[0].endswith("cli.py") else os.path.relpath(sys.argv[0])
 
 
 def readable(error: BaseException) -> list[str]:
     """An error as lines for a person: what failed and why, no traceback."""
-    text = str(error).strip() or type(error).__name__
+    text = str(error).partition("\nTraceback (most recent call last)")[0].strip() or type(error).__name__
+    if _disk_full(error):
+        free = shutil.disk_usage(home()).free if home().exists() else 0
+        text += f"\nthe disk of {home()} has {free / 1e6:,.0f} MB left"
     return [f"error: {line}" if i == 0 else f"  {line}" for i, line in enumerate(text.splitlines())]
 
 
 SCORES = (
-    ("bits_per_byte", "held-out bits per byte", "{:.3f}"),
-    ("answers_training", "training questions right", "{:.0%}"),
-    ("answers_heldout", "held-out paraphrases right", "{:.0%}"),
-    ("choices", "multiple choice right", "{:.0%}"),
-    ("preferences", "preferred answer likelier", "{:.0%}"),
+    ("bits_per_byte", "held-out bits per byte", "{:.3f}", None),
+    ("answers_training", "training questions right", "{:.0%}", None),
+    ("answers_heldout", "held-out paraphrases right", "{:.0%}", None),
+    ("answers_exam", "exam questions right", "{:.0%}", None),
+    ("choices", "multiple choice right", "{:.0%}", 0.25),
+    ("preferences", "preferred answer likelier", "{:.0%}", 0.5),
 )
+"""Score, label, form, and what guessing gives where the stage does not say."""
 
 
 def score_lines(metrics: dict[str, Any]) -> list[str]:
-    """The models side by side, from the evaluate stage's flat metrics (``<model>.<score>``); no lines without any."""
+    """The models side by side, from the evaluate stage's flat metrics (``<model>.<score>``, with ``.n`` and ``.chance``
+    where it counts); no lines without any. A star marks what guessing would do as well."""
     models = [
         name for name in ("base", "sft", "dpo") if f"{name}.bits_per_byte" in metrics or f"{name}.choices" in metrics
     ]
     if not models:
         return []
-    lines = ["  " + " " * 28 + "".join(f"{name:>9}" for name in models)]
-    for score, label, form in SCORES:
+    lines, guessed = ["  " + " " * 38 + "".join(f"{name:>9}" for name in models)], False
+    for score, label, form, chance in SCORES:
         cells = [metrics.get(f"{name}.{score}") for name in models]
-        if any(cell is not None for cell in cells):
-            lines.append(
-                f"  {label:<28}" + "".join(f"{form.format(cell) if cell is not None else '–':>9}" for cell in cells)
+        if all(cell is None for cell in cells):
+            continue
+        asked = {metrics.get(f"{name}.{score}.n", metrics.get(f"exam_{score}")) for name in models} - {None, 0}
+        label += f" (of {max(asked):,})" if asked and "%" in form else ""
+        texts = []
+        for name, cell in zip(models, cells, strict=True):
+            by_luck = cell is not None and _by_luck(
+                cell, metrics.get(f"{name}.{score}.chance", chance), max(asked, default=0)
             )
-    return [*lines, ""]
+            guessed |= by_luck
+            texts.append("–" if cell is None else form.format(cell) + ("*" if by_luck else ""))
+        lines.append(f"  {label:<38}" + "".join(f"{text:>9}" for text in texts))
+    return [*lines, *(["  * no better than guessing"] if guessed else []), ""]
+
+
+def _by_luck(share: float, chance: float | None, n: int) -> bool:
+    """Whether a share of ``n`` is within 1.96 standard errors of what guessing gives; never without n and chance."""
+    return bool(chance and n) and share - chance <= 1.96 * math.sqrt(chance * (1 - chance) / n)
 
 
 def sample_lines(evaluated: Path) -> list[str]:
@@ -111,7 +160,9 @@ def sample_lines(evaluated: Path) -> list[str]:
     return [*(["  asked what it never saw in training:"] if lines else []), *lines, *([""] if lines else [])]
 
 
-def _summary(out: Console, result: dict[str, Any], args: Any, tracking_ui: str | None) -> None:
+def _summary(
+    out: Console, result: dict[str, Any], args: Any, tracking_ui: str | None, lost: list[tuple[str, str]]
+) -> None:
     stages = result["stages"]
     cached = sum(s["state"] == "cached" for s in stages)
     saved = sum(s["built_seconds"] for s in stages if s["state"] == "cached")
@@ -133,10 +184,14 @@ def _summary(out: Console, result: dict[str, Any], args: Any, tracking_ui: str |
         ("Prefect", os.environ["PREFECT_API_URL"].removesuffix("/api") + f"/runs/flow-run/{result['flow_run_id']}")
     ]
     if tracking_ui:
-        rows += [("MLflow", _run_page(tracking_ui, result.get("mlflow") or {}))]
+        rows += [("MLflow", run_page(tracking_ui, result.get("mlflow") or {}))]
     if "dpo" in by_name or "sft" in by_name or "export" in by_name:
         rows += [("talk to it", f"{command()} chat {args.preset}")]
-    rows += [("made from", f"{command()} lineage {args.preset}")]
+    rows += [("made from", f"{command()} lineage {args.preset}"), ("this run", result["run_id"])]
+    if lost:
+        out.print("\n  left out")
+        for line in summary_lines(lost):
+            out.print(f"  {line}", style="yellow", markup=False)
     out.print()
     seen = by_name.get("evaluate")
     for line in [
@@ -144,9 +199,3 @@ def _summary(out: Console, result: dict[str, Any], args: Any, tracking_ui: str |
         *summary_lines(rows),
     ]:
         out.print(line, markup=False, soft_wrap=True)
-
-
-def _run_page(base: str, tracking: dict[str, Any]) -> str:
-    if not tracking.get("parent_run_id"):
-        return base
-    return f"{base}/#/experiments/{tracking['experiment_id']}/runs/{tracking['parent_run_id']}"

@@ -9,7 +9,6 @@ with its children below it, all with the tag ``sweep``.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 import secrets
@@ -20,10 +19,12 @@ from typing import Any
 
 from rich.console import Console
 
-from flows.console import Watch, duration
-from flows.dag import of_kind, stage_names
+from flows.console import Watch, duration, title
+from flows.dag import of_kind, stage_names, trains
+from flows.environment import say
 from flows.runner import QUIET, readable
 from flows.services import ensure_prefect
+from flows.zombies import bury_dead
 from pipeline.config.tree import ConfigError, load
 from pipeline.pages.sweep.page import page
 from storage.files import write_json
@@ -31,7 +32,7 @@ from storage.places import home
 from storage.store import open_store
 from tasks.running.plan import flatten
 from tasks.running.run import WATCHERS, Run
-from tasks.running.sources import given, withdrawn
+from tasks.running.sources import asked, withdrawn
 from tasks.tracking.tracker import start_tracker
 
 SMALLER = ("loss", "bits", "seconds", "bad", "dropped", "perplexity")
@@ -58,15 +59,16 @@ class Child:
 
 def sweep(args: Any) -> int:
     """Run the sweep of the parsed command line. Exit code 1 when a child failed, 2 when what was asked for is wrong."""
+    out = title(args)
     metric = args.metric or default_metric(args.overrides, args.until)
     children, problems = checked(args.preset, args.overrides, args.until, metric)
     if problems:
         for line in problems:
             print(f"error: {line}", file=sys.stderr)
         return 2
-    out = Console(file=sys.stderr if args.json else sys.stdout, highlight=False, soft_wrap=True)
     os.environ.update(QUIET)
     os.environ["PREFECT_API_URL"] = ensure_prefect(home())
+    bury_dead(home(), os.environ["PREFECT_API_URL"])
     record = Run(f"{time.strftime('%Y%m%d-%H%M%S')}-sweep-{secrets.token_hex(2)}", load(args.preset).resources)
     record.directory = home() / "sweeps" / record.id
     record.open(
@@ -80,7 +82,7 @@ def sweep(args: Any) -> int:
     tracker, state = start_tracker(record.directory), "cancelled"
     try:
         for i, child in enumerate(children, 1):
-            out.print(f"[bold]{i} of {len(children)}[/] {' '.join(child.overrides)}", markup=True)
+            out.print(f"{i} of {len(children)} {' '.join(child.overrides)}", style="bold", markup=False)
             _run(child, args, metric, record.id, out)
         state = "failed" if any(c.error for c in children) else "completed"
     finally:
@@ -89,7 +91,7 @@ def sweep(args: Any) -> int:
         record.emit("run_finished", state=state, seconds=sum(c.seconds for c in children), error=None)
         tracking = tracker.close(timeout=60)
     if args.json:
-        print(json.dumps({**result, "mlflow": tracking}, ensure_ascii=False))
+        say({**result, "mlflow": tracking})
     else:
         _show(out, ranked, metric, result["page"])
     return 1 if state == "failed" else 0
@@ -148,7 +150,7 @@ def checked(preset: str, overrides: list[str], until: str | None, metric: str) -
     store.check()
     for overrides_of_one in [[text for text in overrides if "=" not in text], *(child.overrides for child in children)]:
         try:
-            problems += withdrawn(given(load(preset, overrides_of_one)), store)
+            problems += withdrawn(asked(preset, overrides_of_one, here=trains(until))[1], store)
         except ConfigError as error:
             problems += error.problems
     return children, list(dict.fromkeys(problems))
@@ -158,7 +160,7 @@ def _run(child: Child, args: Any, metric: str, sweep_id: str, out: Console) -> N
     """Run one child through the flow; whatever goes wrong is noted in it."""
     from flows.full_pipeline import full_pipeline
 
-    watch, began = Watch(out), time.monotonic()
+    watch, began = Watch(out, args.verbose), time.monotonic()
     seen: dict[str, dict[str, Any]] = {}
     watchers = [
         watch,

@@ -1,11 +1,9 @@
-"""Talk to a model directory: ``python -m model.chat DIR --prompt TEXT`` prints one answer and nothing else; without
-``--prompt`` it is a conversation, streamed as it is made. ``/new`` starts over, ``/quit`` or end of input leaves.
-"""
+"""Talking to a model directory: single answers, and a conversation on a terminal, streamed as it is made."""
 
 from __future__ import annotations
 
-import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +12,10 @@ import torch
 
 from model.generation.generate import Sampling, stream
 from model.network.transformer import Transformer
-from model.tokens.chat import ChatTokenizer, Message
+from model.tokens.chat import ChatTokenizer
+from model.tokens.template import Message, fit_history
+
+COMMAND = re.compile(r"/[a-z]+")
 
 
 class Chat:
@@ -58,14 +59,12 @@ class Chat:
                 yield piece
 
     def _prompt(self, messages: list[Message]) -> list[int]:
-        window = self.model.config.max_seq_len
-        while True:
-            ids = self.tokenizer.prompt(messages)
-            if len(ids) < window:
-                return ids
-            if len(messages) < 3:
-                raise ValueError(f"the message is {len(ids)} tokens long; this model reads at most {window - 1}")
-            messages = messages[2:]
+        """Ids of what fits of the conversation; it begins at a question, see :func:`fit_history`."""
+        room = self.model.config.max_seq_len - 1 - len(self.tokenizer.prompt([]))
+        fitting = fit_history(messages, self.tokenizer.sizes(messages), room)
+        if fitting is None:
+            raise ValueError(f"the message is too long; this model reads at most {room} tokens, system prompt included")
+        return self.tokenizer.prompt(fitting[0])
 
 
 def generation_defaults(directory: str | Path) -> dict[str, float]:
@@ -76,10 +75,18 @@ def generation_defaults(directory: str | Path) -> dict[str, float]:
     return {name: values[name] for name in names if values.get(name) is not None}
 
 
-def converse(chat: Chat) -> None:
-    """The interactive loop on stdin and stdout."""
-    messages: list[Message] = []
-    print("/new starts over, /quit leaves", file=sys.stderr)
+HELP = """\
+/new   start over: what was said is forgotten
+/help  this list
+/quit  leave (so does Ctrl-D); Ctrl-C ends an answer
+Anything else is said to the model, which sees the whole conversation until its window is full."""
+
+
+def converse(chat: Chat, system: str = "") -> None:
+    """The interactive loop on stdin and stdout; ``system`` opens every conversation."""
+    start: list[Message] = [{"role": "system", "content": system}] if system else []
+    messages = list(start)
+    print("/help lists what can be done here, /quit leaves", file=sys.stderr)
     while True:
         try:
             text = input("> ").strip()
@@ -89,9 +96,10 @@ def converse(chat: Chat) -> None:
         if text == "/quit":
             return
         if text == "/new":
-            messages = []
-            continue
-        if text:
+            messages = list(start)
+        elif COMMAND.fullmatch(text):
+            print(HELP if text == "/help" else f"{text} is no command here\n{HELP}", file=sys.stderr)
+        elif text:
             messages = _turn(chat, [*messages, {"role": "user", "content": text}])
 
 
@@ -109,34 +117,3 @@ def _turn(chat: Chat, messages: list[Message]) -> list[Message]:
         messages = messages[:-1]
     print()
     return [*messages, {"role": "assistant", "content": said}] if said else messages
-
-
-def main() -> int:
-    """The command line; exit code 2 with one line of reason when the directory or an option will not do."""
-    parser = argparse.ArgumentParser(prog="pipeline chat", description=__doc__)
-    parser.add_argument("model", help="model directory")
-    parser.add_argument("--prompt", help="answer this and exit")
-    parser.add_argument("--temperature", type=float, help="0 is greedy")
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--top-k", type=int, default=0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-new-tokens", type=int, default=0, help="0 takes the model's own limit")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    options = parser.parse_args()
-    try:
-        sampling = None
-        if options.temperature is not None:
-            sampling = Sampling(options.temperature, options.top_k, options.top_p, seed=options.seed)
-        chat = Chat(options.model, device=options.device, sampling=sampling, max_new_tokens=options.max_new_tokens)
-        if options.prompt is None:
-            converse(chat)
-        else:
-            print(chat.answer([{"role": "user", "content": options.prompt}]))
-    except (ValueError, OSError) as error:
-        print(f"chat: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,219 +5,167 @@ the implicit reward of those after it is measured, or null), ``exams`` (director
 as JSON lines), ``tokens`` (a token dataset whose val split gives bits per byte, or null), ``out``, ``settings``
 (max_new_tokens, batch, bits_tokens, seq_len, seed), ``device`` and ``dtype``. It writes ``scores.json``,
 ``answers.jsonl``, ``choices.jsonl`` and ``preferences.jsonl`` into ``out`` and the flat numbers to
-``out/_run/result.json``. Every model, the base model too, is asked through the chat template.
+``out/_run/result.json``. Every model, the base model too, is asked through the chat template; an item that is
+``plain`` compares its choices as texts without one.
+
+What does not fit a model's window is left out of its scores and counted as ``too_long``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
-from model.generation.generate import generate
-from model.generation.judge import bootstrap_mean, groups, is_right, share
-from model.network.transformer import Transformer
-from model.tokens.chat import ChatTokenizer
-
-Item = dict[str, Any]
-Scored = tuple[list[int], int]  # ids, and the index of the first one whose likelihood is wanted
-_LOGITS = 1 << 26  # most logits held at once: 256 MB
+from model.generation.heldout import Bits, HeldOut, bits_per_byte, held_out
+from model.generation.judge import Item, bootstrap_mean, by_accident, groups, right, share
+from model.generation.scorer import Scorer, Weighed
 
 
-class Scorer:
-    """One model and its tokenizer, answering and weighing texts."""
+class Found(TypedDict):
+    """What one model said, in the order of the items; None where an item does not fit its window."""
 
-    def __init__(self, directory: str, device: str, dtype: str, batch: int, tick: Callable[[int], None]) -> None:
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        bf16 = dtype == "bf16" or (dtype == "auto" and self.device == "cuda")
-        self.tokenizer = ChatTokenizer.load(directory)
-        self.model = Transformer.from_dir(
-            directory, dtype=torch.bfloat16 if bf16 else torch.float32, device=self.device
-        ).eval()
-        self.window = self.model.config.max_seq_len
-        self.batch, self.tick = batch, tick
-
-    def answers(self, questions: Sequence[str], max_new_tokens: int) -> list[str]:
-        """Greedy answers. A question that leaves no room in the model's window is answered with nothing."""
-        prompts = [self.tokenizer.prompt([{"role": "user", "content": question}]) for question in questions]
-        order = sorted(
-            (i for i in range(len(prompts)) if len(prompts[i]) < self.window), key=lambda i: (len(prompts[i]), i)
-        )
-        answers = [""] * len(prompts)
-        stop = {self.tokenizer.eos_id, self.tokenizer.end_of_text_id}
-        for start in range(0, len(order), self.batch):
-            rows = order[start : start + self.batch]
-            said = generate(self.model, [prompts[i] for i in rows], stop=stop, max_new_tokens=max_new_tokens)
-            for i, ids in zip(rows, said, strict=True):
-                answers[i] = self.tokenizer.decode(ids).strip()
-            self.tick(len(rows))
-        return answers
-
-    def likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
-        """For (question, answer): the sum of the answer's token log-probabilities in nats, and its UTF-8 bytes."""
-        sequences: list[Scored] = []
-        for question, answer in pairs:
-            prompt = self.tokenizer.prompt([{"role": "user", "content": question}])
-            ids = prompt + self.tokenizer.encode(answer.strip())
-            cut = max(0, len(ids) - self.window)  # what does not fit is the oldest context
-            sequences.append((ids[cut:], max(1, len(prompt) - cut)))
-        sums = [float(values.sum()) for values in self.log_probabilities(sequences)]
-        return [(total, len(answer.strip().encode())) for total, (_, answer) in zip(sums, pairs, strict=True)]
-
-    @torch.no_grad()
-    def log_probabilities(self, sequences: Sequence[Scored]) -> list[np.ndarray]:
-        """Natural log-probabilities (float64) of each sequence's tokens from its start index on, given what precedes
-        them."""
-        found: list[np.ndarray] = [np.zeros(0)] * len(sequences)
-        order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i][0]), i))
-        for rows in self._batches(order, sequences):
-            longest = max(len(sequences[i][0]) for i in rows)
-            ids = torch.zeros((len(rows), longest), dtype=torch.long)
-            for row, i in enumerate(rows):
-                ids[row, : len(sequences[i][0])] = torch.tensor(sequences[i][0])
-            hidden = self.model.hidden(
-                ids.to(self.device)
-            )  # padding is at the right, where causal attention never looks
-            for row, i in enumerate(rows):
-                tokens, start = sequences[i]
-                states = hidden[row, start - 1 : len(tokens) - 1]
-                logits = F.linear(states, self.model.head.to(states.dtype)).float()
-                target = torch.tensor(tokens[start:], device=self.device)
-                found[i] = -F.cross_entropy(logits, target, reduction="none").double().cpu().numpy()
-            self.tick(len(rows))
-        return found
-
-    def _batches(self, order: list[int], sequences: Sequence[Scored]) -> Iterator[list[int]]:
-        tokens = max(self.window, min(16_384, _LOGITS // self.model.config.vocab_size))
-        rows: list[int] = []
-        for i in order:  # lengths rise, so the next one is the longest of its batch
-            if rows and ((len(rows) + 1) * len(sequences[i][0]) > tokens or len(rows) == self.batch):
-                yield rows
-                rows = []
-            rows.append(i)
-        if rows:
-            yield rows
+    bits_per_byte: Bits | None
+    answers: list[str | None]
+    cut_short: int
+    choices: list[list[Weighed] | None]
+    preferences: list[list[Weighed] | None]
 
 
-def token_bytes(tokenizer: ChatTokenizer) -> np.ndarray:
-    """UTF-8 bytes that each id spells (int64 [vocab]); special tokens spell none. In byte-level BPE a character is a
-    byte."""
-    special = {i for i, token in tokenizer.backend.get_added_tokens_decoder().items() if token.special}
-    sizes = np.zeros(max(tokenizer.backend.get_vocab().values()) + 1, dtype=np.int64)
-    for token, i in tokenizer.backend.get_vocab().items():
-        sizes[i] = 0 if i in special else len(token)
-    return sizes
-
-
-def held_out(tokens: Path, limit: int, window: int) -> list[list[int]]:
-    """The validation split's documents, cut into pieces of ``window`` + 1 tokens that share their edge token, up to
-    ``limit`` tokens."""
-    meta = json.loads((tokens / "meta.json").read_text(encoding="utf-8"))
-    offsets = np.load(tokens / "val.idx.npy")
-    if offsets[-1] == 0:
-        return []
-    ids = np.memmap(tokens / "val.bin", dtype=meta["dtype"], mode="r")
-    pieces: list[list[int]] = []
-    taken = 0
-    for begin, end in pairwise(offsets.tolist()):
-        for at in range(begin, end - 1, window):
-            if limit and taken >= limit:
-                return pieces
-            pieces.append(ids[at : min(at + window + 1, end)].tolist())
-            taken += len(pieces[-1]) - 1
-    return pieces
-
-
-def bits_per_byte(scorer: Scorer, pieces: list[list[int]]) -> dict[str, float | int] | None:
-    """Bits per UTF-8 byte of held-out text, independent of the tokenizer; a document's first token has no prediction
-    and no bytes.
-
-    None when there is no text.
-    """
-    if not pieces:
+def asked(item: Item) -> str | None:
+    """The words in which an item is put to a model: its context before its question, or None for plain texts."""
+    if item.get("plain"):
         return None
-    values = scorer.log_probabilities([(piece, 1) for piece in pieces])
-    size = token_bytes(scorer.tokenizer)
-    spelled = sum(int(size[piece[1:]].sum()) for piece in pieces)
-    nats = -sum(float(v.sum()) for v in values)
-    return {"value": nats / math.log(2) / max(1, spelled), "bytes": spelled, "tokens": sum(len(v) for v in values)}
+    question = item.get("question") or item["prompt"]
+    return f"{item['context']}\n\n{question}" if item.get("context") else question
 
 
-def score_model(
-    scorer: Scorer, exams: dict[str, list[Item]], pieces: list[list[int]], settings: Item
-) -> dict[str, Any]:
-    """Everything one model is asked: raw answers and likelihoods, in the order of the items."""
-    flat = [(item["question"], choice) for item in exams["choices"] for choice in item["choices"]]
-    weights = iter(scorer.likelihoods(flat))
-    options = [[next(weights) for _ in item["choices"]] for item in exams["choices"]]
-    both = [(item["prompt"], item[side]) for item in exams["preferences"] for side in ("chosen", "rejected")]
-    sides = scorer.likelihoods(both)
+def score_model(scorer: Scorer, exams: dict[str, list[Item]], text: HeldOut, settings: Item) -> Found:
+    """Everything one model is asked: raw answers and likelihoods."""
     return {
-        "bits_per_byte": bits_per_byte(scorer, pieces),
-        "answers": scorer.answers([item["question"] for item in exams["answers"]], settings["max_new_tokens"]),
-        "picked": [max(range(len(row)), key=lambda i: row[i][0] / max(1, row[i][1])) for row in options],
-        "preferences": [(sides[i], sides[i + 1]) for i in range(0, len(sides), 2)],
+        "bits_per_byte": bits_per_byte(scorer, text),
+        "answers": scorer.answers([asked(item) or "" for item in exams["answers"]], settings["max_new_tokens"]),
+        "cut_short": scorer.cut_short,
+        "choices": _weighed(scorer, exams["choices"], [item["choices"] for item in exams["choices"]]),
+        "preferences": _weighed(
+            scorer, exams["preferences"], [[item["chosen"], item["rejected"]] for item in exams["preferences"]]
+        ),
     }
 
 
+def _weighed(scorer: Scorer, items: list[Item], texts: list[list[str]]) -> list[list[Weighed] | None]:
+    """The likelihoods of each item's texts; None for an item one of whose texts does not fit."""
+    flat = [(asked(item), text) for item, own in zip(items, texts, strict=True) for text in own]
+    weights = iter(scorer.likelihoods(flat))
+    rows = [[next(weights) for _ in own] for own in texts]
+    return [None if None in row else [weight for weight in row if weight] for row in rows]
+
+
+def values(item: Item, weights: list[Weighed]) -> list[float]:
+    """What the choices are compared by: log-likelihood per UTF-8 byte, of plain texts (which are whole) as a sum."""
+    return [nats if item.get("plain") else nats / max(1, size) for nats, size in weights]
+
+
+def picked(item: Item, weights: list[Weighed]) -> tuple[int, float]:
+    """The choice of the highest value, and what it counts: 1 when right, of equal ones a part."""
+    own = values(item, weights)
+    best = [i for i, value in enumerate(own) if value == max(own)]
+    return best[0], (item["correct"] in best) / len(best)
+
+
 def summarise(
-    exams: dict[str, list[Item]], found: dict[str, dict[str, Any]], reference: str | None, seed: int
+    exams: dict[str, list[Item]], found: dict[str, Found], reference: str | None, seed: int
 ) -> dict[str, Any]:
-    """Scores of every model from what it said: shares by set and language with 95 % intervals."""
+    """Scores of every model from what it said: shares by set and language with 95 % intervals, how many they are of,
+    what guessing gives, and how many items did not fit."""
     scores: dict[str, Any] = {}
     names = list(found)
     after = names[names.index(reference) + 1 :] if reference in found else []
+    accident = by_accident(exams["answers"])
     for name, own in found.items():
-        row: dict[str, Any] = {"place": names.index(name), "bits_per_byte": own["bits_per_byte"], "answers": {}}
-        picked = [choice == item["correct"] for choice, item in zip(own["picked"], exams["choices"], strict=True)]
-        chances = [1 / len(item["choices"]) for item in exams["choices"]]
-        row["choices"] = {
-            name: share([picked[i] for i in of], float(np.mean([chances[i] for i in of])))
-            for name, of in groups(exams["choices"]).items()
-        }
-        right = judge(exams["answers"], own["answers"])
-        for kind in sorted({item["set"] for item in exams["answers"]}):
-            of_kind = [i for i, item in enumerate(exams["answers"]) if item["set"] == kind]
-            parts = groups([exams["answers"][i] for i in of_kind])
-            row["answers"][kind] = {name: share([right[of_kind[i]] for i in of]) for name, of in parts.items()}
-        row["preferences"] = _preferences(
-            exams["preferences"], [(c[0] / max(1, c[1]), r[0] / max(1, r[1])) for c, r in own["preferences"]], seed
-        )
+        row: dict[str, Any] = {"place": names.index(name), "bits_per_byte": own["bits_per_byte"]}
+        row["choices"] = _choices(exams["choices"], own["choices"])
+        row["answers"] = _answers(exams["answers"], own["answers"], accident)
+        pairs = [(item, w) for item, w in zip(exams["preferences"], own["preferences"], strict=True) if w]
+        margins = [w[0][0] / max(1, w[0][1]) - w[1][0] / max(1, w[1][1]) for _, w in pairs]
+        row["preferences"] = _preferences([item for item, _ in pairs], margins, seed)
         if name in after:
             base = found[str(reference)]["preferences"]
-            gained = [(c[0] - bc[0], r[0] - br[0]) for (c, r), (bc, br) in zip(own["preferences"], base, strict=True)]
-            row["against_reference"] = _preferences(exams["preferences"], gained, seed)
+            both = [
+                (item, w, b)
+                for item, w, b in zip(exams["preferences"], own["preferences"], base, strict=True)
+                if w and b
+            ]
+            gained = [w[0][0] - b[0][0] - (w[1][0] - b[1][0]) for _, w, b in both]
+            row["against_reference"] = _preferences([item for item, _, _ in both], gained, seed)
+        row["too_long"] = {
+            kind: sum(one is None for one in said)
+            for kind, said in (
+                ("answers", own["answers"]),
+                ("choices", own["choices"]),
+                ("preferences", own["preferences"]),
+            )
+        }
+        row["cut_short"] = own["cut_short"]
         scores[name] = row
     return scores
 
 
-def judge(items: Sequence[Item], answers: Sequence[str]) -> list[bool]:
-    """Which answers state the right fact."""
-    return [is_right(answer, item["keywords"], item["answer"]) for item, answer in zip(items, answers, strict=True)]
+def _choices(items: list[Item], weights: list[list[Weighed] | None]) -> dict[str, Any]:
+    scored = [(item, w) for item, w in zip(items, weights, strict=True) if w]
+    credit = [picked(item, w)[1] for item, w in scored]
+    return {
+        name: share([credit[i] for i in of], float(np.mean([1 / len(scored[i][1]) for i in of])))
+        for name, of in groups([item for item, _ in scored]).items()
+    }
 
 
-def _preferences(items: list[Item], values: list[tuple[float, float]], seed: int) -> dict[str, Any]:
-    """How often the chosen answer's value exceeds the rejected one's, and by how much in the mean."""
+def _answers(
+    items: list[Item], answers: list[str | None], accident: list[tuple[float, float]]
+) -> dict[str, dict[str, Any]]:
+    """By set: the shares answered right. Chance is the better of two ways that know nothing (:func:`by_accident`)."""
+    tables: dict[str, dict[str, Any]] = {}
+    for kind in sorted({item["set"] for item in items}):
+        rows = [
+            (item, right(item, said), lucky)
+            for item, said, lucky in zip(items, answers, accident, strict=True)
+            if item["set"] == kind and said is not None
+        ]
+        tables[kind] = {
+            name: share([rows[i][1] for i in of], max(np.mean([rows[i][2] for i in of], axis=0).tolist()))
+            for name, of in groups([item for item, _, _ in rows]).items()
+        }
+    return tables
+
+
+def judge(items: Sequence[Item], answers: Sequence[str | None]) -> list[bool | None]:
+    """Which answers state the right fact; None where there is none."""
+    return [None if said is None else right(item, said) for item, said in zip(items, answers, strict=True)]
+
+
+def _preferences(items: list[Item], margins: list[float], seed: int) -> dict[str, Any]:
+    """How often the chosen answer's value exceeds the rejected one's (equal ones count half), and by how much in the
+    mean."""
     rows: dict[str, Any] = {}
     for name, of in groups(items).items():
-        margins = [values[i][0] - values[i][1] for i in of]
-        low, high = bootstrap_mean(margins, seed)
-        accuracy = share([margin > 0 for margin in margins], 0.5)
-        rows[name] = {**accuracy, "margin": float(np.mean(margins)), "margin_low": low, "margin_high": high}
+        own = [margins[i] for i in of]
+        low, high = bootstrap_mean(own, seed)
+        accuracy = share([0.5 if margin == 0 else float(margin > 0) for margin in own], 0.5)
+        rows[name] = {**accuracy, "margin": float(np.mean(own)), "margin_low": low, "margin_high": high}
     return rows
 
 
 def flat_metrics(scores: dict[str, Any]) -> dict[str, float]:
-    """Scores under flat names, ``<model>.<score>[.<language or set>]``, for a tracking server."""
+    """Scores under flat names, ``<model>.<score>[.<language or set>]``, for a tracking server.
+
+    Beside each share stands ``.n``, of how many items it is; beside those of all items ``.low``, ``.high`` and
+    ``.chance`` too. ``<model>.too_long`` and ``<model>.cut_short`` count what did not fit, where anything did not.
+    """
     flat: dict[str, float] = {}
     for name, row in scores.items():
         if row["bits_per_byte"]:
@@ -229,11 +177,15 @@ def flat_metrics(scores: dict[str, Any]) -> dict[str, float]:
         }
         tables |= {f"answers_{kind}": table for kind, table in row["answers"].items()}
         for score, table in tables.items():
-            for lang, cell in table.items():
-                suffix = "" if lang == "all" else f".{lang}"
-                flat[f"{name}.{score}{suffix}"] = cell["share"]
+            for part, cell in table.items():
+                key = f"{name}.{score}" + ("" if part == "all" else f".{part}")
+                flat |= {key: cell["share"], f"{key}.n": cell["asked"]}
+                if part == "all":
+                    flat |= {f"{key}.{end}": cell[end] for end in ("low", "high", "chance")}
                 if "margin" in cell:
-                    flat[f"{name}.{score}_margin{suffix}"] = cell["margin"]
+                    flat[f"{name}.{score}_margin" + ("" if part == "all" else f".{part}")] = cell["margin"]
+        unread = {"too_long": sum(row["too_long"].values()), "cut_short": row["cut_short"]}
+        flat |= {f"{name}.{what}": count for what, count in unread.items() if count}
     return flat
 
 
@@ -242,24 +194,20 @@ def run(spec: dict[str, Any]) -> dict[str, float]:
     out, settings = Path(spec["out"]), spec["settings"]
     exams = {kind: _read(Path(spec["exams"]) / f"{kind}.jsonl") for kind in ("choices", "answers", "preferences")}
     progress = _Progress(out / "_run" / "metrics.jsonl")
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Found] = {}
     begun = time.monotonic()
     for name, directory in ((model["name"], model["path"]) for model in spec["models"]):
         scorer = Scorer(directory, spec["device"], spec["dtype"], settings["batch"], progress.tick)
-        window = settings["seq_len"] or min(1024, scorer.window)
-        pieces = (
-            held_out(Path(spec["tokens"]), settings["bits_tokens"], min(window, scorer.window))
-            if spec.get("tokens")
-            else []
-        )
-        asked = (
+        window = min(settings["seq_len"] or 1024, scorer.window)
+        text = held_out(Path(spec["tokens"]), settings["bits_tokens"], window) if spec.get("tokens") else HeldOut([], 0)
+        count = (
             len(exams["answers"])
             + sum(len(i["choices"]) for i in exams["choices"])
             + 2 * len(exams["preferences"])
-            + len(pieces)
+            + len(text.pieces)
         )
-        progress.expect(name, asked, len(spec["models"]))
-        found[name] = score_model(scorer, exams, pieces, settings)
+        progress.expect(name, count, len(spec["models"]))
+        found[name] = score_model(scorer, exams, text, settings)
     scores = summarise(exams, found, spec.get("reference"), settings["seed"])
     _write_files(out, exams, found, scores)
     metrics = flat_metrics(scores)
@@ -289,22 +237,29 @@ class _Progress:
                 )
 
 
-def _write_files(
-    out: Path, exams: dict[str, list[Item]], found: dict[str, dict[str, Any]], scores: dict[str, Any]
-) -> None:
-    right = {name: judge(exams["answers"], own["answers"]) for name, own in found.items()}
+def _write_files(out: Path, exams: dict[str, list[Item]], found: dict[str, Found], scores: dict[str, Any]) -> None:
+    verdicts = {name: judge(exams["answers"], own["answers"]) for name, own in found.items()}
     answers = [
-        {**item, "said": {n: own["answers"][i] for n, own in found.items()}, "right": {n: right[n][i] for n in found}}
+        {
+            **item,
+            "said": {n: own["answers"][i] or "" for n, own in found.items()},
+            "right": {n: verdicts[n][i] for n in found},
+        }
         for i, item in enumerate(exams["answers"])
     ]
     choices = [
-        {**item, "picked": {n: own["picked"][i] for n, own in found.items()}} for i, item in enumerate(exams["choices"])
+        {
+            **item,
+            "picked": {n: picked(item, w)[0] if (w := own["choices"][i]) else None for n, own in found.items()},
+            "log_likelihood": {n: [nats for nats, _ in own["choices"][i] or []] for n, own in found.items()},
+        }
+        for i, item in enumerate(exams["choices"])
     ]
     preferences = [
         {
             **item,
             "log_likelihood": {
-                n: {"chosen": own["preferences"][i][0][0], "rejected": own["preferences"][i][1][0]}
+                n: {"chosen": w[0][0], "rejected": w[1][0]} if (w := own["preferences"][i]) else None
                 for n, own in found.items()
             },
         }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config.evaluation import EvaluateSection
 from pipeline.config.resources import Resources
@@ -14,13 +15,16 @@ from tasks.running.launch import launch
 from tasks.running.sources import SourceSet, unchanged
 from tasks.running.stage import Report, stage
 
+if TYPE_CHECKING:
+    from pipeline.evaluation.selection import Taken
+
 
 @stage(
     version=1,
     kind="scores",
     workers="model.score",
     libs=("tokenizers", "torch"),
-    reads={"learnt": ("contamination.jsonl", "records.jsonl")},
+    reads={"learnt": ("contamination.jsonl", "records.jsonl", "stats.json")},
 )
 def evaluate(
     cfg: EvaluateSection,
@@ -36,7 +40,7 @@ def evaluate(
     """Ask every model the same questions; ``learnt`` are the data they were trained on, to tell which questions those
     hold."""
     from pipeline.data.jsonl import read_jsonl
-    from pipeline.evaluation.exams import write_exams
+    from pipeline.evaluation.selection import taken, write_exams
 
     named = {model_name(model.stage): model for model in models.items}
     chats = [data.path / "records.jsonl" for data in learnt.items if data.stage == "chats"]
@@ -44,6 +48,9 @@ def evaluate(
     contamination = [data.path / "contamination.jsonl" for data in learnt.items]
     with unchanged(exams):
         counts = write_exams(cfg, exams.sources if exams else (), out / "_run" / "exams", asked, contamination)
+    gone = taken({data.stage: data.path for data in learnt.items})
+    for line in [*_taken(gone), *_unread(counts)]:
+        report.note(f"evaluate: {line}")
     settings = cfg.model_dump(include={"max_new_tokens", "batch", "bits_tokens", "seq_len", "seed"})
     scores = launch(
         "model.score",
@@ -62,4 +69,33 @@ def evaluate(
         report.training,
         single=True,
     )
-    return {f"exam_{name}": count for name, count in counts.items()} | scores
+    for line in _windows(scores, named):
+        report.note(f"evaluate: {line}")
+    lost = {f"exam_took_{name}": row["taken"] for name, row in gone.items()}
+    return {f"exam_{name}": count for name, count in counts.items()} | lost | scores
+
+
+def _taken(gone: Mapping[str, Taken]) -> Iterator[str]:
+    """A line for each kind of training data that exams took records from."""
+    for name, row in gone.items():
+        yield (
+            f"{row['taken']:,} of {row['of']:,} records of {name} hold questions of exams ({', '.join(row['sets'])})"
+            " and were not trained on (decontaminate.action)"
+        )
+
+
+def _unread(counts: Mapping[str, int]) -> Iterator[str]:
+    """A line about records of exams that are no items, and about files that were left out."""
+    if counts["skipped"]:
+        yield f"{counts['skipped']:,} records of evaluate.sources are no exam items (_run/exams/skipped.jsonl)"
+    if counts["left"]:
+        yield f"{counts['left']:,} files of evaluate.sources hold few-shot or training examples and were not asked"
+
+
+def _windows(scores: Mapping[str, float], models: Iterable[str]) -> Iterator[str]:
+    """A line for each model whose window was too short for something."""
+    for name in models:
+        if unread := scores.get(f"{name}.too_long", 0):
+            yield f"{unread:,.0f} items do not fit the window of {name} and do not count"
+        if cut := scores.get(f"{name}.cut_short", 0):
+            yield f"{cut:,.0f} answers of {name} were cut short by its window"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.training import TrainSection
+from pipeline.config.training import DpoSection, SftSection
 from pipeline.data.jsonl import read_jsonl
 from storage.store import Artifact
 from tasks.running.stage import Report
@@ -15,8 +15,20 @@ Encode = Callable[..., dict[str, Any]]
 
 
 def encode_records(
-    encode: Encode, records: Artifact, cfg: TrainSection, model: Path, data: Path, report: Report
+    encode: Encode, records: Artifact, cfg: SftSection | DpoSection, model: Path, data: Path, report: Report
 ) -> dict[str, Any]:
-    """Encode a stage's records into the token dataset ``data`` with the tokenizer of ``model``; returns counts."""
+    """Encode a stage's records into the token dataset ``data`` with the tokenizer of ``model``; returns counts.
+
+    Raises ValueError when more of them are unusable than ``cfg.max_dropped`` allows.
+    """
     rows = read_jsonl(records.path / "records.jsonl")
-    return encode(rows, model, data, max_tokens=cfg.seq_len, seed=cfg.seed, progress=report)
+    counts = encode(rows, model, data, max_tokens=cfg.seq_len, seed=cfg.seed, progress=report)
+    dropped, seen = counts.get("dropped", 0), counts.get("records", 0)
+    if dropped > cfg.max_dropped * seen:
+        reasons = ", ".join(f"{key.removeprefix('dropped_')} {n}" for key, n in counts.items() if "dropped_" in key)
+        raise ValueError(
+            f"{dropped} of {seen} records cannot be trained on: {reasons}; examples with file and line are in"
+            f" {data / 'dropped.jsonl'}. {report.name}.max_dropped = {cfg.max_dropped} is the share that is tolerated:"
+            f" raise {report.name}.seq_len (now {cfg.seq_len}) if they are too long, mend the data, or raise it"
+        )
+    return counts

@@ -17,15 +17,13 @@ from test_readme import pipelines
 
 from flows.dag import stage_names
 
-STAGES = stage_names()
-
 
 def states(result):
     return {s["name"]: s["state"] for s in result["stages"]}
 
 
 def test_the_whole_dag_runs_and_says_what_it_did(first):
-    assert set(states(first)) == set(STAGES) and set(states(first).values()) == {"ran"}
+    assert set(states(first)) == set(stage_names()) and set(states(first).values()) == {"ran"}
     for stage in first["stages"]:
         assert (
             len(stage["digest"]) == 64
@@ -46,7 +44,7 @@ def test_a_second_run_is_all_cached_and_prefect_says_so(home, first):
     again = home.run()
     assert set(states(again).values()) == {"cached"}
     assert {s["name"]: s["digest"] for s in again["stages"]} == {s["name"]: s["digest"] for s in first["stages"]}
-    assert prefect_states(home, again["flow_run_id"]) == dict.fromkeys(STAGES, "Cached")
+    assert prefect_states(home, again["flow_run_id"]) == dict.fromkeys(stage_names(), "Cached")
 
 
 def prefect_states(home, flow_run_id):
@@ -59,7 +57,7 @@ def prefect_states(home, flow_run_id):
     for _ in range(40):
         runs = httpx.post(f"{api}/task_runs/filter", json=body, timeout=30).json()
         found = {r["name"].rsplit("-", 1)[0]: r["state"]["name"] for r in runs}
-        if len(found) == len(STAGES) and not set(found.values()) & {"Running", "Pending"}:
+        if len(found) == len(stage_names()) and not set(found.values()) & {"Running", "Pending"}:
             break
         time.sleep(0.5)
     return found
@@ -76,7 +74,7 @@ def test_one_changed_field_reruns_what_depends_on_its_bytes_only(home, first):
     ]
     assert plan["sft"]["reasons"] == ["sft.optim.lr: 0.001 → 0.002"]
     changed = home.run("sft.optim.lr=2e-3", "--until", "dpo")
-    assert states(changed) == {s: "cached" for s in STAGES[: STAGES.index("sft")]} | {"sft": "ran", "dpo": "ran"}
+    assert states(changed) == {s: "cached" for s in stage_names()[: stage_names().index("sft")]} | {"sft": "ran", "dpo": "ran"}
 
 
 def test_adapters_on_weights_as_they_are_learn_from_a_teacher_of_an_earlier_run(home, first):
@@ -136,9 +134,11 @@ def test_a_failing_stage_is_readable_and_leaves_a_failed_run(home, tmp_path):
     (tmp_path / "bad.jsonl").write_text("{not json\n" * 50)
     failed = home("run", MICRO, f"ingest.sources={tmp_path}/bad.jsonl", code=1)
     assert "ingest.max_bad_share" in failed.stdout and "Traceback" not in failed.stdout + failed.stderr
+    assert "Change what the error names" in failed.stdout and "same command" not in failed.stdout
 
 
 def test_show_lineage_verify_and_chat(home, first):
+    assert first["by"]["export"]["digest"] in home("show", MICRO).stdout
     shown = home("show", "pretrain").stdout
     assert first["by"]["pretrain"]["digest"] in shown and "model.safetensors" in shown
     tree = home("lineage", f"dpo/{first['by']['dpo']['key'][:12]}").stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,8 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows import services
-from flows.services import ServiceError, ensure_mlflow, ensure_prefect
+from flows import processes, services
+from flows.processes import ServiceError
+from flows.services import ensure_mlflow, ensure_prefect
+from storage.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,6 +54,7 @@ def home(tmp_path_factory):
         try:
             printed = call(home, "up(home)")
             assert told(home)["prefect"]["url"] in printed and told(home)["mlflow"]["url"] in printed
+            assert "gpu-pool" in printed and "waiting for the worker" in printed
             yield home
         finally:
             call(home, "down(home)")
@@ -62,6 +66,12 @@ def test_up_takes_a_free_port_and_is_found_again(home):
     assert {"prefect", "mlflow", "worker cpu-pool"} <= set(entries)
     again = call(home, "print(ensure_prefect(home), ensure_mlflow(home))").split()
     assert again == [entries["prefect"]["url"] + "/api", entries["mlflow"]["url"]] and told(home) == entries
+
+
+def test_the_page_asks_the_server_that_it_comes_from(home):
+    url = told(home)["prefect"]["url"]
+    with urllib.request.urlopen(f"{url}/ui-settings", timeout=30) as answer:
+        assert json.load(answer)["api_url"] == f"{url}/api"
 
 
 def test_both_deployments_are_there(home):
@@ -125,7 +135,7 @@ def test_down_ends_all_that_was_started_and_nothing_else(home):
         "started": psutil.Process(other.pid).create_time() - 1000,
         "log": "",
     }  # a number that went to another process
-    services.write_json(home / "services.json", {**entries, "worker old": reused})
+    write_json(home / "services.json", {**entries, "worker old": reused})
     try:
         printed = call(home, "down(home)")
         assert "stopped prefect" in printed and "worker old" not in printed
@@ -163,4 +173,64 @@ def test_a_server_that_dies_is_reported_with_its_log(tmp_path, monkeypatch):
     began = time.monotonic()
     with pytest.raises(ServiceError, match=r"(?s)ended while starting.*from the future"):
         ensure_mlflow(tmp_path)
-    assert time.monotonic() - began < services.START_SECONDS
+    assert time.monotonic() - began < processes.START_SECONDS
+
+
+SERVER = """
+import http.server, sys
+class Health(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Health).serve_forever()
+"""
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """A stand-in for MLflow's server that starts at once; a root to start it below."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(services, "_mlflow", lambda port, log: ([sys.executable, "-c", SERVER, str(port)], {}))
+    root = tmp_path / "root"
+    yield root
+    for home in (root, *tmp_path.glob("root-*")):
+        services.down(home)
+
+
+def test_a_stranger_that_takes_the_port_while_a_server_starts_is_not_taken_for_it(small, monkeypatch):
+    strangers, spawn = [], processes._spawn
+
+    def late(start, port, log):
+        if not strangers:
+            strangers.append(subprocess.Popen([sys.executable, "-c", SERVER, str(port)]))
+            while not processes.answers(f"http://127.0.0.1:{port}/health"):
+                time.sleep(0.05)
+        return spawn(start, port, log)
+
+    monkeypatch.setattr(processes, "_spawn", late)
+    try:
+        url = ensure_mlflow(small)
+        entry = told(small)["mlflow"]
+        assert url == entry["url"] and entry["pid"] != strangers[0].pid and processes._listens(entry)
+        assert strangers[0].poll() is None
+    finally:
+        strangers[0].kill()
+        strangers[0].wait()
+
+
+def test_a_server_keeps_its_port_and_a_copied_home_gets_servers_of_its_own(small):
+    url = ensure_mlflow(small)
+    services.down(small)
+    assert ensure_mlflow(small) == url
+    copy = small.with_name("root-copy")
+    shutil.copytree(small, copy)
+    assert ensure_mlflow(copy) != url
+    services.down(copy)
+    assert processes.answers(f"{url}/health"), "the original's servers are its own"
+    moved = small.with_name("root-moved")
+    small.rename(moved)
+    pid = told(moved)["mlflow"]["pid"]
+    ensure_mlflow(moved)
+    assert told(moved)["mlflow"]["pid"] != pid and not processes.alive({"pid": pid, "started": time.time()})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("flows", "tasks", "pipeline", "model", "storage")
-TORCH_FREE = {"model.specs", "model.tokens", "model.running.how"}
+TORCH_FREE = {"model.specs", "model.tokens", "model.network.hf_config", "model.running.how"}
 MAY = {
     "flows": {*PACKAGES[:3], "storage", "model.chat", "model.generation.generate", "model.running.estimate"},
     "tasks": {"tasks", "pipeline", "storage", *TORCH_FREE},

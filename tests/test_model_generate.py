@@ -43,6 +43,26 @@ def test_a_sequence_that_ends_leaves_the_others_alone(model):
     assert len(cut[0]) <= 3
 
 
+@pytest.mark.parametrize(
+    "shape", [{}, {"experts": 4, "experts_per_token": 2}, {"rope_factor": 4.0, "rope_original_len": 32}]
+)
+@pytest.mark.parametrize("draw", [Sampling(), Sampling(temperature=0.8, top_k=30, repetition_penalty=1.2, seed=5)])
+def test_a_neighbour_takes_neither_room_nor_luck(shape, draw):
+    own = new_model(**shape).eval()
+    prompts = [[5, 6, 7], [1] * 120, [9], [11] * 127, [5, 6, 8]]
+    alone = [generate(own, [p], stop={3}, max_new_tokens=40, sampling=draw)[0] for p in prompts]
+    assert generate(own, prompts, stop={3}, max_new_tokens=40, sampling=draw) == alone
+    assert generate(own, prompts[::-1], stop={3}, max_new_tokens=40, sampling=draw) == alone[::-1]
+    assert [len(row) for row in generate(own, prompts, stop=set(), max_new_tokens=40)] == [40, 8, 40, 1, 40]
+
+
+def test_equal_prompts_draw_apart(model):
+    draw = Sampling(temperature=1.0, seed=3)
+    first, second = generate(model, [PROMPTS[0]] * 2, stop=STOP, max_new_tokens=12, sampling=draw)
+    assert first != second
+    assert generate(model, PROMPTS[:1], stop=STOP, max_new_tokens=12, sampling=draw) == [first]
+
+
 def test_sampling_follows_its_seed_and_not_the_batch(model):
     draw = Sampling(temperature=1.0, top_k=40, top_p=0.9, seed=3)
     one = generate(model, PROMPTS, stop=STOP, max_new_tokens=12, sampling=draw)
@@ -86,22 +106,28 @@ def test_what_cannot_be_generated_is_said(model):
         generate(model, [[]], stop=STOP)
     with pytest.raises(ValueError, match="top_p"):
         Sampling(top_p=0)
-    assert [len(row) for row in generate(model, [[1] * 120, [2]], stop=set(), max_new_tokens=50)] == [8, 8]
+    assert [len(row) for row in generate(model, [[1] * 120, [2]], stop=set(), max_new_tokens=50)] == [8, 50]
 
 
 def test_chat_prints_the_answer_and_nothing_else():
-    done = subprocess.run(
-        [sys.executable, "-m", "model.chat", str(taught_dir()), "--prompt", "什么是词元？"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == FACTS["什么是词元？"] + "\n"
-    wrong = subprocess.run(
-        [sys.executable, "-m", "model.chat", "no-such-directory", "--prompt", "x"], capture_output=True, text=True
-    )
-    assert wrong.returncode == 2
-    assert wrong.stderr.startswith("chat: no-such-directory")
+    command = [sys.executable, "-m", "flows.cli", "chat"]
+    told = ["--prompt", "什么是词元？", "--temperature", "1", "--top-k", "1", "--top-p", "0.9"]
+    done = subprocess.run([*command, str(taught_dir()), *told], capture_output=True, text=True, check=True)
+    assert done.stdout == FACTS["什么是词元？"] + "\n" and str(taught_dir()) in done.stderr
+    for wrong in (
+        ["no-such-directory"],
+        [str(taught_dir()), "--top-k", "3"],
+        [str(taught_dir()), "--temperature", "-1"],
+    ):
+        refused = subprocess.run([*command, *wrong, "--prompt", "x"], capture_output=True, text=True)
+        assert refused.returncode == 2 and "error: " in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_a_conversation_has_commands_and_help(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/help\n/nonsense\n/quit\n"))
+    converse(Chat(taught_dir()))
+    said = capsys.readouterr()
+    assert said.err.count("/new   start over") == 2 and "/nonsense is no command" in said.err
 
 
 def test_the_conversation_streams_and_starts_over(monkeypatch, capsys):

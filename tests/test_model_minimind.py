@@ -13,6 +13,7 @@ from spec_helpers import train
 from test_model_data import write_tokens
 from test_model_train import Alone, make_spec
 
+from model.network.hf_config import check_weights
 from model.network.transformer import Transformer, initialize
 from model.network.weights import _split_experts, load_model, read_config, save_model, widen
 from model.specs.shape import ModelConfig
@@ -89,6 +90,11 @@ def test_experts_are_read_and_saved_as_qwen3_moe(tmp_path) -> None:
         {k: v.half() for k, v in _split_experts(dict(model.named_parameters())).items()},
         path := tmp_path / "pretrain_64_moe.pth",
     )
+    for refuse in (load_model, check_weights):
+        with pytest.raises(ValueError, match=r'write \{"num_experts_per_tok": 1\}.* into .*pretrain_64_moe\.json'):
+            refuse(path)
+    path.with_suffix(".json").write_text('{"num_experts_per_tok": 1}')
+    check_weights(path)
     ours, ids = load_model(path), torch.arange(30)[None]
     assert ours.config == config
     with torch.no_grad():

@@ -103,12 +103,75 @@ def test_parameter_count_is_the_models() -> None:
         assert config.parameters() == sum(p.numel() for p in Transformer(config).parameters())
 
 
-def test_experts_get_gradients_and_balance_is_one_when_even() -> None:
+def test_experts_get_gradients_and_balance_is_their_number_a_token_when_even() -> None:
     model = make(KINDS["qwen3_moe"])
     with torch.no_grad():
         for block in model.model.layers:
             block.mlp.gate.weight.zero_()
     ids = torch.randint(1, 101, (2, 20), generator=torch.Generator().manual_seed(2))
     model(ids).logsumexp(-1).sum().backward()
-    assert model.balance().item() == pytest.approx(model.config.router_aux, rel=1e-4)
+    assert model.balance().item() == pytest.approx(model.config.router_aux * model.config.experts_per_token, rel=1e-4)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+SCALINGS = {
+    "yarn of MiniMind": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.0},
+    "yarn with bounds": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 8, "beta_slow": 2},
+    "yarn not truncated": {"rope_type": "yarn", "factor": 4.0, "truncate": False},
+    "yarn with mscale": {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 0.6},
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "llama3": {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+}
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_a_scaling_of_positions_computes_what_transformers_computes_and_is_saved(name: str, tmp_path) -> None:
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    scaling = SCALINGS[name] | ({} if name == "linear" else {"original_max_position_embeddings": 16})
+    values = to_hf(ModelConfig(**SHAPE, qk_norm=False)) | {"rope_scaling": scaling}
+    model = make(from_hf(values))
+    plain = make(ModelConfig(**SHAPE, qk_norm=False))
+    theirs = LlamaForCausalLM(LlamaConfig(**values)).eval()
+    theirs.load_state_dict(model.state_dict(), strict=False)
+    save_model(model, tmp_path)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    ids = torch.randint(0, 101, (2, 60), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ours = model(ids)
+        for other in (theirs, saved, load_model(tmp_path)):
+            logits = other(ids)
+            torch.testing.assert_close(ours, getattr(logits, "logits", logits), atol=2e-5, rtol=1e-4)
+        assert (ours - plain(ids)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("attention_bias", True),
+        ("mlp_bias", True),
+        ("hidden_act", "gelu"),
+        ("layer_types", ["full_attention", "sliding_attention"]),
+        ("use_sliding_window", True),
+        ("partial_rotary_factor", 0.5),
+        ("final_logit_softcapping", 30.0),
+        ("embedding_multiplier", 12.0),
+        ("quantization_config", {"bits": 4}),
+        ("auto_map", {"AutoModel": "code.Model"}),
+        ("rope_scaling", {"rope_type": "dynamic", "factor": 2.0}),
+        ("rope_scaling", {"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0]}),
+        ("rope_scaling", {"rope_type": "linear", "factor": 2.0, "attention_factor": 1.5}),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 1.0, "attention_factor": 1.5}),
+        ("rope_scaling", {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}),
+        ("head_dim", None),
+        ("hidden_size", "64"),
+        ("rope_scaling", {"rope_type": "yarn", "factor": "4"}),
+        ("rope_scaling", "yarn"),
+        ("model_type", "gpt2"),
+    ],
+)
+def test_what_an_imported_config_asks_for_and_is_not_computed_is_named(field: str, value) -> None:
+    values = to_hf(ModelConfig(**SHAPE))
+    from_hf(values)
+    with pytest.raises(ValueError, match=r"c\.json: .*" + field.replace("rope_scaling", "RoPE")):
+        from_hf({**values, field: value}, "c.json")

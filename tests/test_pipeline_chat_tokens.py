@@ -8,6 +8,7 @@ from token_helpers import FACTS, tokenizer_dir
 
 from model.tokens.chat import ChatTokenizer
 from pipeline.tokens.chats import encode_chats, encode_pairs
+from pipeline.tokens.encode import Encoder
 
 CHAT = ChatTokenizer.load(tokenizer_dir())
 
@@ -89,7 +90,8 @@ def test_what_cannot_be_trained_on_is_counted_with_its_line(tmp_path):
 
 
 def test_a_question_after_the_last_answer_is_left_out(tmp_path):
-    encode_chats([talk("hi", "hello", "and now?")], tokenizer_dir(), tmp_path, max_tokens=40)
+    metrics = encode_chats([talk("hi", "hello", "and now?")], tokenizer_dir(), tmp_path, max_tokens=40)
+    assert (metrics["messages_unanswered"], metrics["truncated"]) == (1, 0)
     assert rows(tmp_path)[0][0].endswith("hello<|im_end|>\n")
 
 
@@ -120,3 +122,48 @@ def test_copies_stay_on_one_side_and_the_split_is_stable(tmp_path):
 def test_one_record_alone_is_trained_on(tmp_path):
     metrics = encode_chats([talk("q", "a")], tokenizer_dir(), tmp_path, max_tokens=40, val_share=0.5)
     assert (metrics["train_sequences"], metrics["val_sequences"]) == (1, 0)
+
+
+def test_an_answer_that_is_not_to_be_learnt_is_context(tmp_path):
+    record = talk("2 + 2?", "five", "again", "four", "thanks", "bye")
+    record["messages"][1]["learn"] = record["messages"][5]["learn"] = False
+    encode_chats([record], tokenizer_dir(), tmp_path, max_tokens=200)
+    [(text, target)] = rows(tmp_path)
+    assert "five" in text and target == "four<|im_end|>" and "bye" not in text
+
+
+def test_an_exchange_with_tools_stays_whole_or_goes(tmp_path):
+    call = "<tool_call>\n{}\n</tool_call>"
+    tools = talk("how deep is the old harbour?", call, "", "two metres", "and the new one?", call, "", "three metres")
+    for i in (2, 6):
+        tools["messages"][i] = {"role": "tool", "content": "deep " * 5}
+    size = len(CHAT.chat(tools["messages"])[0])
+    seen = set()
+    for limit in range(size + 1, 20, -7):
+        out = tmp_path / str(limit)
+        try:
+            encode_chats([tools], tokenizer_dir(), out, max_tokens=limit)
+        except ValueError as error:
+            assert "too_long" in str(error)
+            seen.add("dropped")
+            continue
+        [(text, target)] = rows(out)
+        assert text.startswith(("<|im_start|>user\nhow deep", "<|im_start|>user\nand the new"))
+        assert text.count("<tool_response>") == target.count("</tool_call>")
+        seen.add(text.count("<tool_response>"))
+    assert seen == {2, 1, "dropped"}
+
+
+def test_a_long_conversation_is_encoded_once(tmp_path, monkeypatch):
+    encoded = []
+    encode = ChatTokenizer.encode
+    monkeypatch.setattr(Encoder, "encode", lambda self, text: encoded.append(text) or encode(self, text))
+    record = talk(*(f"turn {i}" for i in range(400)))
+    encode_chats([record], tokenizer_dir(), tmp_path, max_tokens=60)
+    assert len(encoded) < 5 * 400
+
+
+def test_progress_is_told_of_few_records_too(tmp_path):
+    told = []
+    encode_chats([talk("q", "a")] * 3, tokenizer_dir(), tmp_path, max_tokens=40, progress=lambda *a: told.append(a))
+    assert told[-1] == (3, 3, "records")

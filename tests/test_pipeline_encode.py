@@ -56,7 +56,10 @@ def test_the_bytes_do_not_depend_on_workers(tmp_path, monkeypatch):
     for workers in (1, 2):
         encode_text(EncodeSection(), tmp_path / "s", tokenizer_dir(), tmp_path / f"{workers}", workers=workers)
     assert files(tmp_path / "1") == files(tmp_path / "2")
-    assert files(tmp_path / "1").keys() == {"meta.json", "train.bin", "train.idx.npy", "val.bin", "val.idx.npy"}
+    assert files(tmp_path / "1").keys() == {
+        "meta.json",
+        *(f"{split}.{end}" for split in ("train", "val") for end in ("bin", "idx.npy", "bytes.npy")),
+    }
 
 
 def test_chat_marks_are_parsed_in_chats_and_never_in_texts(tmp_path):

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from token_helpers import new_model, taught_dir, tokenizer_dir
 
 from model.network.weights import save_model
-from model.tokens.chat import CHAT_TEMPLATE, ChatTokenizer
+from model.tokens.chat import ChatTokenizer
+from model.tokens.template import CHAT_TEMPLATE, plain_template
 from model.verify import compare, run
 from pipeline.config.evaluation import ExportSection
 from pipeline.release.export import export, from_bf16, to_bf16
@@ -119,7 +120,7 @@ def test_llama_cpp_s_reader_takes_the_gguf(tmp_path):
         value("tokenizer.ggml.padding_token_id"),
     ) == (1, 2, 0)
     assert value("tokenizer.ggml.tokens") == [chat.backend.id_to_token(i) for i in range(chat.vocab_size)]
-    assert value("tokenizer.chat_template") == CHAT_TEMPLATE
+    assert value("tokenizer.chat_template") == plain_template(CHAT_TEMPLATE)
     assert (
         value("qwen3.block_count"),
         value("qwen3.attention.head_count"),

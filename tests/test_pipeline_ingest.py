@@ -20,6 +20,7 @@ import zstandard
 import pipeline.data.ingest as ingest_module
 from pipeline.config.data import IngestSection
 from pipeline.data.ingest import ingest
+from pipeline.evaluation.exams import read_exams
 from pipeline.readers import Fault, read
 from pipeline.running.executor import ShardFailed
 from pipeline.sources import resolve
@@ -141,7 +142,7 @@ def test_tables(tmp_path):
 def test_texts_and_pages(tmp_path):
     put(tmp_path / "a.txt", "\n\n第一段\n\n第二段\n".encode())
     put(tmp_path / "b.md", b"# Title\n" + b"caf\xe9 " + b"word " * 200)
-    put(tmp_path / "c.txt", "简体中文文本".encode("gb18030") * 20)
+    put(tmp_path / "c.txt", b"\xff\xfd\x81 \x00" * 20)
     put(tmp_path / "d.html", '<html><head><meta charset="gbk"></head><p>你好</p></html>'.encode("gbk"))
     put(tmp_path / "e.txt", b"")
     put(tmp_path / "f.txt", b"\n".join([b"line " * 100, b""] * 50))
@@ -336,6 +337,8 @@ def test_objects_of_an_s3_store(tmp_path, s3):
         ("en", "deep/b.jsonl.gz")
     ] * 5 + [("d.txt", "d.txt")]
     assert [s.skipped[0].path for s in resolve(["s3://texts/en"], "text")] == ["x.bin"]
+    s3.put_object(Bucket="texts", Key="exam/e.jsonl.gz", Body=gzip.compress(b'{"question": "q", "answer": "why"}\n'))
+    assert [item["answer"] for item in read_exams(resolve(["s3://texts/exam/"], "exam")).items["answers"]] == ["why"]
     before = resolve(["s3://texts/*/a.jsonl"], "text")[0]
     assert [f.relpath for f in before.files] == ["en/a.jsonl"]
     s3.put_object(Bucket="texts", Key="en/a.jsonl", Body=lines(*DOCS[:1]))

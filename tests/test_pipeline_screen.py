@@ -11,7 +11,7 @@ from pipeline.config.cleaning import DecontaminateSection
 from pipeline.data.jsonl import read_jsonl
 from pipeline.data.records import read_chats, read_preferences
 from pipeline.data.screen import screen
-from pipeline.evaluation.exams import overlaps
+from pipeline.evaluation.selection import overlaps
 from pipeline.sources import resolve
 
 ASKED = "Why does the sky look blue by day and red in the evening over the sea in the far west of the land?"
@@ -108,3 +108,26 @@ def test_nothing_left_is_an_error_that_says_why(tmp_path):
             [],
             tmp_path / "bad",
         )
+
+
+def test_what_is_not_to_be_learnt_stays_marked_and_other_fields_are_refused_or_ignored_by_name(tmp_path):
+    turns = [{"role": role, "content": f"{role} {i}"} for i in range(2) for role in ("user", "assistant")]
+    turns[1]["weight"] = 0
+    chats = source(tmp_path, [{"messages": turns, "hint": "use your head"}])
+    with pytest.raises(ValueError, match=r"unused_field 1.*hint: 'use your head'.*decontaminate\.ignore_fields"):
+        screen(DecontaminateSection(), read_chats, chats, [], tmp_path / "out")
+    told = []
+    cfg = DecontaminateSection(ignore_fields=("hint",))
+    screen(cfg, read_chats, chats, [], tmp_path / "out", progress=lambda *done: told.append(done))
+    [record] = read_jsonl(tmp_path / "out" / "records.jsonl")
+    assert [m.get("learn", True) for m in record["messages"]] == [True, False, True, True]
+    assert (1, 1, "records") in told
+
+
+def test_a_file_that_was_recoded_is_in_the_stats(tmp_path):
+    row = {"prompt": "码头在哪里？", "completion": "在港口的北边。"}
+    (tmp_path / "a.jsonl").write_bytes(json.dumps(row, ensure_ascii=False).encode("gb18030"))
+    stats = screen(
+        DecontaminateSection(), read_chats, resolve([str(tmp_path / "a.jsonl")], "chat"), [], tmp_path / "out"
+    )
+    assert stats["changed/recoded_gb18030"] == 1 and stats["docs_out"] == 1

@@ -11,6 +11,7 @@ import pytest
 from pipeline.config.data import ShardSection
 from pipeline.data.documents import SCHEMA, write_part
 from pipeline.data.shard import shard
+from storage.digest import digest_of, manifest
 
 
 def documents(path, rows, per_part=1000):
@@ -103,10 +104,11 @@ def test_weights_repeat_and_thin_training_alone(tmp_path):
     assert 140 < in_train["half"] < 220 and in_train["plain"] == 400 - in_val["plain"]
     assert not {r["id"] for r in train} & {r["id"] for r in val}
     assert metrics["docs_in"] + metrics["changed/repeated"] - metrics["dropped/weight"] == metrics["docs_out"]
-    with pytest.raises(
-        ValueError, match=r"shard.weights: no document is of source other; sources are double, half, none, plain"
-    ):
-        shard(ShardSection(weights={"other": 2}), tmp_path / "docs", tmp_path / "bad")
+    plain, strange = ({"double": 2}, {"double": 2, "other": 50})
+    for name, weights in (("with", strange), ("without", plain)):
+        shard(ShardSection(weights=weights, licences=dict.fromkeys(weights, "MIT")), tmp_path / "docs", tmp_path / name)
+    same = [digest_of(manifest(tmp_path / name)) for name in ("with", "without")]
+    assert same[0] == same[1], "a weight of a source that is not there has no effect"
     with pytest.raises(ValueError, match=r"no document is left to train on; shard.weights"):
         shard(ShardSection(weights=dict.fromkeys(in_train, 0)), tmp_path / "docs", tmp_path / "empty")
 

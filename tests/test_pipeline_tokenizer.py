@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from token_helpers import EN, ZH, documents, tokenizer_dir, write_shards
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from model.tokens.chat import ChatTokenizer, render_chat
 from pipeline.config.tokens import TokenizerSection
@@ -175,7 +175,9 @@ def test_an_existing_tokenizer_is_extended_and_keeps_its_ids(tmp_path, pattern):
 def test_what_cannot_be_extended_is_refused(tmp_path):
     with pytest.raises(ValidationError, match=r"tokenizer\.existing"):
         TokenizerSection(extend=10)
-    Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    lower = to_tokenizers(learn_merges([EN], 20), ["<|s|>"])
+    lower.normalizer = normalizers.Lowercase()
+    lower.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match=r"tokenizer\.extend=10: .*only a byte-level BPE"):
         make_tokenizer(
             TokenizerSection(existing=str(tmp_path), extend=10),

@@ -7,12 +7,14 @@ from itertools import pairwise
 
 import pytest
 
+from model.network.hf_config import to_hf
 from model.running.estimate import matrices
 from model.specs.sft import SftSpec
 from model.specs.shape import ModelConfig
 from model.specs.train import OptimConfig, TrainSpec
 from pipeline.config.training import PretrainSection, compute_optimal
 from pipeline.config.tree import ConfigError, load
+from pipeline.tokens.bpe import to_tokenizers
 from tasks.training import spec_of
 
 
@@ -82,7 +84,7 @@ def test_the_preset_turns_with_the_dial_and_others_say_what_is_in_the_way() -> N
 def test_initial_weights_enter_the_key_by_content_and_reach_the_worker(tmp_path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "config.json").write_text(json.dumps(to_hf(ModelConfig(vocab_size=300))))
         (tmp_path / name / "model.safetensors").write_bytes(b"weights")
     one, two = (load("tiny", [f"pretrain.init={tmp_path / name}"]) for name in ("one", "two"))
     assert one.pretrain.identity() == two.pretrain.identity() != load("tiny").pretrain.identity()
@@ -113,11 +115,11 @@ def test_initial_weights_enter_the_key_by_content_and_reach_the_worker(tmp_path)
 
 
 def test_a_teacher_enters_the_key_by_content_and_shares_its_tokenizer(tmp_path) -> None:
-    for name, token in (("one", "a"), ("two", "a"), ("other", "b")):
+    for name, token in (("one", "<|a|>"), ("two", "<|a|>"), ("other", "<|b|>")):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "config.json").write_text(json.dumps(to_hf(ModelConfig(vocab_size=300))))
         (tmp_path / name / "model.safetensors").write_bytes(b"weights")
-        (tmp_path / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {token: 0}}}))
+        to_tokenizers([], [token]).save(str(tmp_path / name / "tokenizer.json"))
     one, two = (
         load("tiny", [f"sft.distill.teacher={tmp_path / name}", f"tokenizer.existing={tmp_path / 'one'}"])
         for name in ("one", "two")
@@ -129,7 +131,7 @@ def test_a_teacher_enters_the_key_by_content_and_shares_its_tokenizer(tmp_path) 
     assert one.sft.identity() != two.sft.identity()
     with pytest.raises(ConfigError, match=r"^sft\.distill\.teacher  .*one vocabulary: set tokenizer\.existing="):
         load("tiny", [f"sft.distill.teacher={tmp_path / 'one'}"])
-    with pytest.raises(ConfigError, match="1 of the teacher's 1 tokens have other ids"):
+    with pytest.raises(ConfigError, match="1 of the teacher's 257 tokens have other ids"):
         load("tiny", [f"sft.distill.teacher={tmp_path / 'other'}", f"tokenizer.existing={tmp_path / 'one'}"])
     with pytest.raises(ConfigError, match=r"sft\.distill  .*no such file"):
         load("tiny", [f"sft.distill.teacher={tmp_path / 'none'}", f"tokenizer.existing={tmp_path / 'one'}"])

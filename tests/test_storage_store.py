@@ -213,7 +213,7 @@ def test_the_code_fingerprint_follows_imports_and_ignores_comments(tmp_path):
     (tmp_path / "pkg" / "c.py").write_text("x = 1\n")
 
     def look():
-        return fingerprint(["pkg/a.py"], tmp_path, frozenset({"pkg"}), frozenset())
+        return fingerprint(["pkg.a"], tmp_path, frozenset({"pkg"}), frozenset())
 
     before = look()
     assert set(before) == {"pkg/a.py", "pkg/b.py"}, "reached modules only, lazy imports too"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -308,6 +309,32 @@ def test_a_resumed_curve_shows_every_step_once(home, client, tmp_path):
     write(range(1, 31))  # … and on
     building.log_curve(client)
     assert sorted(m.step for m in client.get_metric_history(run_id, "training/loss")) == list(range(1, 31))
+
+
+def test_a_copied_home_writes_into_itself_alone(home, client, tmp_path, monkeypatch):
+    import mlflow
+
+    from tasks.tracking.moved import mend
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # set by a mirror in this process
+    copy = tmp_path / "a copy of it"
+    shutil.copytree(home, copy)
+    assert mend(home) == [] and mend(copy) == [str(home)] and mend(copy) == []
+    before = {path for path in home.rglob("*") if "mlflow.db" not in path.name}
+    there = mlflow.MlflowClient(f"sqlite:///{copy}/mlflow/mlflow.db")
+    (run, *_) = runs_of(there, home, "first")
+    (tmp_path / "note.txt").write_text("x")
+    there.log_artifact(run.info.run_id, str(tmp_path / "note.txt"))
+    again = FlowRun(copy, "in the copy")
+    tracker = start_tracker(again.dir)
+    again.all("cached")
+    told = tracker.close(120)
+    assert told["complete"] and told["stages"]["sft"]["run_id"], "the runs that made the artifacts are known here too"
+    assert len(list((copy / "mlflow").rglob("note.txt"))) == 1
+    assert {path for path in home.rglob("*") if "mlflow.db" not in path.name} == before
+    assert client.get_run(run.info.run_id).info.artifact_uri.startswith(home.as_uri())
+    places = [r.data.tags["artifact.path"] for r in runs_of(there, home, "first") if "artifact.path" in r.data.tags]
+    assert places and all(place.startswith(str(copy)) for place in places)
 
 
 def test_the_flow_side_does_not_load_mlflow():

@@ -1,16 +1,20 @@
 """Text generation with a KV cache: batched, greedy or sampled, the same for the same seed.
 
-Prompts of different lengths are aligned at the right; a sequence that has ended leaves the batch. Each sequence draws
-from random numbers of its own, so what it says does not depend on how long its neighbours talk.
+Prompts of different lengths are aligned at the right; a sequence that has ended leaves the batch. What a sequence says
+depends on no neighbour: its positions count from its own first token, its room is what its own prompt leaves, and its
+random numbers follow from the seed and its prompt.
 
 Limit: a prompt with its answer must fit the model's ``max_seq_len``; there is no sliding window.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,35 +89,34 @@ def _steps(
     """Yield, a step at a time, ``(row, token)`` of every sequence that goes on."""
     if not prompts:
         return
-    longest, room = _check(prompts, model.config.max_seq_len)
+    rooms = _rooms(prompts, model.config.max_seq_len, max_new_tokens)
+    longest, steps = max(map(len, prompts)), max(rooms)
     device = model.head.device
     pad = torch.tensor([longest - len(p) for p in prompts], device=device)
     tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
-    steps = min(max_new_tokens, room)
     cache = model.cache(len(prompts), longest + steps, pad=pad if bool(pad.any()) else None)
-    choose = _Chooser(sampling, tokens, pad, model.config.vocab_size, steps)
+    choose = _Chooser(sampling, prompts, tokens, pad, model.config.vocab_size, steps)
     rows = list(range(len(prompts)))
     for step in range(steps):
         tokens = choose(model(tokens, cache=cache, last=True)[:, -1], step)
-        going = [
-            (i, row, token)
-            for i, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True))
-            if token not in stop
-        ]
+        said = [(i, row, token) for i, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True))]
+        said = [(i, row, token) for i, row, token in said if token not in stop]
+        if said:
+            yield [(row, token) for _, row, token in said]
+        going = [(i, row) for i, row, _ in said if step + 1 < rooms[row]]
         if not going:
             return
-        yield [(row, token) for _, row, token in going]
         if len(going) < len(rows):
-            kept = torch.tensor([i for i, _, _ in going], device=device)
-            rows = [row for _, row, _ in going]
+            kept = torch.tensor([i for i, _ in going], device=device)
+            rows = [row for _, row in going]
             tokens = tokens[kept]
             choose.keep(kept)
             _keep(cache, kept)
         tokens = tokens[:, None]
 
 
-def _check(prompts: Sequence[Sequence[int]], window: int) -> tuple[int, int]:
-    """Length of the longest prompt, and the tokens that fit after it."""
+def _rooms(prompts: Sequence[Sequence[int]], window: int, wanted: int) -> list[int]:
+    """How many tokens each prompt may get: what is ``wanted``, and at most what it leaves of the window itself."""
     if not all(prompts):
         raise ValueError("a prompt is empty; give at least one token")
     longest = max(map(len, prompts))
@@ -121,7 +124,7 @@ def _check(prompts: Sequence[Sequence[int]], window: int) -> tuple[int, int]:
         raise ValueError(
             f"a prompt of {longest} tokens leaves no room for an answer: the model reads at most {window} (max_seq_len)"
         )
-    return longest, window - longest
+    return [min(wanted, window - len(prompt)) for prompt in prompts]
 
 
 def _keep(cache: KVCache, kept: Tensor) -> None:
@@ -134,12 +137,12 @@ def _keep(cache: KVCache, kept: Tensor) -> None:
 class _Chooser:
     """Logits [rows, vocab] to the next token of each row."""
 
-    def __init__(self, sampling: Sampling, tokens: Tensor, pad: Tensor, vocab: int, steps: int) -> None:
+    def __init__(
+        self, sampling: Sampling, prompts: Sequence[Sequence[int]], tokens: Tensor, pad: Tensor, vocab: int, steps: int
+    ) -> None:
         self.sampling = sampling
-        generator = torch.Generator().manual_seed(sampling.seed)
-        self.uniform = (
-            torch.rand((len(tokens), steps), generator=generator).to(tokens.device) if sampling.temperature else None
-        )
+        draws = _draws(prompts, sampling.seed, steps) if sampling.temperature else None
+        self.uniform = None if draws is None else torch.from_numpy(draws).to(tokens.device)
         self.seen = (
             torch.zeros((len(tokens), vocab), dtype=torch.bool, device=tokens.device)
             if sampling.repetition_penalty != 1
@@ -175,3 +178,14 @@ class _Chooser:
         place = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)
         allowed = (weights > 0).sum(-1, keepdim=True) - 1
         return order.gather(1, torch.minimum(place, allowed))[:, 0]
+
+
+def _draws(prompts: Sequence[Sequence[int]], seed: int, steps: int) -> np.ndarray:
+    """Uniform numbers [prompts, steps] fp32. A row follows from ``seed``, its prompt and how many equal prompts precede
+    it, and from nothing else in the batch."""
+    rows, before = np.empty((len(prompts), steps), np.float32), Counter[tuple[int, ...]]()
+    for row, prompt in zip(rows, map(tuple, prompts), strict=True):
+        name = hashlib.blake2b(repr((seed, before[prompt], prompt)).encode(), digest_size=16).digest()
+        row[:] = np.random.Generator(np.random.PCG64(int.from_bytes(name, "big"))).random(steps, np.float32)
+        before[prompt] += 1
+    return rows

@@ -2,8 +2,8 @@
 shapes.
 
 Names and layout are those of Hugging Face (MiniMind-3 is Qwen3 and Qwen3-MoE, MiniMind2 is Llama), so only the config
-has to be found. What shapes cannot tell is fixed in MiniMind's ``model_minimind.py``: RoPE theta 1e6, 32,768 positions,
-one expert a token; for MiniMind2, which has no QK-norm to show the head's width, 8 heads and a norm epsilon of 1e-5.
+has to be found. What shapes cannot tell is fixed in MiniMind's ``model_minimind.py``: RoPE theta 1e6, 32,768 positions;
+for MiniMind2, which has no QK-norm to show the head's width, 8 heads and a norm epsilon of 1e-5.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from model.network.hf_config import experts_a_token
 from model.specs.shape import ModelConfig
 
-POSITIONS, THETA, EXPERTS_A_TOKEN, LLAMA_HEADS = 32768, 1e6, 1, 8
+POSITIONS, THETA, LLAMA_HEADS = 32768, 1e6, 8
 _PREFIX = re.compile(r"^(?:module\.|_orig_mod\.)+")
 
 
@@ -27,7 +28,7 @@ def read_minimind(path: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """
     state = _read(Path(path))
     try:
-        config = _shape(state, str(path))
+        config = _shape(state, Path(path))
     except KeyError as missing:
         raise ValueError(f"{path}: no tensor {missing}; these are not weights of a MiniMind model") from None
     if config.tied:
@@ -56,7 +57,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     }
 
 
-def _shape(state: dict[str, Tensor], where: str) -> ModelConfig:
+def _shape(state: dict[str, Tensor], where: Path) -> ModelConfig:
     first = "model.layers.0."
     if any(".shared_experts." in name for name in state):
         raise ValueError(
@@ -71,9 +72,10 @@ def _shape(state: dict[str, Tensor], where: str) -> ModelConfig:
     ffn = state[first + ("mlp." if router is None else "mlp.experts.0.") + "gate_proj.weight"].shape[0]
     output = state.get("lm_head.weight")
     layers = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("model.layers."))
-    experts = (
-        {} if router is None else {"experts": router.shape[0], "experts_per_token": EXPERTS_A_TOKEN, "expert_ffn": ffn}
-    )
+    experts = {}
+    if router is not None:
+        count = router.shape[0]
+        experts = {"experts": count, "experts_per_token": experts_a_token(where, count), "expert_ffn": ffn}
     return ModelConfig(
         vocab_size=vocabulary,
         dim=dim,

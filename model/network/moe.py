@@ -7,6 +7,8 @@ a GPU, one after the other on a CPU. Work and memory grow with the tokens and no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,15 +44,15 @@ def _one_by_one(x: Tensor, counts: Tensor, gate: Tensor, up: Tensor, down: Tenso
 
 
 class MoE(nn.Module):
-    """Router and experts over [batch, T, dim]. ``balance`` holds the load-balancing loss of the last pass (scalar, 1
-    when even)."""
+    """Router and experts over [batch, T, dim]. ``routed`` holds the last pass's probabilities fp32 [batch * T, experts]
+    and chosen experts int64 [batch * T, top]: what :func:`balance_loss` is made of."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.gate = nn.Linear(config.dim, config.experts, bias=False)
         self.experts = Experts(config)
         self.top, self.count = config.experts_per_token, config.experts
-        self.balance: Tensor | None = None
+        self.routed: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
@@ -61,10 +63,26 @@ class MoE(nn.Module):
         counts = torch.zeros(self.count, dtype=torch.int64, device=x.device).scatter_add_(
             0, every, torch.ones_like(every)
         )
-        # Switch Transformer (arXiv:2101.03961), equation 4: experts * sum over experts of (share of tokens) * (mean
-        # probability)
-        self.balance = self.count * (counts.float() / chosen.numel() * share.mean(0)).sum()
+        self.routed = share, chosen
         order = every.argsort(stable=True)
         token = order // self.top
         out = self.experts(flat[token], counts) * weight.reshape(-1)[order, None].to(x.dtype)
         return torch.zeros_like(flat).index_add(0, token, out).view_as(x)
+
+
+def balance_loss(routed: Sequence[tuple[Tensor, Tensor]], real: Tensor | None = None) -> Tensor:
+    """Load-balancing loss (scalar fp32) of all layers' ``routed`` together; when even, the experts a token goes to.
+
+    Equations 4 to 6 of Switch Transformer (arXiv:2101.03961) as transformers' mixtures of experts pool them:
+    experts * sum over experts of (tokens sent to it, a token) * (its mean probability), both means over the tokens of
+    all layers. ``real`` bool [batch, T] says which tokens are no padding (null: all); of none the loss is 0.
+    """
+    sent = probability = torch.zeros(routed[0][0].shape[-1], device=routed[0][0].device)  # both [experts]
+    tokens = torch.zeros((), device=sent.device)
+    for share, chosen in routed:
+        weight = torch.ones_like(share[:, :1]) if real is None else real.reshape(-1, 1).float()  # [batch * T, 1]
+        sent = sent.scatter_add(0, chosen.reshape(-1), weight.expand_as(chosen).reshape(-1))
+        probability = probability + (share * weight).sum(0)
+        tokens = tokens + weight.sum()
+    tokens = tokens.clamp_min(1)
+    return len(sent) * (sent / tokens * (probability / tokens)).sum()

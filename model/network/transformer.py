@@ -9,7 +9,6 @@ rotary attention sees differences only.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.network.moe import MoE
+from model.network.moe import MoE, balance_loss
+from model.network.rope import rope_tables, rotate
 from model.specs.shape import ModelConfig
 
 
@@ -181,6 +181,8 @@ class Transformer(nn.Module):
         start = cache.length if cache else 0
         x = F.embedding(ids, self.model.embed_tokens.weight).to(self.compute_dtype)
         rope = self.rope(start, start + ids.shape[1], ids.device)
+        if cache and cache.pad is not None:
+            rope = self.own_rope(start, start + ids.shape[1], cache.pad)
         mask = self.mask(ids, doc, cache)
         for layer, block in enumerate(self.model.layers):
             if self.checkpointing and torch.is_grad_enabled():
@@ -201,11 +203,13 @@ class Transformer(nn.Module):
         h = h[:, -1:] if last else h
         return F.linear(h, self.head.to(h.dtype)).float()
 
-    def balance(self) -> Tensor | float:
-        """Load-balancing loss of the last pass, weighed and averaged over layers; 0 without experts."""
+    def balance(self, doc: Tensor | None = None) -> Tensor | float:
+        """Load-balancing loss of the last pass times ``router_aux``; 0 without experts. Slots whose ``doc`` [batch, T]
+        is negative are padding and do not count."""
         if not self.config.experts:
             return 0.0
-        return self.config.router_aux * torch.stack([block.mlp.balance for block in self.model.layers]).mean()
+        real = None if doc is None else doc >= 0
+        return self.config.router_aux * balance_loss([block.mlp.routed for block in self.model.layers], real)
 
     def cache(self, batch: int, capacity: int, pad: Tensor | None = None) -> KVCache:
         """An empty cache that fits this model."""
@@ -219,6 +223,13 @@ class Transformer(nn.Module):
             self._tables[key] = rope_tables(self.config, size, device, self.compute_dtype)
         cos, sin = self._tables[key]
         return cos[start:end], sin[start:end]
+
+    def own_rope(self, start: int, end: int, pad: Tensor) -> tuple[Tensor, Tensor]:
+        """The same as [batch, 1, end - start, head] for sequences after ``pad`` [batch] slots of padding: each counts
+        its positions from its own first token, so that rounding is what it would be alone."""
+        cos, sin = self.rope(0, end, pad.device)
+        own = (torch.arange(start, end, device=pad.device) - pad[:, None]).clamp_min(0)
+        return cos[own][:, None], sin[own][:, None]
 
     def mask(self, ids: Tensor, doc: Tensor | None, cache: KVCache | None) -> Any:
         """What :func:`attend` takes as mask: "causal", a bool tensor that broadcasts to [batch, 1, T, keys], or a
@@ -294,41 +305,6 @@ def flex_mask(doc: Tensor) -> Any:
         return (q >= k) & (doc[b, q] == doc[b, k])
 
     return create_block_mask(see, doc.shape[0], None, doc.shape[1], doc.shape[1], device=doc.device)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding (Su et al. 2021) in the half-split form of Hugging Face: x [b, heads, T, head]."""
-    a, b = x.chunk(2, -1)
-    return x * cos + torch.cat((-b, a), -1) * sin
-
-
-def rope_tables(
-    config: ModelConfig, size: int, device: torch.device | str, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [size, head]; with YaRN's blended frequencies and temperature when ``rope_factor`` > 1."""
-    head, base = config.head_size, config.rope_theta
-    exponent = torch.arange(0, head, 2, dtype=torch.float32, device=device) / head
-    inverse, scale = 1.0 / base**exponent, 1.0
-    if config.rope_factor > 1:
-        inverse = _yarn(inverse, config)
-        scale = 0.1 * math.log(config.rope_factor) + 1.0
-    angle = torch.outer(torch.arange(size, dtype=torch.float32, device=device), inverse)
-    angle = torch.cat((angle, angle), -1)
-    return (angle.cos() * scale).to(dtype), (angle.sin() * scale).to(dtype)
-
-
-def _yarn(inverse: Tensor, config: ModelConfig, fast: float = 32.0, slow: float = 1.0) -> Tensor:
-    """YaRN's frequencies: those that turn more than ``fast`` times in the original length stay, those under ``slow``
-    are stretched."""
-    head, base, length = config.head_size, config.rope_theta, config.rope_original_len
-
-    def dimension(turns: float) -> float:
-        return head * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(base))
-
-    low, high = max(math.floor(dimension(fast)), 0), min(math.ceil(dimension(slow)), head - 1)
-    ramp = (torch.arange(head // 2, dtype=torch.float32, device=inverse.device) - low) / max(high - low, 0.001)
-    stretched = ramp.clamp(0, 1)
-    return inverse / config.rope_factor * stretched + inverse * (1 - stretched)
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """Model directories: safetensors, config.json and tokenizer files that open in stock ``transformers``.
 
-Our parameter names are theirs, so this is a translation of configs, plus the layout of experts (they keep one matrix
-per expert in a file, we compute with all of a layer in one tensor). Files are written deterministically.
+Our parameter names are theirs, so this is a translation of configs (:mod:`model.network.hf_config`), plus the layout
+of experts (they keep one matrix per expert in a file, we compute with all of a layer in one tensor). Files are written
+deterministically.
 """
 
 from __future__ import annotations
@@ -17,107 +18,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model.network.hf_config import from_hf, to_hf
 from model.network.minimind import read_minimind
 from model.network.transformer import Transformer
 from model.running.files import whole, write_json
 from model.specs.shape import ModelConfig
 
-ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen3ForCausalLM": "qwen3", "Qwen3MoeForCausalLM": "qwen3_moe"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _EXPERT = re.compile(r"(.*\.mlp\.experts\.)(\d+)\.(\w+)\.weight$")
-
-
-def architecture(config: ModelConfig) -> str:
-    """The class of ``transformers`` that computes the same function."""
-    if config.experts:
-        return "Qwen3MoeForCausalLM"
-    return "Qwen3ForCausalLM" if config.qk_norm else "LlamaForCausalLM"
-
-
-def to_hf(config: ModelConfig, ids: dict[str, Any] | None = None) -> dict[str, Any]:
-    """``config.json`` of a model; ``ids`` adds bos/eos/pad token ids."""
-    name = architecture(config)
-    values = {
-        "architectures": [name],
-        "model_type": ARCHITECTURES[name],
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.dim,
-        "intermediate_size": config.ffn,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_size,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "max_position_embeddings": config.max_seq_len,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": None,
-        "tie_word_embeddings": config.tied,
-        "use_cache": True,
-        "initializer_range": 0.02,
-        "torch_dtype": "float32",
-    }
-    if config.rope_factor > 1:
-        values["rope_scaling"] = {
-            "rope_type": "yarn",
-            "factor": config.rope_factor,
-            "original_max_position_embeddings": config.rope_original_len,
-        }
-    if config.experts:
-        values |= {
-            "num_experts": config.experts,
-            "num_experts_per_tok": config.experts_per_token,
-            "moe_intermediate_size": config.expert_size,
-            "norm_topk_prob": True,
-            "decoder_sparse_step": 1,
-            "mlp_only_layers": [],
-            "router_aux_loss_coef": config.router_aux,
-        }
-    return values | (ids or {})
-
-
-def from_hf(values: dict[str, Any], where: str = "config.json") -> ModelConfig:
-    """The ModelConfig of a ``config.json``. Raises ValueError naming what this decoder cannot compute."""
-    kind = values.get("model_type")
-    if kind not in ARCHITECTURES.values():
-        raise ValueError(
-            f"{where}: model_type {kind!r} is not supported; supported are {', '.join(ARCHITECTURES.values())}"
-        )
-    for name in ("attention_bias", "mlp_bias", "use_sliding_window", "mlp_only_layers"):
-        if values.get(name):
-            raise ValueError(f"{where}: {name} = {values[name]!r} is not supported")
-    if kind == "qwen3_moe" and not (values.get("norm_topk_prob") and values.get("decoder_sparse_step", 1) == 1):
-        raise ValueError(f"{where}: only norm_topk_prob = true and decoder_sparse_step = 1 are supported")
-    if values.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"{where}: hidden_act {values['hidden_act']!r} is not supported, only silu")
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type not in ("default", "yarn"):
-        raise ValueError(f"{where}: RoPE scaling {rope_type!r} is not supported, only yarn")
-    yarn, heads = rope_type == "yarn", values["num_attention_heads"]
-    moe = kind == "qwen3_moe"
-    return ModelConfig(
-        vocab_size=values["vocab_size"],
-        dim=values["hidden_size"],
-        layers=values["num_hidden_layers"],
-        heads=heads,
-        kv_heads=values.get("num_key_value_heads") or heads,
-        head_dim=values.get("head_dim") or 0,
-        ffn=values["intermediate_size"],
-        max_seq_len=values.get("max_position_embeddings", 2048),
-        rope_theta=float(rope.get("rope_theta") or values.get("rope_theta") or 10000.0),
-        rope_factor=float(rope["factor"]) if yarn else 1.0,
-        rope_original_len=int(rope["original_max_position_embeddings"]) if yarn else 0,
-        norm_eps=values.get("rms_norm_eps", 1e-6),
-        qk_norm=kind != "llama",
-        tied=values.get("tie_word_embeddings", False),
-        experts=(values.get("num_experts") or values.get("num_local_experts") or 0) if moe else 0,
-        experts_per_token=values.get("num_experts_per_tok", 2) if moe else 2,
-        expert_ffn=values.get("moe_intermediate_size", 0) if moe else 0,
-        router_aux=values.get("router_aux_loss_coef", 0.01) if moe else 0.01,
-    )
 
 
 def read_config(path: str | Path) -> ModelConfig:

@@ -51,7 +51,7 @@ class Distill(NextToken):
             how.temperature,
             self.gradient,
         )
-        total = total + self.lm.balance() * batch.weight.sum()
+        total = total + self.lm.balance(batch.doc) * batch.weight.sum()
         return total, torch.cat((sums.detach(), (batch.weight > 0).sum().float()[None]))
 
 

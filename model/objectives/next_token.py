@@ -20,5 +20,5 @@ class NextToken(Objective):
         total, nll = loss.cross_entropy(
             self.selected(batch), self.lm.head, batch.targets, batch.weight, z, self.gradient, chunk
         )
-        total = total + self.lm.balance() * batch.weight.sum()
+        total = total + self.lm.balance(batch.doc) * batch.weight.sum()
         return total, torch.stack((nll.detach(), (batch.weight > 0).sum().float()))

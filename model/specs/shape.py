@@ -4,6 +4,7 @@ refuse unknown keys there too)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args, get_type_hints
 
 from model.specs.base import need
 
@@ -12,8 +13,9 @@ from model.specs.base import need
 class ModelConfig:
     """Shape of a Llama/Qwen3-style decoder, dense or mixture of experts. Sizes are counts, lengths are tokens.
 
-    ``qk_norm`` makes it Qwen3 (off: Llama); ``experts`` > 0 makes every feed-forward a Qwen3-MoE block. RoPE is YaRN
-    (Peng et al. 2023, arXiv:2309.00071) when ``rope_factor`` > 1: positions up to ``rope_factor * rope_original_len``.
+    ``qk_norm`` makes it Qwen3 (off: Llama); ``experts`` > 0 makes every feed-forward a Qwen3-MoE block. RoPE is scaled
+    (YaRN: Peng et al. 2023, arXiv:2309.00071) when ``rope_factor`` > 1: positions up to ``rope_factor *
+    rope_original_len``.
     """
 
     __pydantic_config__ = {
@@ -40,9 +42,23 @@ class ModelConfig:
     rope_theta: float = 10000.0
     """Base of the rotary position frequencies."""
     rope_factor: float = 1.0
-    """YaRN: how many times longer than ``rope_original_len`` a text may be; 1 is off."""
+    """How many times longer than ``rope_original_len`` a text may be; 1 is off."""
     rope_original_len: int = 0
-    """YaRN: the length the weights were trained at."""
+    """The length the weights were trained at."""
+    rope_type: Literal["yarn", "linear", "llama3"] = "yarn"
+    """How positions are stretched when ``rope_factor`` > 1."""
+    rope_beta_fast: float = 32.0
+    """YaRN: frequencies that turn more often than this in the original length stay."""
+    rope_beta_slow: float = 1.0
+    """YaRN: frequencies that turn less often than this are stretched in full."""
+    rope_truncate: bool = True
+    """YaRN: whole dimensions as the bounds between the two."""
+    rope_attention_factor: float = 0.0
+    """YaRN: what multiplies cosines and sines; 0 is ``0.1 ln(rope_factor) + 1``."""
+    rope_low_freq: float = 1.0
+    """llama3: as ``rope_beta_slow``."""
+    rope_high_freq: float = 4.0
+    """llama3: as ``rope_beta_fast``."""
     norm_eps: float = 1e-6
     """Added to the mean square in every RMSNorm."""
     qk_norm: bool = True
@@ -72,8 +88,19 @@ class ModelConfig:
         need(self.rope_theta > 0, f"rope_theta must be positive, not {self.rope_theta}")
         need(self.rope_factor >= 1, f"rope_factor must be at least 1, not {self.rope_factor}")
         need(
-            self.rope_factor == 1 or self.rope_original_len > 0,
+            self.rope_factor == 1 or self.rope_original_len > 0 or self.rope_type == "linear",
             "rope_factor > 1 needs rope_original_len, the length the model was trained at",
+        )
+        kinds = get_args(get_type_hints(type(self))["rope_type"])
+        need(self.rope_type in kinds, f"rope_type must be one of {', '.join(kinds)}, not {self.rope_type}")
+        for slow, fast in (("rope_beta_slow", "rope_beta_fast"), ("rope_low_freq", "rope_high_freq")):
+            need(
+                0 < getattr(self, slow) < getattr(self, fast),
+                f"{slow} ({getattr(self, slow)}) must be positive and below {fast} ({getattr(self, fast)})",
+            )
+        need(
+            self.rope_attention_factor >= 0,
+            f"rope_attention_factor must not be negative, not {self.rope_attention_factor}",
         )
         need(0 < self.norm_eps < 1, f"norm_eps must lie between 0 and 1, not {self.norm_eps}")
         need(

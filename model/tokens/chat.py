@@ -2,36 +2,23 @@
 back.
 
 Torch-free; needs only ``tokenizers``. A tokenizer directory holds ``tokenizer.json`` (byte-level BPE) and
-``tokenizer_config.json`` (chat template and special tokens for transformers). The conversation format is ChatML, with
-MiniMind's ids for the three special tokens when we train the tokenizer ourselves.
-
-Limits: roles and plain string contents only (no tool calls); contents are trimmed, as Llama 3's template does, so that
-the tokens of a generation prompt are always a prefix of the tokens the model was trained on.
+``tokenizer_config.json`` (chat template and special tokens for transformers). The conversation format is
+:mod:`model.tokens.template`'s, with MiniMind's ids for the three special tokens when we train the tokenizer ourselves.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from model.tokens.template import CHAT_SPECIALS, CHAT_TEMPLATE, END_OF_TEXT, IM_END, IM_START, Message, turns
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-CHAT_SPECIALS = (END_OF_TEXT, IM_START, IM_END)
-"""Ids 0, 1, 2 of a tokenizer we train: document end and padding, start of a turn, end of a turn."""
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] | trim + '<|im_end|>\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-
-Message = dict[str, str]
 _LITERAL_SPECIAL = re.compile("|".join(re.escape(token) for token in CHAT_SPECIALS))
 
 
@@ -41,10 +28,9 @@ def render_chat(messages: Sequence[Message]) -> str:
     A special token that somebody wrote *inside* a message gets a blank after its ``<``: it stays readable, and a data
     file cannot forge the end of a turn.
     """
-    turns = (
-        f"{IM_START}{m['role']}\n{_LITERAL_SPECIAL.sub(_defuse, m['content'].strip())}{IM_END}\n" for m in messages
+    return "".join(
+        f"{IM_START}{turn.role}\n{_LITERAL_SPECIAL.sub(_defuse, turn.content)}{IM_END}\n" for turn in turns(messages)
     )
-    return "".join(turns)
 
 
 def _defuse(match: re.Match[str]) -> str:
@@ -110,20 +96,33 @@ class ChatTokenizer:
         return self.backend.decode(list(ids), skip_special_tokens=skip_special)
 
     def chat(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
-        """Ids and mask of a conversation; mask is 1 on what the assistant says and on its ``<|im_end|>``.
+        """Ids and mask of a conversation; mask is 1 on what the assistant says and on its ``<|im_end|>``, but for turns
+        that are not to be learnt.
 
         Header and content are encoded apart, so the model meets in training exactly the tokens that
         :meth:`prompt` gives it later.
         """
         ids: list[int] = []
         mask: list[int] = []
-        for message in messages:
-            header = [self.bos_id, *self.encode(message["role"] + "\n")]
-            content = [*self.encode(message["content"].strip()), self.eos_id]
-            target = int(message["role"] == "assistant")
-            ids += header + content + self._newline
-            mask += [0] * len(header) + [target] * len(content) + [0] * len(self._newline)
+        for turn_ids, turn_mask, _ in self._encoded(messages):
+            ids += turn_ids
+            mask += turn_mask
         return ids, mask
+
+    def sizes(self, messages: Sequence[Message]) -> list[int]:
+        """Tokens that each message takes; a turn of several messages (results of tools) counts at its first one."""
+        found: list[int] = []
+        for ids, _, count in self._encoded(messages):
+            found += [len(ids), *[0] * (count - 1)]
+        return found + [0] * (len(messages) - len(found))
+
+    def _encoded(self, messages: Sequence[Message]) -> Iterator[tuple[list[int], list[int], int]]:
+        """Ids, mask and number of messages of every turn."""
+        for turn in turns(messages):
+            header = [self.bos_id, *self.encode(turn.role + "\n")]
+            content = [*self.encode(turn.content), self.eos_id]
+            mask = [0] * len(header) + [int(turn.learn)] * len(content) + [0] * len(self._newline)
+            yield header + content + self._newline, mask, turn.messages
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a conversation followed by the header of the assistant's next turn."""

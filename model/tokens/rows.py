@@ -26,18 +26,28 @@ PADDING = -1
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a token dataset: flat ``tokens``, ``offsets`` [sequences + 1], and per token whether it is a
-    target."""
+    """One split of a token dataset: flat ``tokens``, ``offsets`` [sequences + 1], per token whether it is a target, and
+    the UTF-8 ``bytes`` of the text behind it; of each sequence's text in ``sizes`` [sequences] (null: not known)."""
 
     tokens: NDArray
     offsets: NDArray
     mask: NDArray | None
     bytes: int
     meta: dict
+    sizes: NDArray | None = None
 
     @property
     def sequences(self) -> int:
         return len(self.offsets) - 1
+
+    def spelled(self, tokens: int) -> float:
+        """UTF-8 bytes of the text that the first ``tokens`` tokens come from; a sequence that is cut has its share.
+
+        Counted on the text and not on the tokens, since what a token spells is its tokenizer's secret.
+        """
+        if self.sizes is None:
+            return self.bytes * tokens / max(1, len(self.tokens))
+        return float(np.interp(tokens, self.offsets, np.concatenate([[0], np.cumsum(self.sizes)])))
 
 
 def read_meta(path: str | Path) -> dict:
@@ -72,7 +82,8 @@ def read_split(path: str | Path, split: str) -> Split:
             raise ValueError(
                 f"{path}/{split}.mask.bin has {len(mask)} entries for {size} tokens; the dataset is damaged"
             )
-    return Split(tokens, offsets, mask, int(meta.get("splits", {}).get(split, {}).get("bytes", 0)), meta)
+    sizes = np.load(path / f"{split}.bytes.npy") if (path / f"{split}.bytes.npy").is_file() else None
+    return Split(tokens, offsets, mask, int(meta.get("splits", {}).get(split, {}).get("bytes", 0)), meta, sizes)
 
 
 def fingerprint(path: str | Path) -> str:
@@ -116,6 +127,11 @@ class Windows:
         self.units = np.minimum(seq_len, predictable - np.arange(self.rows) * seq_len)
         self.filled = self.units
 
+    def targets_per_byte(self, rows: int) -> float:
+        """Targets of the first ``rows`` rows over the UTF-8 bytes of their text; 0 where that is not known."""
+        targets = int(self.units[:rows].sum())
+        return targets / size if (size := self.split.spelled(targets + 1)) else 0.0
+
     def read(self, numbers: NDArray) -> Rows:
         """The rows with these numbers; a negative number gives an empty row."""
         out = Rows.empty(len(numbers), self.seq_len, self.split.meta["pad_id"])
@@ -158,6 +174,10 @@ class Packed:
         self.filled = np.array([int(whole[m].sum()) for m in self.members], np.int64)
         self.units = np.array([self._units(m) for m in self.members], np.int64)
         self.all_targets = int(lengths.sum()) if split.mask is None else int(np.sum(split.mask, dtype=np.int64))
+
+    def targets_per_byte(self, rows: int) -> float:
+        """Targets over UTF-8 bytes of the whole split, of which any ``rows`` are taken to be typical; 0: not known."""
+        return self.all_targets / self.split.bytes if self.split.bytes else 0.0
 
     def _units(self, members: list[int]) -> int:
         """What the loss of a row is divided by: targets, or pairs."""

@@ -245,9 +245,9 @@ class Loop:
     def validate(self) -> dict[str, float]:
         """Means over the validation split (``eval_tokens`` of it), and ``val_bits_per_byte``.
 
-        Those are the bits of the targets (dpo: of the chosen answers') over the UTF-8 bytes they spell, from the
-        dataset's ``meta.json``. It counts a split's bytes as a whole: a part of the split, and the chosen half of its
-        pairs, is taken to have its share of the bytes by targets.
+        Those are the bits of the targets (dpo: of the chosen answers') over the UTF-8 bytes of their text, which the
+        dataset counts: of text by document, of conversations and pairs as a whole (a part of them, and the chosen half
+        of the pairs, is taken to have its share).
         """
         rows = np.arange(self.data.val.rows)
         if self.spec.eval_tokens:
@@ -257,10 +257,9 @@ class Loop:
             sums += self._observe("val", part)
         total = self.ranks.total(sums)
         out = self._means("val_", total)
-        split = self.data.val.split
         nats, targets = (total[self.objective.names.index(name)] for name in self.objective.nats_per_target)
-        if split.bytes and targets:
-            out["val_bits_per_byte"] = float(nats / targets) / math.log(2) * self.data.val.all_targets / split.bytes
+        if targets and (per_byte := self.data.val.targets_per_byte(len(rows))):
+            out["val_bits_per_byte"] = float(nats / targets) / math.log(2) * per_byte
         return out
 
     def _observe(self, split: str, numbers: NDArray) -> torch.Tensor:

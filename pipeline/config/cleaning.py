@@ -144,3 +144,10 @@ class DecontaminateSection(Section):
     max_bad_records: Share = Field(
         0.1, description="share of the chats or preference pairs of a source that may be unusable"
     )
+    ignore_fields: tuple[str, ...] = Field(
+        (),
+        description=(
+            "fields of chats and preference pairs to leave out on purpose; any other field with text that no known form"
+            " has is refused by name"
+        ),
+    )

@@ -33,6 +33,13 @@ class IngestSection(Section):
     id_fields: tuple[str, ...] = Field(
         ("id", "_id", "uid", "warc_record_id"), description="fields tried in this order for the input's own id"
     )
+    ignore_fields: tuple[str, ...] = Field(
+        (),
+        description=(
+            "fields of chats and preference pairs read as text to leave out on purpose; any other field with text that"
+            " no known form has is refused by name"
+        ),
+    )
     max_bad_share: float = Field(
         0.1, ge=0, le=1, description="share of a source's records that may be unreadable before ingest fails"
     )

@@ -15,7 +15,8 @@ class EvaluateSection(Section):
     sources: list[str] = where(
         default_factory=list,
         description=(
-            "evaluation sets: source names, or JSONL files of choices, questions or preferences; "
+            "evaluation sets: source names, or files of choices, questions or preferences (JSON lines, JSON, CSV, "
+            "Parquet; the forms of ARC, MMLU, C-Eval, HellaSwag, GSM8K and others); "
             "none given takes the teaching set's, if the run learns from it"
         ),
     )
@@ -23,6 +24,9 @@ class EvaluateSection(Section):
     heldout_questions: int = Field(400, ge=0, description="paraphrases and questions that no stage saw; 0 asks none")
     choices: int = Field(400, ge=0, description="multiple-choice questions; 0 asks none")
     preferences: int = Field(400, ge=0, description="preference pairs; 0 compares none")
+    max_bad_records: float = Field(
+        0.1, ge=0, le=1, description="share of the records of an exam that may be no items; more is refused"
+    )
     bits_tokens: int = Field(
         200_000, ge=0, description="tokens of the validation split read for bits per byte; 0 reads all of them"
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from model.tokens.imported import check_ids, check_template, read_tokenizer
 from pipeline.config.base import Section, where
 
 
@@ -49,12 +51,31 @@ class TokenizerSection(Section):
         description="tokens to add to the existing tokenizer, learnt from this run's text; its ids stay",
     )
 
+    template: Literal["same", "own"] = where(
+        "same",
+        description=(
+            "a chat template that the existing tokenizer brings: same refuses one that writes other turns, tools or"
+            " reasoning than what is trained here, own replaces it"
+        ),
+    )
+
     @field_validator("existing")
     @classmethod
-    def _is_there(cls, value: str) -> str:
-        if value and not tokenizer_file(value).is_file():
-            raise ValueError(f"{tokenizer_file(value)}: no such file; name a tokenizer.json or a folder that holds one")
+    def _can_be_used(cls, value: str) -> str:
+        if not value:
+            return value
+        path = tokenizer_file(value)
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file; name a tokenizer.json or a folder that holds one")
+        stat = path.stat()
+        _check_ids(str(path), stat.st_size, stat.st_mtime_ns)
         return value
+
+    @model_validator(mode="after")
+    def _one_template(self) -> TokenizerSection:
+        if self.existing and self.template == "same":
+            check_template(tokenizer_file(self.existing).parent, self.existing)
+        return self
 
     @model_validator(mode="after")
     def _extends_something(self) -> TokenizerSection:
@@ -69,6 +90,12 @@ class TokenizerSection(Section):
         """The fields, and an existing tokenizer by its content: where it lies does not matter, what it says does."""
         content = tokenizer_file(self.existing).read_bytes() if self.existing else None
         return {**super().identity(), "existing": content and hashlib.sha256(content).hexdigest()}
+
+
+@functools.lru_cache(maxsize=8)
+def _check_ids(path: str, size: int, mtime: int) -> None:
+    """:func:`check_ids` of a file, once for each of its states."""
+    check_ids(read_tokenizer(Path(path).read_text(encoding="utf-8"), path), path)
 
 
 def tokenizer_file(existing: str) -> Path:

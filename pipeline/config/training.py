@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from model.network.hf_config import check_weights
 from model.specs.sft import DistillConfig
 from model.specs.shape import ModelConfig
 from model.specs.train import OptimConfig
@@ -50,6 +51,9 @@ LORA_HELP = (
     "train adapters of this rank instead of all weights (0: off); the model comes out merged, the adapter beside it for"
     " peft"
 )
+
+
+DROPPED_HELP = "share of the records that may be unusable (too long for seq_len, no answer) before the stage fails"
 
 
 class PretrainSection(TrainSection):
@@ -135,18 +139,22 @@ class PretrainSection(TrainSection):
 
 
 def check_model(name: str) -> None:
-    """Raises ValueError when there is no model directory and no weights file of this name."""
+    """Raises ValueError when there is no model directory and no weights file of this name, or one of a model that
+    cannot be computed here."""
     path = Path(name).expanduser()
     if not path.is_file() and not (path / "config.json").is_file():
         raise ValueError(
             f"{path}: no such file, and no folder with a config.json; name a model directory or a MiniMind .pth"
         )
+    check_weights(path)
 
 
 def content_digest(path: Path) -> str:
     """sha256 over the weights file, or over config and weights of a model directory; read again only when a file
     changed."""
     files = [path] if path.is_file() else [path / "config.json", *sorted(path.glob("*.safetensors"))]
+    beside = path.with_suffix(".json")
+    files += [beside] if path.is_file() and beside.is_file() else []  # says how many experts a token goes to
     return _digest_of(tuple((str(file), state_of(file)) for file in files))
 
 
@@ -208,6 +216,7 @@ class SftSection(TrainSection):
         default_factory=lambda: ["teaching"], description="chat data: source names, files, globs, directories"
     )
     epochs: float = Field(3.0, gt=0, description="passes over the conversations, when steps is 0")
+    max_dropped: float = where(0.5, ge=0, le=1, description=DROPPED_HELP)
     optim: OptimConfig = Field(
         default_factory=lambda: OptimConfig(lr=1e-3), description="optimizer, rates and schedule"
     )
@@ -245,6 +254,7 @@ class DpoSection(TrainSection):
     nll_weight: float = Field(
         0.1, ge=0, description="weight of the chosen answer's own cross-entropy; keeps it from becoming less likely"
     )
+    max_dropped: float = where(0.5, ge=0, le=1, description=DROPPED_HELP)
     optim: OptimConfig = Field(
         default_factory=lambda: OptimConfig(lr=1e-4), description="optimizer, rates and schedule"
     )

@@ -9,11 +9,14 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
+from model.network.hf_config import from_hf, to_hf
+from model.tokens.imported import check_template
 from model.tokens.vocabulary import check_tokens
 from pipeline.config.base import Section
 from pipeline.config.cleaning import CleanSection, DecontaminateSection, DedupSection, LanguageSection
@@ -67,31 +70,112 @@ class Config(Section):
             check_tokens(Path(teacher).expanduser() / "tokenizer.json", tokenizer_file(own.existing), "the teacher")
         return self
 
+    @model_validator(mode="after")
+    def _what_is_imported_can_be_exported(self) -> Config:
+        """Raises ValueError for a chat template of the initial model, or a tokenizer for GGUF, that would be refused or
+        lost at the end."""
+        init = Path(self.pretrain.init).expanduser()
+        if self.pretrain.init and init.is_dir() and self.tokenizer.template == "same":
+            check_template(init, f"pretrain.init  {init}")
+        if self.export.gguf != "off":
+            self._check_gguf(init if self.pretrain.init else None)
+        return self
+
+    def _check_gguf(self, init: Path | None) -> None:
+        from pipeline.release.gguf_export import check_scaling, check_tokenizer
+
+        if self.tokenizer.existing:
+            check_tokenizer(json.loads(tokenizer_file(self.tokenizer.existing).read_text(encoding="utf-8")))
+        if init is None:
+            check_scaling(to_hf(self.pretrain.model)["rope_scaling"])
+        elif init.is_dir():
+            check_scaling(
+                to_hf(from_hf(json.loads((init / "config.json").read_text(encoding="utf-8"))))["rope_scaling"]
+            )
+
 
 def presets() -> list[str]:
     """Names of the presets that come with the project."""
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
+def options() -> dict[str, Any]:
+    """Every option's path with its default, in the order of the config: ``pretrain.optim.lr`` and so on."""
+    return dict(_leaves(Config(), ""))
+
+
+def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name in _fields(node):
+        value = getattr(node, name)
+        if _fields(value):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _fields(node: Any) -> list[str]:
+    """Names of the options that a section, or a dataclass in one, holds; none for a plain value."""
+    return list(getattr(type(node), "model_fields", None) or getattr(type(node), "__dataclass_fields__", {}))
+
+
 def load(preset: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """The config of a preset name or a TOML file's path, with overrides applied in order. Raises ConfigError."""
-    values = _read(preset)
-    problems: list[str] = []
-    for text in overrides:
-        problem = _override(values, text)
-        if problem:
-            problems.append(problem)
-    try:
-        config = Config.model_validate(values)
-    except ValidationError as error:
-        problems += [_explain(e) for e in error.errors()]
-    if problems:
+    config, problems = examine(preset, overrides)
+    if problems or config is None:
         raise ConfigError(problems)
     return config
 
 
-def _read(preset: str) -> dict[str, Any]:
-    path = Path(preset) if preset.endswith(".toml") else PRESETS / f"{preset}.toml"
+def examine(preset: str, overrides: list[str] | tuple[str, ...] = ()) -> tuple[Config | None, list[str]]:
+    """The config and all of its problems. With problems it holds defaults in place of what is wrong, so that its
+    sources can be looked at all the same; None when no preset could be read."""
+    try:
+        values = read(preset)
+    except ConfigError as error:
+        return None, error.problems
+    problems = [problem for text in overrides if (problem := _override(values, text))]
+    config, found = _mended(values)
+    return config, list(dict.fromkeys(problems + found))
+
+
+def _mended(values: dict[str, Any]) -> tuple[Config | None, list[str]]:
+    """Validate; take out what is wrong and validate again until nothing more is found, since one wrong value hides
+    others: a number of the wrong type hides the range of its neighbour."""
+    problems: list[str] = []
+    removed: list[tuple[Any, ...]] = []
+    while True:
+        try:
+            return Config.model_validate(values), problems
+        except ValidationError as error:
+            found = error.errors()
+        places = [tuple(e["loc"]) for e in found]
+        for place, e in zip(places, found, strict=True):
+            # A check of several values may fail on a default that stands in for what was wrong: that is no finding.
+            if not any(gone[: len(place)] == place and str(gone[-1]) in e["msg"] for gone in removed):
+                problems.append(_explain(e))
+        taken = [gone for place in dict.fromkeys(places) if (gone := _take_out(values, place))]
+        if not taken:  # sections are sound and do not go together
+            sound = {name: info.annotation(**values.get(name, {})) for name, info in Config.model_fields.items()}
+            return Config.model_construct(**sound), problems
+        removed += taken
+
+
+def _take_out(values: dict[str, Any], place: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Remove the value at a place (or the nearest one around it that was given); where it was, None if nowhere."""
+    for length in range(len(place), 0, -1):
+        node: Any = values
+        for name in place[: length - 1]:
+            node = node.get(name) if isinstance(node, dict) else None
+        if isinstance(node, dict) and place[length - 1] in node:
+            del node[place[length - 1]]
+            return place[:length]
+    return None
+
+
+def read(preset: str, below: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A preset's values as its file gives them, on top of those of its ``base``: the name of a preset or a .toml file,
+    a relative one beside this file. Raises ConfigError; ``below`` are the presets that lead here."""
+    path = (Path(preset) if preset.endswith(".toml") else PRESETS / f"{preset}.toml").expanduser()
     if not path.is_file():
         if preset.endswith(".toml"):
             raise ConfigError([f"{preset}  no such file"])
@@ -101,12 +185,35 @@ def _read(preset: str) -> dict[str, Any]:
                 " give a .toml file"
             ]
         )
+    if (here := str(path.resolve())) in below:
+        raise ConfigError([f"{path}  base leads back to itself: {' -> '.join([*map(_short, below), _short(here)])}"])
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}  not valid TOML: {error}"]) from None
     values.pop("about", None)
-    return values
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ConfigError([f"{path}  base is the name of a preset or of a .toml file, not {json.dumps(base)}"])
+    if base.endswith(".toml") and not Path(base).expanduser().is_absolute():
+        base = str(path.parent / base)
+    return _over(read(base, (*below, here)), values, Config())
+
+
+def _short(path: str) -> str:
+    return Path(path).stem if Path(path).parent == PRESETS else path
+
+
+def _over(base: dict[str, Any], own: dict[str, Any], node: Any) -> dict[str, Any]:
+    """``own`` on top of ``base``: tables of options are put together, a value that is itself a table is replaced."""
+    merged = dict(base)
+    for name, value in own.items():
+        inside = getattr(node, name, None)
+        both = isinstance(value, dict) and isinstance(base.get(name), dict) and bool(_fields(inside))
+        merged[name] = _over(base[name], value, inside) if both else value
+    return merged
 
 
 def about(preset: str) -> str:
@@ -127,9 +234,9 @@ def _override(values: dict[str, Any], text: str) -> str | None:
         )
     place = values
     for name in names[:-1]:
-        place = place.setdefault(name, {})
-        if not isinstance(place, dict):
+        if not isinstance(place.get(name, {}), dict):
             return f"{path}  {name} is a value, not a table"
+        place = place.setdefault(name, {})
     place[names[-1]] = _value(raw.strip(), names)
     return None
 
@@ -149,9 +256,7 @@ def _explain(error: dict[str, Any]) -> str:
     """One pydantic error as a line: path, what is wrong, and the name that was probably meant."""
     where = ".".join(str(p) for p in error["loc"])
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return (
-            f"{where}  unknown key;{_meant(str(error['loc'][-1]), _siblings(error['loc'])) or ' see pipeline config'}"
-        )
+        return f"{where}  unknown key;{_intended(error['loc']) or ' see pipeline config PRESET --explain'}"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     given = (
         ""
@@ -161,13 +266,22 @@ def _explain(error: dict[str, Any]) -> str:
     return f"{where}  {message[0].lower() + message[1:]}{given}" if where else message
 
 
-def _siblings(loc: tuple[Any, ...]) -> list[str]:
-    """Field names at the place of an unknown key."""
+def _intended(loc: tuple[Any, ...]) -> str:
+    """What an unknown key was probably meant to be: a neighbour, else an option of this name elsewhere."""
+    word, section = str(loc[-1]), str(loc[0])
+    known = list(options())
+    same = [path for path in known if path.rpartition(".")[2] == word]
+    if best := next((path for path in same if path.startswith(f"{section}.")), None):
+        return f" did you mean {best}?"
     node: Any = Config()
     for name in loc[:-1]:
         node = getattr(node, str(name), None)
-    fields = getattr(type(node), "model_fields", None) or getattr(node, "__dataclass_fields__", {})
-    return list(fields)
+    if close := _meant(word, _fields(node)):
+        return close
+    nested = {path.rpartition(".")[2]: path for path in known if path.startswith(f"{section}.")}
+    if close := difflib.get_close_matches(word, nested, n=1, cutoff=0.7):
+        return f" did you mean {nested[close[0]]}?"
+    return f" did you mean {' or '.join(same[:3])}?" if same else ""
 
 
 def _meant(word: str, known: Any) -> str | None:

@@ -172,6 +172,7 @@ def _spooled(base: dict[str, Any], size: int, longest: int, spool: Path) -> Iter
             piece = {
                 **base,
                 "location": str(path),
+                "whole": base["location"],
                 "start": 0,
                 "end": len(whole),
                 "bytes": len(whole),

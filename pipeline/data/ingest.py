@@ -26,8 +26,7 @@ from pipeline.data.cut import cut_files, piece_bytes
 from pipeline.data.documents import ROW_GROUP, SCHEMA, WORKING, Tally, finish, flat
 from pipeline.data.text import whole
 from pipeline.formats import MARKS, BadRecord, as_chat, as_preference, kind_of, own_id, text_of
-from pipeline.formats.chat import CHAT_MARKS
-from pipeline.readers import Fault, Text, read
+from pipeline.readers import Fault, Text, read, recoded_rule, recoded_why
 from pipeline.running.executor import run_shards
 from pipeline.sources import Source
 from pipeline.sources.state import confirm
@@ -36,9 +35,6 @@ from storage.files import discard, unfinished
 LEFT_OUT = frozenset({"sampled_out", "not_a_page", "http_error"})
 """Reasons that are a choice and not a defect: they do not count towards ``max_bad_share``."""
 _ROWS = 4096
-_OTHER_COLUMNS = frozenset(
-    {"messages", "conversations", "conversation", "system", "tools", "history", "input", "chosen", "rejected"}
-)
 
 
 def ingest(
@@ -134,7 +130,7 @@ def _jobs(
     ]
     common = {
         "out": str(out), "sample": cfg.sample, "text_fields": list(cfg.text_fields), "id_fields": list(cfg.id_fields),
-        "max_record": cfg.max_record_mb << 20, "max_text": cfg.max_text_chars,
+        "max_record": cfg.max_record_mb << 20, "max_text": cfg.max_text_chars, "ignored": list(cfg.ignore_fields),
     }  # fmt: skip
     pieces = cut_files(files, cfg, work, workers=workers, engine=engine)
     for index, group in enumerate(_gathered(pieces, piece_bytes(files, cfg))):
@@ -179,6 +175,7 @@ class _Piece:
         self.piece, self.part, self.tally, self.bad = piece, part, tally, bad
         self.source, self.relpath = piece["source"], piece["relpath"]
         self.text_fields, self.id_fields = tuple(job["text_fields"]), tuple(job["id_fields"])
+        self.ignored = frozenset(job["ignored"])
         self.limits = {"max_record": job["max_record"], "max_text": job["max_text"]}
         self.take = round(job["sample"].get(self.source, 1.0) * 2**32)
         self.hash = hashlib.sha256(
@@ -192,9 +189,12 @@ class _Piece:
             for document in _built_in(self.piece):
                 self._built_in(document)
         else:
-            columns = [*self.text_fields, *self.id_fields, *CHAT_MARKS, *_OTHER_COLUMNS]
-            for line, record in read({**self.piece, **self.limits, "columns": columns}):
+            piece = {**self.piece, **self.limits, "columns": [*self.text_fields, *self.id_fields], "unless": MARKS}
+            for line, record in read(piece):
                 self._record(line, record)
+            if "recoded" in piece:
+                line = piece.get("first_line", 1)
+                self._note("changed", recoded_rule(piece["recoded"]), "", line, "", recoded_why(piece["recoded"]))
         self.tally.numbers["docs_in"] += self.seen
         self.tally.numbers["chars_in"] += self.chars
         self.tally.by["by_source"].setdefault(self.source, Counter())["docs_in"] += self.seen
@@ -245,8 +245,13 @@ class _Piece:
         if kind == "text":
             return text_of(record, self.text_fields), "text"
         if kind == "chat":
-            return render_chat(as_chat(record)["messages"]), "chat"
-        pair = as_preference(record)
+            messages = as_chat(record, self.ignored)["messages"]
+            if not all(message.get("learn", True) for message in messages):
+                raise BadRecord(
+                    "turn_weight", "an answer is marked as not to be learnt; text is learnt from end to end"
+                )
+            return render_chat(messages), "chat"
+        pair = as_preference(record, self.ignored)
         return render_chat([*pair["prompt"], {"role": "assistant", "content": pair["chosen"]}]), "chat"
 
     def _keep(self, name: str, path: str, line: int, text: str, origin: str | None, kind: str) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.formats import BadRecord, as_chat, as_preference, own_id
-from pipeline.readers import Fault, Text, read
+from pipeline.readers import Fault, Text, read, recoded_rule, recoded_why
 from pipeline.sources import Source
 from pipeline.sources.kinds import format_of
 from pipeline.sources.teaching import FACTS, teaching_chats, teaching_preferences
@@ -24,12 +24,14 @@ _LIMITS = {"max_record": 64 << 20, "max_text": 1_000_000}
 
 @dataclass
 class Losses:
-    """What could not be used: counts by reason, and up to 20 examples per reason with source, file and line."""
+    """What could not be used: counts by reason, and up to 20 examples per reason with source, file and line; and what
+    was changed to be used, files that are not UTF-8."""
 
     seen: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     samples: list[dict[str, Any]] = field(default_factory=list)
     by_source: Counter[str] = field(default_factory=Counter)
+    changed: Counter[str] = field(default_factory=Counter)
 
     def lose(self, reason: str, why: str, place: dict[str, Any]) -> None:
         """Count one record as lost."""
@@ -38,28 +40,37 @@ class Losses:
         if self.dropped[reason] <= EXAMPLES:
             self.samples.append({"rule": reason, "action": "dropped", **place, "why": why[:400]})
 
+    def note(self, encoding: str, place: dict[str, Any]) -> None:
+        """Count one file that was read in another encoding."""
+        rule = recoded_rule(encoding)
+        self.changed[rule] += 1
+        if self.changed[rule] <= EXAMPLES:
+            self.samples.append({"rule": rule, "action": "changed", **place, "why": recoded_why(encoding)})
+
 
 def read_chats(
-    sources: Sequence[Source], *, max_bad_share: float = 0.1, losses: Losses | None = None
+    sources: Sequence[Source], *, max_bad_share: float = 0.1, ignored: Sequence[str] = (), losses: Losses | None = None
 ) -> Iterator[dict[str, Any]]:
     """``{"messages": [{"role", "content"}…], "source", "path", "line", "id"}`` of every usable record, in source, file
     and line order.
 
-    ``losses`` is filled while reading. Raises ValueError after the last record of a source of which more than
-    ``max_bad_share`` is unusable.
+    ``ignored`` names fields to leave out; ``losses`` is filled while reading. Raises ValueError after the last record
+    of a source of which more than ``max_bad_share`` is unusable.
     """
-    return _read(sources, "chat", max_bad_share, losses or Losses())
+    return _read(sources, "chat", max_bad_share, ignored, losses or Losses())
 
 
 def read_preferences(
-    sources: Sequence[Source], *, max_bad_share: float = 0.1, losses: Losses | None = None
+    sources: Sequence[Source], *, max_bad_share: float = 0.1, ignored: Sequence[str] = (), losses: Losses | None = None
 ) -> Iterator[dict[str, Any]]:
     """``{"prompt": [messages], "chosen": str, "rejected": str, "source", "path", "line", "id"}``; else as
     :func:`read_chats`."""
-    return _read(sources, "preference", max_bad_share, losses or Losses())
+    return _read(sources, "preference", max_bad_share, ignored, losses or Losses())
 
 
-def _read(sources: Sequence[Source], kind: str, max_bad_share: float, losses: Losses) -> Iterator[dict[str, Any]]:
+def _read(
+    sources: Sequence[Source], kind: str, max_bad_share: float, ignored: Sequence[str], losses: Losses
+) -> Iterator[dict[str, Any]]:
     for source in sources:
         seen, bad = losses.seen, losses.dropped.total()
         if source.files and all(f.location.startswith(str(FACTS)) for f in source.files):
@@ -71,21 +82,26 @@ def _read(sources: Sequence[Source], kind: str, max_bad_share: float, losses: Lo
             piece = {"format": format_of(file.location), "location": file.location, "relpath": file.relpath, **_LIMITS}
             for line, record in read(piece):
                 losses.seen += 1
-                normal = _normal(record, kind, {"source": source.name, "path": file.relpath, "line": line}, losses)
+                place = {"source": source.name, "path": file.relpath, "line": line}
+                normal = _normal(record, kind, ignored, place, losses)
                 if normal:
                     yield normal
+            if "recoded" in piece:
+                losses.note(piece["recoded"], {"source": source.name, "path": file.relpath, "line": 1})
         seen, bad = losses.seen - seen, losses.dropped.total() - bad
         if bad > max_bad_share * seen or bad == seen:
             raise ValueError(_complaint(source, kind, seen, bad, max_bad_share, losses))
 
 
-def _normal(record: Any, kind: str, place: dict[str, Any], losses: Losses) -> dict[str, Any] | None:
+def _normal(
+    record: Any, kind: str, ignored: Sequence[str], place: dict[str, Any], losses: Losses
+) -> dict[str, Any] | None:
     try:
         if isinstance(record, Fault):
             raise BadRecord(record.reason, record.detail)
         if isinstance(record, Text):
             raise BadRecord("unknown_form", "plain text")
-        normal = as_chat(record) if kind == "chat" else as_preference(record)
+        normal = as_chat(record, ignored) if kind == "chat" else as_preference(record, ignored)
     except BadRecord as error:
         losses.lose(error.reason, error.detail, place)
         return None
@@ -93,7 +109,7 @@ def _normal(record: Any, kind: str, place: dict[str, Any], losses: Losses) -> di
 
 
 def _complaint(source: Source, kind: str, seen: int, bad: int, share: float, losses: Losses) -> str:
-    mine = [s for s in losses.samples if s["source"] == source.name]
+    mine = [s for s in losses.samples if s["source"] == source.name and s["action"] == "dropped"]
     example = f"; first: {mine[0]['path']} line {mine[0]['line']}: {mine[0]['rule']}: {mine[0]['why']}" if mine else ""
     counts = ", ".join(f"{reason} {n}" for reason, n in losses.dropped.most_common())
     knob = f"decontaminate.max_bad_records = {share} is what is tolerated: mend the data or raise it"

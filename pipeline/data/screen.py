@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -34,6 +35,7 @@ from pipeline.sources import Source
 Record = dict[str, Any]
 Read = Callable[..., Iterator[Record]]
 _ROWS = 4096
+_TELL_SECONDS = 0.5
 _SHORT = 80
 """Letters and digits up to which a question is looked for as a whole message."""
 
@@ -54,14 +56,14 @@ def screen(
         (work / name).mkdir(parents=True)
     part = number = 0
     with open(work / "all.jsonl", "w", encoding="utf-8") as lines:
-        for records in _batches(read(sources, max_bad_share=cfg.max_bad_records, losses=losses)):
+        found = read(sources, max_bad_share=cfg.max_bad_records, ignored=cfg.ignore_fields, losses=losses)
+        for records in _batches(_told(found, progress)):
             records = [record for record in records if not short.drops(record, tally)]
             told = [whole(json.dumps(record, ensure_ascii=False, sort_keys=True)) for record in records]
             lines.writelines(line + "\n" for line in told)
             if records:
                 write_part(work / "docs", part, _table(records, told, number))
             part, number = part + 1, number + len(records)
-            progress(number, None, "records")
     results = [tally.json(), _unread(losses)]
     counts: dict[str, Counter[str]] = {"all": Counter()}
     if any((work / "docs").iterdir()):
@@ -142,6 +144,17 @@ def _name(line: str) -> str:
     return hashlib.blake2b(line.encode(), digest_size=16).hexdigest()
 
 
+def _told(records: Iterable[Record], progress: Progress) -> Iterator[Record]:
+    """The records; how many there were so far is told twice a second and at the end."""
+    last, number = time.monotonic(), 0
+    for number, record in enumerate(records, 1):
+        yield record
+        if time.monotonic() - last > _TELL_SECONDS:
+            progress(number, None, "records")
+            last = time.monotonic()
+    progress(number, number, "records")
+
+
 def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
     iterator = iter(records)
     while rows := list(islice(iterator, _ROWS)):
@@ -176,7 +189,7 @@ def _unread(losses: Losses) -> dict[str, Any]:
     return {
         "numbers": {"docs_in": losses.dropped.total()},
         "dropped": losses.dropped,
-        "changed": {},
+        "changed": losses.changed,
         "by_source": by_source,
         "by_lang": {},
         "samples": samples,

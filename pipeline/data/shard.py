@@ -44,15 +44,16 @@ def shard(
     metrics.
 
     ``history`` names the artifacts of the stages before, in order, for the data card. With at least two documents one
-    is in validation (of each kind that has two), unless ``val_share`` is 0, and one in training. Raises ValueError when
-    a weight names no source or nothing is left to train on.
+    is in validation (of each kind that has two), unless ``val_share`` is 0, and one in training. A weight or licence of
+    a source that is not there (a preset's, of its own sources) is passed over. Raises ValueError when nothing is left
+    to train on.
     """
     work = out / "_run" / "shard"
     common = {"weights": cfg.weights, "seed": cfg.seed, "work": str(work), "out": str(out)}
     jobs = [{**common, **job} for job in plan(docs)]
     run = {"workers": workers, "engine": engine}
     surveys = run_shards(survey_job, jobs, done=work / "survey", **run)
-    _known(cfg, surveys)
+    cfg = _of_sources(cfg, surveys)
     below = _thresholds(cfg, surveys)
     buckets = _buckets(cfg, sum(survey["bytes"] for survey in surveys))
     scatter = [{**job, "below": below, "buckets": buckets} for job in jobs]
@@ -114,14 +115,14 @@ def survey_job(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _known(cfg: ShardSection, surveys: list[dict[str, Any]]) -> None:
-    names = sorted({name for survey in surveys for name in survey["sources"]})
-    for option, given in (("weights", cfg.weights), ("licences", cfg.licences)):
-        strangers = sorted(set(given) - set(names))
-        if strangers:
-            raise ValueError(
-                f"shard.{option}: no document is of source {', '.join(strangers)}; sources are {', '.join(names)}"
-            )
+def _of_sources(cfg: ShardSection, surveys: list[dict[str, Any]]) -> ShardSection:
+    """The section without what it says of sources that have no document here."""
+    names = {name for survey in surveys for name in survey["sources"]}
+    kept = {
+        option: {name: value for name, value in getattr(cfg, option).items() if name in names}
+        for option in ("weights", "licences")
+    }
+    return cfg.model_copy(update=kept)
 
 
 def _thresholds(cfg: ShardSection, surveys: list[dict[str, Any]]) -> dict[str, int]:

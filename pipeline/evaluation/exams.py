@@ -1,267 +1,167 @@
-"""Evaluation sets: from the teaching facts and from users' JSONL files to the three files that the scoring worker
-reads.
+"""Evaluation sets of users and of the teaching facts, read and recognised: what the stages that must not train on them
+and the one that asks them share.
 
-An item is recognised by its keys, a line at a time:
-
-- choice: ``question``, ``choices`` and ``correct`` (or ``answer``: an index, a letter, or the choice itself);
-- answer: ``question`` or ``prompt``, and ``keywords`` (groups, each needs one hit) or a reference
-  ``answer``/``completion``;
-- preference: ``prompt``, ``chosen``, ``rejected`` (strings);
-- a teaching fact, which gives all three in each language.
-
-Lines that are none of these are counted and sampled with file and line in ``skipped.jsonl``; they never stop a run.
+Files come in any record format that data come in (JSON lines, JSON, CSV, TSV, Parquet, each compressed or on a store);
+a record is an item by its fields (:mod:`pipeline.evaluation.forms`). Those that are none are counted and sampled with
+file and line; a source of which too many are none is refused (:func:`complaints`). A data set that comes with its
+training or few-shot split beside the one to be asked is asked the latter alone.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypedDict
 
-from pipeline.config.evaluation import EvaluateSection
-from pipeline.data.jsonl import read_jsonl
+from pipeline.evaluation.forms import KINDS, TRAINING, guarded_text, recognise
+from pipeline.evaluation.gold import Item, NotAnItem
+from pipeline.readers import Fault, read
+from pipeline.sources.kinds import format_of
 
-Item = dict[str, Any]
-KINDS = ("choices", "answers", "preferences")
-OVERLAPS = ("in_distribution", "overlapping", "clean", "too_short")
-"""Where an item can stand to the training data; of several kinds of data the first of these counts."""
-TRAINING, HELDOUT = "training", "heldout"
-"""Names of the teaching set's two sets: questions the sft stage trained on, and questions it never saw. Others go by
-their source's name."""
-
-
-def write_exams(
-    cfg: EvaluateSection,
-    sources: Iterable[Any],
-    out: Path,
-    trained: Iterable[Item] = (),
-    contamination: Iterable[Path] = (),
-) -> dict[str, int]:
-    """Write ``choices.jsonl``, ``answers.jsonl``, ``preferences.jsonl`` and ``skipped.jsonl`` into ``out``; returns
-    their sizes.
-
-    ``sources`` are Source objects (``name``, ``files`` with ``relpath`` and ``location``); ``trained`` are the chats
-    that the sft stage learnt, asked as training questions; ``contamination`` are the ``contamination.jsonl`` of all
-    training data, from which each item gets its ``overlap`` (:func:`overlaps`). Raises ValueError when not one line of
-    the sources is an item.
-    """
-    items, skipped = read_exams(sources)
-    if skipped and not any(items.values()):
-        first = skipped[0]
-        raise ValueError(
-            f"evaluate.sources: no line is an evaluation item; first: {first['path']}:{first['line']}: {first['why']}"
-        )
-    answers = [*items["answers"], *trained_items(trained, {i["question"] for i in items["answers"]})]
-    kept = {
-        "choices": sample(items["choices"], cfg.choices, cfg.seed),
-        "answers": (
-            sample([i for i in answers if i["set"] == TRAINING], cfg.training_questions, cfg.seed)
-            + sample([i for i in answers if i["set"] != TRAINING], cfg.heldout_questions, cfg.seed)
-        ),
-        "preferences": sample(items["preferences"], cfg.preferences, cfg.seed),
-        "skipped": skipped[:100],
-    }
-    known = overlaps(contamination)
-    for item in (item for name in KINDS for item in kept[name]):
-        item["overlap"] = (
-            "in_distribution" if item["set"] == TRAINING else known.get((item["set"], item["id"]), "too_short")
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    for name, rows in kept.items():
-        lines = (json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
-        (out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    return {**{name: len(kept[name]) for name in KINDS}, "skipped": len(skipped)}
+SAMPLES = 100
+"""Skipped records kept of each source."""
+_LIMITS = {"max_record": 64 << 20, "max_text": 1_000_000}
+_EXAMPLES, _ASKED = ("dev", "train", "auxiliary_train"), ("test", "val", "valid", "validation")
 
 
-def read_exams(sources: Iterable[Any]) -> tuple[dict[str, list[Item]], list[Item]]:
-    """All items by kind, and the skipped lines as ``{"source", "path", "line", "why"}``."""
-    items: dict[str, list[Item]] = {kind: [] for kind in KINDS}
-    skipped: list[Item] = []
+class ExamFile(Protocol):
+    """A file of a source."""
+
+    @property
+    def relpath(self) -> str: ...
+
+    @property
+    def location(self) -> str: ...
+
+
+class ExamSource(Protocol):
+    """A source as far as exams need it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def files(self) -> Sequence[ExamFile]: ...
+
+
+class Skipped(TypedDict):
+    """A record that is no item, and why."""
+
+    source: str
+    path: str
+    line: int
+    why: str
+
+
+@dataclass
+class Exams:
+    """What was read: ``items`` by kind, the number of ``records`` and of those that are no item (``bad``) by source,
+    samples of these, files whose numbers cannot be trusted (``doubtful``), and ``left``: files of examples, not
+    asked."""
+
+    items: dict[str, list[Item]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    records: Counter[str] = field(default_factory=Counter)
+    bad: Counter[str] = field(default_factory=Counter)
+    skipped: list[Skipped] = field(default_factory=list)
+    doubtful: dict[str, Skipped] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
+
+    def skip(self, why: Skipped, doubtful: bool) -> None:
+        """Count a record that is no item."""
+        self.bad[why["source"]] += 1
+        if self.bad[why["source"]] <= SAMPLES:
+            self.skipped.append(why)
+        if doubtful:
+            self.doubtful.setdefault(why["source"], why)
+
+
+def read_exams(sources: Iterable[ExamSource], first: int | None = None) -> Exams:
+    """All items of the sources, or of the ``first`` records of each file, each with its source, path and line."""
+    exams = Exams()
+    seen: set[tuple[str, str]] = set()
     for source in sources:
-        for file in source.files:
-            place = {"source": source.name, "path": str(file.relpath)}
-            for number, line in _lines(Path(str(file.location))):
-                try:
-                    for kind, item in recognise(
-                        json.loads(line), f"{source.name}/{file.relpath}:{number}", source.name
-                    ):
-                        items[kind].append({**item, **place, "line": number})
-                except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-                    skipped.append({**place, "line": number, "why": f"{type(error).__name__}: {error}"[:200]})
-    return items, skipped
+        asked, left = _asked(source.files)
+        exams.left += [f"{source.name}/{file.relpath}" for file in left]
+        for file in asked:
+            _read_file(exams, source.name, file, first, seen)
+    return exams
 
 
-def exam_items(sources: Iterable[Any]) -> list[dict[str, str]]:
+def _read_file(exams: Exams, source: str, file: ExamFile, first: int | None, seen: set[tuple[str, str]]) -> None:
+    place = {"source": source, "path": str(file.relpath)}
+    piece = {"format": format_of(file.location), "location": str(file.location), "relpath": place["path"], **_LIMITS}
+    for count, (line, record) in enumerate(read(piece)):
+        if first is not None and count >= first:
+            return
+        exams.records[source] += 1
+        try:
+            if isinstance(record, Fault):
+                raise NotAnItem(f"{record.reason}: {record.detail}")
+            found = list(recognise(record, f"{source}/{place['path']}:{line}", source))
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+            why = str(error) if isinstance(error, NotAnItem) else f"{type(error).__name__}: {error}"
+            skipped: Skipped = {"source": source, "path": place["path"], "line": line, "why": why[:200]}
+            exams.skip(skipped, doubtful=isinstance(error, NotAnItem) and error.whole)
+            continue
+        for kind, item in found:
+            if (item["set"], item["id"]) in seen:  # tables number their rows each for itself
+                item["id"] = f"{item['id']}@{place['path']}:{line}"
+            seen.add((item["set"], item["id"]))
+            exams.items[kind].append({**item, **place, "line": line})
+
+
+def _asked(files: Sequence[ExamFile]) -> tuple[list[ExamFile], list[ExamFile]]:
+    """The files to ask, and those that hold examples for them: dev beside test, train beside validation."""
+    of = {file.relpath: _split(str(file.relpath)) for file in files}
+    if not any(split == "asked" for split in of.values()):
+        return list(files), []
+    return [f for f in files if of[f.relpath] != "examples"], [f for f in files if of[f.relpath] == "examples"]
+
+
+def _split(relpath: str) -> str | None:
+    """Whether a path says that it is a split to ask or one of examples: by a folder's name, or the first or last word
+    of a file's, but for suffixes and numbers (``law_val.csv``, ``arc-test-00000-of-00001.parquet``)."""
+    *folders, name = relpath.lower().split("/")
+    words = [
+        word for word in re.split(r"[._-]", name.partition(".")[0]) if word and not word.isdigit() and word != "of"
+    ]
+    for part in [*reversed(folders), *words[:1], *words[-1:]]:
+        if part in _EXAMPLES or part in _ASKED:
+            return "examples" if part in _EXAMPLES else "asked"
+    return None
+
+
+def complaints(exams: Exams, names: Iterable[str], max_bad: float) -> list[str]:
+    """Why sources cannot be used as exams, a line each: no items, more than ``max_bad`` of the records no item, or
+    answers that seem to count from another number than their form does."""
+    lines = []
+    for name in names:
+        seen, bad = exams.records[name], exams.bad[name]
+        sample = next((s for s in exams.skipped if s["source"] == name), None)
+        first = f"; first: {sample['path']} line {sample['line']}: {sample['why']}" if sample else ""
+        if name in exams.doubtful:
+            doubt = exams.doubtful[name]
+            lines.append(f"{name}: {doubt['path']} line {doubt['line']}: {doubt['why']}")
+        elif bad == seen:
+            lines.append(f"{name}: none of {seen:,} records is an exam item{first}")
+        elif bad > max_bad * seen:
+            lines.append(
+                f"{name}: {bad:,} of {seen:,} records are no exam items{first}"
+                f" (evaluate.max_bad_records = {max_bad} is what is tolerated: mend the data or raise it)"
+            )
+    return lines
+
+
+def exam_items(sources: Iterable[ExamSource]) -> list[dict[str, str]]:
     """``{"id", "set", "text"}`` of every question that must not be trained on, for the decontaminate stage.
 
     Left out is what the teaching set asks on purpose in the words it was taught in: its training questions and choices.
     """
-    items, _ = read_exams(sources)
-    asked = [item for kind in KINDS for item in items[kind] if item["set"] != TRAINING]
-    return [{"id": item["id"], "set": item["set"], "text": item.get("question") or item["prompt"]} for item in asked]
+    items = read_exams(sources).items
+    return [{"id": item["id"], "set": item["set"], "text": guarded_text(item)} for item in _guarded(items)]
 
 
-def overlaps(contamination: Iterable[Path]) -> dict[tuple[str, str], str]:
-    """How each evaluation item, by (set, id), stands to what was trained on, from the ``contamination.jsonl`` of each
-    kind of training data.
-
-    ``in_distribution``: made from training data on purpose; ``overlapping``: some of the data that hold it were trained
-    on; ``clean``: none hold it, or those that did were dropped; ``too_short`` to tell.
-    """
-    found: dict[tuple[str, str], set[str]] = {}
-    for item in (item for path in contamination for item in read_jsonl(path)):
-        result = (
-            "overlapping"
-            if item["left"] and item["result"] == "overlapping"
-            else "clean"
-            if item["result"] == "overlapping"
-            else item["result"]
-        )
-        found.setdefault((item["set"], item["id"]), set()).add(result)
-    return {item: next(label for label in OVERLAPS if label in results) for item, results in found.items()}
-
-
-def trained_items(chats: Iterable[Item], known: set[str]) -> Iterator[Item]:
-    """Single-turn chats in normal form as training questions with their answer as reference; each question once, none
-    that is ``known``."""
-    for chat in chats:
-        if [message["role"] for message in chat["messages"]] == ["user", "assistant"]:
-            question, answer = (message["content"] for message in chat["messages"])
-            if question not in known and answer.strip():
-                known.add(question)
-                name = hashlib.blake2b(question.encode(), digest_size=8).hexdigest()
-                yield {
-                    "id": f"{chat['source']}/{name}",
-                    "lang": _script(question),
-                    "set": TRAINING,
-                    "question": question,
-                    "answer": answer,
-                    "keywords": [],
-                    "source": chat["source"],
-                    "path": chat["path"],
-                    "line": chat["line"],
-                }
-
-
-def recognise(row: Any, name: str, collection: str) -> Iterator[tuple[str, Item]]:
-    """The evaluation items in one parsed line of a source called ``collection``. Raises ValueError saying what is
-    missing."""
-    if not isinstance(row, dict):
-        raise ValueError("not a JSON object")
-    name = str(row.get("id") or name)
-    blocks = {lang: row[lang] for lang in ("zh", "en") if isinstance(row.get(lang), dict)}
-    if blocks:
-        for lang, block in blocks.items():
-            yield from _fact(block, f"{name}/{lang}", lang)
-        return
-    lang = str(row.get("lang") or _script(str(row.get("question") or row.get("prompt") or "")))
-    base = {"id": name, "lang": lang, "set": str(row.get("set") or collection)}
-    question = row.get("question") or row.get("prompt")
-    if not isinstance(question, str) or not question.strip():
-        raise ValueError("no question or prompt")
-    if "choices" in row:
-        yield "choices", {**base, "question": question, **_choices(row)}
-    elif "rejected" in row:
-        yield (
-            "preferences",
-            {
-                **base,
-                "prompt": question,
-                "chosen": _text(row, "chosen"),
-                "rejected": _text(row, "rejected"),
-            },
-        )
-    else:
-        answer = row.get("answer", row.get("completion", ""))
-        keywords = _keywords(row["keywords"]) if "keywords" in row else []
-        if not keywords and not (isinstance(answer, str) and answer.strip()):
-            raise ValueError("neither choices, chosen/rejected, keywords nor a reference answer")
-        yield "answers", {**base, "question": question, "answer": answer, "keywords": keywords}
-
-
-def sample(items: list[Item], count: int, seed: int) -> list[Item]:
-    """``count`` of the items (all, when there are no more), chosen by a hash of their ids, in their own order."""
-
-    def place(item: Item) -> bytes:
-        return hashlib.blake2b(f"{seed}/{item['id']}".encode(), digest_size=8).digest()
-
-    chosen = {item["id"] for item in sorted(items, key=place)[:count]}
-    return [item for item in items if item["id"] in chosen][:count]
-
-
-def _fact(block: dict[str, Any], name: str, lang: str) -> Iterator[tuple[str, Item]]:
-    base = {"lang": lang, "answer": block["answer"], "keywords": _keywords(block["keywords"])}
-    for kind, questions in ((TRAINING, block["questions"]), (HELDOUT, block["heldout"])):
-        for i, question in enumerate(questions):
-            yield "answers", {**base, "id": f"{name}/{kind}/{i}", "set": kind, "question": question}
-    yield (
-        "choices",
-        {
-            "id": f"{name}/choice",
-            "lang": lang,
-            "set": TRAINING,
-            "question": block["questions"][0],
-            **_choices(block),
-        },
-    )
-    # the held-out wording: the pair itself is trained on with the first one
-    yield (
-        "preferences",
-        {
-            "id": f"{name}/preference",
-            "lang": lang,
-            "set": HELDOUT,
-            "prompt": block["heldout"][0],
-            "chosen": block["answer"],
-            "rejected": block["rejected"],
-            "reason": re.split("[:：]", block["reason"])[0],
-        },
-    )
-
-
-def _choices(row: dict[str, Any]) -> dict[str, Any]:
-    """Options as strings and the right one's index, from an index, a letter or the option's own text."""
-    options = row["choices"]
-    options = options["text"] if isinstance(options, dict) else options
-    if not isinstance(options, list) or len(options) < 2 or not all(isinstance(o, str) and o.strip() for o in options):
-        raise ValueError("choices must be two or more texts")
-    right = row["correct"] if "correct" in row else row["answer"] if "answer" in row else row["answerKey"]
-    if isinstance(right, str):
-        letter = right.strip().upper()
-        right = (
-            options.index(right)
-            if right in options
-            else ord(letter) - ord("A")
-            if len(letter) == 1 and letter.isalpha()
-            else int(letter)
-        )
-    if isinstance(right, bool) or not isinstance(right, int) or not 0 <= right < len(options):
-        raise ValueError(f"correct must name one of the {len(options)} choices, not {right!r}")
-    return {"choices": options, "correct": right}
-
-
-def _keywords(groups: Any) -> list[list[str]]:
-    listed = [[group] if isinstance(group, str) else list(group) for group in groups]
-    if not listed or not all(group and all(isinstance(word, str) and word for word in group) for group in listed):
-        raise ValueError("keywords must be a list of groups of words")
-    return listed
-
-
-def _text(row: dict[str, Any], key: str) -> str:
-    if not isinstance(row.get(key), str) or not row[key].strip():
-        raise ValueError(f"no text in {key}")
-    return row[key]
-
-
-def _script(text: str) -> str:
-    return "zh" if any("一" <= character <= "鿿" for character in text) else "en"
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, line
+def _guarded(items: dict[str, list[Item]]) -> Iterator[Item]:
+    return (item for kind in KINDS for item in items[kind] if item["set"] != TRAINING)

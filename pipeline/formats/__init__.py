@@ -3,19 +3,20 @@
 A record is a parsed JSON value (or a table row as a dict). It is one of three kinds:
 
 * ``text``: ``{"text": …}`` or another of the configured text fields;
-* ``chat``: normal form ``{"messages": [{"role", "content"}, …]}`` with the roles system, user and assistant;
+* ``chat``: normal form ``{"messages": [{"role", "content"}, …]}`` with the roles system, user, assistant and tool,
+  and ``"learn": False`` in answers that are context only;
 * ``preference``: normal form ``{"prompt": [messages], "chosen": str, "rejected": str}``.
 
 Whatever cannot be brought there raises :class:`BadRecord` with a reason that is counted and reported; nothing is
-guessed.
+guessed, and a field that an answer may depend on is used or refused by name (:mod:`pipeline.formats.fields`).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from pipeline.formats.bad import BadRecord
 from pipeline.formats.chat import CHAT_MARKS, as_chat, is_chat
-from pipeline.formats.messages import BadRecord
 from pipeline.formats.preference import as_preference, is_preference
 
 __all__ = ["MARKS", "BadRecord", "as_chat", "as_preference", "kind_of", "own_id", "text_of"]

@@ -1,17 +1,22 @@
 """Messages: the roles of every dialect, and the folding of reasoning, tools and parts into plain contents.
 
-After folding a message is ``{"role": "system"|"user"|"assistant", "content": str}`` and nothing else, so that no later
-stage knows about dialects. Tool calls and results follow MiniMind's and Qwen's convention: a call is
-``<tool_call>…</tool_call>`` inside the assistant's content, a result is a user turn with ``<tool_response>…``,
-reasoning is ``<think>…</think>`` before the answer.
+After folding a message is ``{"role": "system"|"user"|"assistant"|"tool", "content": str}``, with ``"learn": False``
+where an answer is context only, and nothing else, so that no later stage knows about dialects. A call is
+``<tool_call>…</tool_call>`` inside the assistant's content (:mod:`pipeline.formats.calls`), reasoning is
+``<think>…</think>`` before the answer, tools are listed in the system message.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Collection
 from typing import Any
 
-Message = dict[str, str]
+from model.tokens.template import Message, turns
+from pipeline.formats.bad import BadRecord
+from pipeline.formats.calls import calls_of, parse_if_json, results_of, tools_text
+from pipeline.formats.fields import BESIDE_TURNS, SWITCHES, learnt, refuse_unused
+
+__all__ = ["BadRecord", "Message", "checked", "content_of", "fold", "parse_if_json"]
 
 ROLES = {
     "system": "system",
@@ -27,77 +32,134 @@ ROLES = {
     "助手": "assistant",
     "function_call": "call",
     "tool_call": "call",
-    "observation": "result",
-    "tool": "result",
-    "function": "result",
-    "ipython": "result",
+    "observation": "tool",
+    "tool": "tool",
+    "tool_response": "tool",
+    "function": "tool",
+    "ipython": "tool",
 }
-_TOOLS = 'Tools you can call, each by <tool_call>{"name": …, "arguments": …}</tool_call>:'
+_ROLE, _CONTENT = ("role", "from"), ("content", "value")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_ASSISTANTS = frozenset((*_REASONING, "tool_calls", "function_call"))
+_TURN_FIELDS = {*_ROLE, *_CONTENT, *_REASONING, *SWITCHES, "tools", "functions", "tool_calls", "function_call"}
 
 
-class BadRecord(ValueError):
-    """A record that cannot be used. ``reason`` is a word to count by, ``detail`` says what was found."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason, self.detail = reason, detail
-
-
-def fold(turns: Any, *, system: Any = None, tools: Any = None) -> list[Message]:
+def fold(
+    given: Any, *, system: Any = None, tools: Any = None, switches: list[bool] | None = None,
+    ignored: Collection[str] = (),
+) -> list[Message]:  # fmt: skip
     """Messages in normal form from a list of turns in any dialect (``role``/``content`` or ``from``/``value``).
 
-    ``system`` and ``tools`` are the record's own fields of that name. Raises BadRecord.
+    ``system`` and ``tools`` are the record's own fields of that name, ``switches`` says of each turn whether it may be
+    learnt, ``ignored`` names fields that are left out. Raises BadRecord.
     """
-    turns = parse_if_json(turns)
-    if not isinstance(turns, list):
+    given = parse_if_json(given)
+    if not isinstance(given, list):
         raise BadRecord("wrong_type", "the turns are not a list")
     messages: list[Message] = []
-    for turn in turns:
+    waiting: list[Any] = []
+    for i, turn in enumerate(given):
         if not isinstance(turn, dict):
             raise BadRecord("wrong_type", "a turn is not an object")
-        tools = tools or turn.get("tools")
-        messages.append(_message(turn))
+        own = parse_if_json(turn.get("tools")) or parse_if_json(turn.get("functions"))
+        if own and tools and own != parse_if_json(tools):
+            raise BadRecord("two_tool_lists", "the tools change within the conversation")
+        tools = own or tools
+        role = _role(turn)
+        waiting = _in_order(turn, role, waiting)
+        found = _messages(turn, role, switches is None or switches[i], ignored)
+        before = messages[-1] if messages else None
+        if role == "call" and before and {**before, "content": ""} == {**found[0], "content": ""}:
+            before["content"] = f"{before['content'].strip()}\n{found[0]['content']}"  # words and calls of one turn
+        else:
+            messages += found
     return _with_system(messages, system, tools)
 
 
-def _message(turn: dict[str, Any]) -> Message:
-    name = turn.get("role", turn.get("from"))
+def _in_order(turn: dict[str, Any], role: str, waiting: list[Any]) -> list[Any]:
+    """The ids of calls that wait for a result after this turn. Raises BadRecord(result_order) for a result that belongs
+    to a later call: results are told apart by their order alone."""
+    if role == "assistant":
+        calls = parse_if_json(turn.get("tool_calls"))
+        return [c["id"] for c in calls if isinstance(c, dict) and c.get("id")] if isinstance(calls, list) else []
+    if role != "tool" or turn.get("tool_call_id") not in waiting:
+        return waiting
+    if turn["tool_call_id"] != waiting[0]:
+        raise BadRecord("result_order", f"the result of call {turn['tool_call_id']!r} comes before an earlier call's")
+    return waiting[1:]
+
+
+def _role(turn: dict[str, Any]) -> str:
+    """system, user, assistant, tool, or call for a turn that is a call and nothing else."""
+    name = _one(turn, _ROLE)
     role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
     if role is None:
         raise BadRecord("unknown_role", repr(name)[:60])
-    content = content_of(turn.get("content", turn.get("value")))
+    return role
+
+
+def _messages(turn: dict[str, Any], role: str, wanted: bool, ignored: Collection[str]) -> list[Message]:
+    """The message that a turn is, or one for each result that it holds."""
+    given = _one(turn, _CONTENT)
+    own = "assistant" if role == "call" else role
+    learn = learnt(turn, own, ignored) and wanted
+    used = _TURN_FIELDS
     if role == "call":
-        return {"role": "assistant", "content": _call(content)}
-    if role == "result":
-        return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>"}
-    if role == "assistant":
+        if given is None and turn.get("name"):  # ms-swift also writes the call's fields into the turn
+            given, used = {"name": turn["name"], "arguments": turn.get("arguments")}, used | {"arguments"}
+        content = "\n".join(calls_of(given))
+    else:
+        content = content_of(given)
+    if own == "assistant":
         content = _assistant(content, turn)
-    if not content.strip() and role != "system":
+    else:
+        _refuse_assistants(turn, own)
+    if not content.strip() and role not in ("system", "tool"):
         raise BadRecord("empty_message", f"the {role}'s turn is empty")
-    return {"role": role, "content": content}
+    refuse_unused(turn, used, content, ignored=ignored, also=BESIDE_TURNS)
+    if own == "tool":
+        return [{"role": "tool", "content": result} for result in results_of(content)]
+    if own == "user" and content.startswith("<tool_response>"):  # written in our convention already
+        results: list[Message] = [{"role": "tool", "content": result} for result in results_of(content)]
+        if "".join(t.content for t in turns(results)) == content.strip():
+            return results
+    message: Message = {"role": own, "content": content}
+    return [message if learn or own != "assistant" else {**message, "learn": False}]
+
+
+def _one(turn: dict[str, Any], names: tuple[str, ...]) -> Any:
+    """The value under the one of two names that is there: a table of both dialects leaves the other one null."""
+    given = [turn[name] for name in names if turn.get(name) is not None]
+    if len(given) > 1 and given[0] != given[1]:
+        raise BadRecord("two_values", f"{' and '.join(names)} say different things")
+    return given[0] if given else None
+
+
+def _refuse_assistants(turn: dict[str, Any], role: str) -> None:
+    if _ASSISTANTS.isdisjoint(turn):
+        return
+    for name in sorted(_ASSISTANTS):
+        if parse_if_json(turn.get(name)) not in (None, "", [], {}):
+            raise BadRecord("unused_field", f"{name} in a turn of role {role}: only the assistant's can have it")
 
 
 def _assistant(content: str, turn: dict[str, Any]) -> str:
     """The assistant's content with its reasoning before and its tool calls after it."""
-    reasoning = turn.get("reasoning_content")
-    if isinstance(reasoning, str) and reasoning.strip():
-        content = f"<think>\n{reasoning.strip()}\n</think>\n\n{content.lstrip()}"
-    calls = parse_if_json(turn.get("tool_calls")) or []
-    if not isinstance(calls, list):
-        raise BadRecord("wrong_type", "tool_calls is not a list")
-    for call in calls:
-        content += ("\n" if content else "") + _call(call)
+    if _ASSISTANTS.isdisjoint(turn):
+        return content
+    calls = calls_of(turn.get("tool_calls"))
+    legacy = calls_of(turn.get("function_call"))
+    if calls and legacy and calls != legacy:
+        raise BadRecord("two_values", "tool_calls and function_call say different things")
+    said = content.strip() if calls or legacy else content
+    content = "\n".join([*([said] if said else []), *(calls or legacy)])
+    reasons = list(dict.fromkeys(content_of(turn[name]).strip() for name in _REASONING if turn.get(name) is not None))
+    reasons = [reason for reason in reasons if reason]
+    if len(reasons) > 1:
+        raise BadRecord("two_values", f"{' and '.join(n for n in _REASONING if turn.get(n))} say different things")
+    if reasons:
+        content = f"<think>\n{reasons[0]}\n</think>\n\n{content.lstrip()}"
     return content
-
-
-def _call(call: Any) -> str:
-    call = parse_if_json(call)
-    if isinstance(call, dict):
-        call = call.get("function", call)
-        if isinstance(call, dict) and isinstance(call.get("arguments"), str):
-            call = {**call, "arguments": parse_if_json(call["arguments"])}
-    text = call if isinstance(call, str) else json.dumps(call, ensure_ascii=False)
-    return f"<tool_call>\n{text}\n</tool_call>"
 
 
 def content_of(value: Any) -> str:
@@ -116,39 +178,26 @@ def content_of(value: Any) -> str:
 
 def _with_system(messages: list[Message], system: Any, tools: Any) -> list[Message]:
     """Put the record's system prompt and its tools into one leading system message; drop empty system messages."""
-    tools = parse_if_json(tools)
-    lead = system.strip() if isinstance(system, str) else ""
+    if system is not None and not isinstance(system, str):
+        raise BadRecord("wrong_type", "the system prompt is not a string")
+    lead = (system or "").strip()
     if messages and messages[0]["role"] == "system":
-        lead = "\n\n".join(part for part in (lead, messages[0]["content"]) if part.strip())
+        first = messages[0]["content"].strip() if lead else messages[0]["content"]
+        lead = lead if first == lead else "\n\n".join(part for part in (lead, first) if part.strip())
         messages = messages[1:]
-    if tools:
-        text = (
-            tools
-            if isinstance(tools, str)
-            else "\n".join(json.dumps(tool, ensure_ascii=False) for tool in _listed(tools))
-        )
-        lead = (lead + "\n\n" if lead else "") + f"{_TOOLS}\n<tools>\n{text}\n</tools>"
+    text = tools_text(tools)
+    if text and "<tools>" not in lead:  # Hermes' records have their tools in both places
+        lead = "\n\n".join(part for part in (lead.strip(), text) if part)
     messages = [m for m in messages if m["role"] != "system" or m["content"].strip()]
     return [{"role": "system", "content": lead}, *messages] if lead.strip() else messages
 
 
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def parse_if_json(value: Any) -> Any:
-    """Table cells and MiniMind's tool fields carry JSON in strings: the parsed array or object, else the value
-    itself."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
-
-
 def checked(messages: list[Message]) -> list[Message]:
-    """``messages`` if a model can learn from them. Raises BadRecord(no_answer) when no turn is the assistant's."""
-    if not any(m["role"] == "assistant" for m in messages):
+    """``messages`` if a model can learn from them. Raises BadRecord(no_answer | not_to_learn) when no turn is the
+    assistant's, or none that may be learnt."""
+    answers = [m for m in messages if m["role"] == "assistant"]
+    if not answers:
         raise BadRecord("no_answer", "no turn of the assistant")
+    if not any(m.get("learn", True) for m in answers):
+        raise BadRecord("not_to_learn", "every answer is marked as not to be learnt (weight 0)")
     return messages

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.readers.encodings import recoded_rule, recoded_why
 from pipeline.readers.json_records import read_json, read_jsonl
 from pipeline.readers.pages import read_html, read_text, read_warc
 from pipeline.readers.streams import Broken, Fault, Text
 from pipeline.readers.tables import read_csv, read_parquet
 
-__all__ = ["Fault", "Text", "read"]
+__all__ = ["Fault", "Text", "read", "recoded_rule", "recoded_why"]
 
 _READERS = {
     "jsonl": read_jsonl, "json": read_json, "csv": read_csv, "parquet": read_parquet,
@@ -30,8 +31,10 @@ def read(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
     ``piece``: ``format``, ``location`` and ``relpath``; optional ``start``/``end`` (byte range of whole lines) with
     ``first_line``; ``skip`` (bytes of the inflated file) with ``first_line``; ``groups`` (Parquet row groups) with
     ``first_line``; ``broken`` (why what follows the range is lost); limits ``max_record`` (bytes), ``max_text``
-    (characters); ``columns`` (all that a table need give, none: all). An empty file gives Fault("empty_file"), an
-    unreadable one Fault("unreadable_file"); one that a network does not give now raises OSError.
+    (characters); ``columns`` (all that a table need give, none: all) ``unless`` it has one of these; ``whole`` (the
+    file that a spooled piece comes from). A reader that meets another encoding says so in ``piece["recoded"]``. An
+    empty file gives Fault("empty_file"), an unreadable one Fault("unreadable_file"); one that a network does not give
+    now raises OSError.
     """
     empty = True
     try:

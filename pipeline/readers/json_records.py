@@ -10,7 +10,8 @@ from typing import Any
 
 import orjson
 
-from pipeline.readers.streams import Broken, Fault, chunks, excerpt, lines, utf8
+from pipeline.readers.encodings import utf8
+from pipeline.readers.streams import Broken, Fault, excerpt, lines
 
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|["\[\]{},]', re.DOTALL)
 _BLANK = b" \t\r\n"
@@ -18,7 +19,7 @@ _BLANK = b" \t\r\n"
 
 def read_jsonl(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
     """One record a line; blank lines are no records. A file that turns out to be one JSON array is read as one."""
-    pieces = utf8(chunks(piece))
+    pieces = utf8(piece)
     if piece.get("first_line", 1) == 1:
         pieces, array = _is_array(pieces)
         if array:
@@ -29,7 +30,7 @@ def read_jsonl(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
 
 def read_json(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
     """An array of records, or JSON lines under the wrong suffix, or one record over many lines."""
-    pieces, array = _is_array(utf8(chunks(piece)))
+    pieces, array = _is_array(utf8(piece))
     if array:
         yield from _array(pieces, piece["max_record"])
         return

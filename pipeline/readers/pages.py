@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.readers.streams import Broken, Fault, Readable, Text, chunks, excerpt, lines, utf8
+from pipeline.readers.encodings import utf8
+from pipeline.readers.streams import Broken, Fault, Readable, Text, chunks, excerpt, lines
 
 _BAD_SHARE = 0.01
 """A text with more replaced characters than this is not UTF-8 with an accident in it but something else."""
@@ -15,7 +16,7 @@ _BAD_SHARE = 0.01
 def read_text(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
     """A file as one document; above ``max_text`` characters it is cut between paragraphs (at worst between lines)."""
     start, kept, size = 1, [], 0
-    for number, line in lines(utf8(chunks(piece)), piece["max_record"]):
+    for number, line in lines(utf8(piece), piece["max_record"]):
         if isinstance(line, Fault):
             yield from _document(start, kept)
             yield number, line

@@ -3,7 +3,6 @@ length."""
 
 from __future__ import annotations
 
-import codecs
 import io
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple
@@ -124,25 +123,6 @@ def _inflator(kind: str) -> Any:
     import lzma
 
     return lzma.LZMADecompressor()
-
-
-def utf8(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The chunks as UTF-8: a byte-order mark is removed, UTF-16 that announces itself by one is recoded."""
-    iterator = iter(pieces)
-    head = b""
-    for piece in iterator:
-        head += piece
-        if len(head) >= 4:
-            break
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        decoder = codecs.getincrementaldecoder("utf-16")("replace")
-        yield decoder.decode(head).encode()
-        for piece in iterator:
-            yield decoder.decode(piece).encode("utf-8", "replace")
-        return
-    if head:
-        yield head.removeprefix(codecs.BOM_UTF8)
-    yield from iterator
 
 
 def lines(pieces: Iterable[bytes], limit: int, first: int = 1) -> Iterator[tuple[int, bytes | Fault]]:

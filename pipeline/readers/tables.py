@@ -9,7 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.readers.streams import Fault, chunks, excerpt, lines, local_path, open_binary, utf8
+from pipeline.readers.encodings import utf8
+from pipeline.readers.streams import Fault, chunks, excerpt, lines, local_path, open_binary
 from pipeline.sources.kinds import compression_of
 
 _BATCH = 512
@@ -21,7 +22,7 @@ def read_csv(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
     csv.field_size_limit(piece["max_record"])
     faults: list[tuple[int, Fault]] = []
     given: list[int] = []
-    numbered = _decoded(lines(utf8(chunks(piece)), piece["max_record"]), given, faults)
+    numbered = _decoded(lines(utf8(piece), piece["max_record"]), given, faults)
     head = next(numbered, None)
     if head is None:
         yield from faults
@@ -88,7 +89,10 @@ def read_parquet(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(pq.ParquetFile(_seekable(piece["location"], stack)))
-            columns = [name for name in file.schema_arrow.names if not piece.get("columns") or name in piece["columns"]]
+            names = file.schema_arrow.names
+            wanted = piece.get("columns") if piece.get("unless", frozenset()).isdisjoint(names) else None
+            columns = [name for name in names if not wanted or name in wanted]
+            nested = any(pa.types.is_nested(file.schema_arrow.field(name).type) for name in columns)
         except (pa.ArrowException, OSError) as error:
             yield 1, Fault("broken_parquet", str(error).splitlines()[0])
             return
@@ -99,12 +103,22 @@ def read_parquet(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
             try:
                 for batch in file.iter_batches(_BATCH, row_groups=[group], columns=columns, use_threads=False):
                     for row in _rows(batch):
-                        yield number, row
+                        yield number, _without_padding(row) if nested and isinstance(row, dict) else row
                         number += 1
             except (pa.ArrowException, OSError) as error:
                 for lost in range(number, end):
                     yield lost, Fault("broken_parquet", str(error).splitlines()[0])
             number = end
+
+
+def _without_padding(value: Any) -> Any:
+    """A value without the nulls inside its structs: Arrow gives every struct of a column all fields, null where the
+    record had none, and they are not to be told from nulls that were written."""
+    if isinstance(value, dict):
+        return {name: _without_padding(inner) for name, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [_without_padding(inner) for inner in value]
+    return value
 
 
 def _rows(batch: Any) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from model.tokens.chat import CHAT_TEMPLATE
+from model.tokens.template import CHAT_TEMPLATE, plain_template
 from pipeline.tokens.patterns import GPT2_PATTERN, PRETOKEN_PATTERN, split_pattern
 
 _ARCHITECTURE = {"qwen3": "qwen3", "llama": "llama", "qwen3_moe": "qwen3moe"}
@@ -122,20 +122,37 @@ def _shape(writer: Any, config: dict[str, Any], gguf: Any, dtype: str) -> None:
         writer.add_expert_used_count(config["num_experts_per_tok"])
         writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
     scaling = config.get("rope_scaling")
+    check_scaling(scaling)
     if scaling:
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(scaling["factor"])
         writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
 
 
-def _tokenizer(writer: Any, directory: Path, vocab_size: int, gguf: Any) -> None:
-    spec = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+def check_scaling(scaling: dict[str, Any] | None) -> None:
+    """Raises ValueError for a ``rope_scaling`` of ``config.json`` whose GGUF form has not been checked."""
+    odd = sorted((scaling or {}).keys() - {"rope_type", "factor", "original_max_position_embeddings"})
+    if scaling and (odd or scaling["rope_type"] != "yarn"):
+        raise ValueError(
+            f"export.gguf: RoPE scaling {scaling['rope_type']} with {', '.join(odd) or 'factor'} has no checked GGUF"
+            " form here; set export.gguf=off"
+        )
+
+
+def check_tokenizer(spec: dict[str, Any]) -> str:
+    """llama.cpp's name for how the tokenizer of a ``tokenizer.json`` splits texts. Raises ValueError without one."""
     pre = _PRE.get(split_pattern(spec) or "")
     if pre is None or spec["model"].get("type") != "BPE":
         raise ValueError(
             "export.gguf: llama.cpp has no name for this tokenizer's split pattern and would tokenise differently; set"
             " export.gguf=off"
         )
+    return pre
+
+
+def _tokenizer(writer: Any, directory: Path, vocab_size: int, gguf: Any) -> None:
+    spec = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+    pre = check_tokenizer(spec)
     added = {token["id"]: token for token in spec["added_tokens"]}
     names = {i: token for token, i in spec["model"]["vocab"].items()} | {
         i: token["content"] for i, token in added.items()
@@ -164,4 +181,4 @@ def _tokenizer(writer: Any, directory: Path, vocab_size: int, gguf: Any) -> None
     writer.add_eos_token_id(ids[config["eos_token"]])
     writer.add_pad_token_id(ids[config["pad_token"]])
     writer.add_add_bos_token(False)
-    writer.add_chat_template(config.get("chat_template", CHAT_TEMPLATE))
+    writer.add_chat_template(plain_template(config.get("chat_template", CHAT_TEMPLATE)))

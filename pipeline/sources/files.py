@@ -130,8 +130,7 @@ def hash_files(paths: list[Path]) -> dict[Path, Hashed]:
         found[path] = _hash(path)
         if time.time_ns() - max(found[path].state[1:3]) > _RACY_NS:
             news[key] = [*found[path].state, found[path].sha256]
-    if news:
-        cache_path.parent.mkdir(parents=True, exist_ok=True)
+    if news and cache_path.parent.is_dir():  # looking at sources leaves no folder behind
         write_text(
             cache_path,
             json.dumps({**_load(cache_path), **news}, ensure_ascii=False, sort_keys=True),

@@ -2,8 +2,9 @@
 
 Input is the sources' normal form. A record that cannot be trained on is dropped, counted by reason and sampled with
 file and line in ``dropped.jsonl``; a conversation longer than the model's window loses its oldest exchanges first,
-because its last answer is the one that its history leads to. The validation split is chosen by a hash of the content,
-so the same record always falls on the same side for the same data, and copies never lie on both sides.
+because its last answer is the one that its history leads to, and never half an exchange with tools. The validation
+split is chosen by a hash of the content, so the same record always falls on the same side for the same data, and copies
+never lie on both sides.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from model.tokens.chat import ChatTokenizer, Message
+from model.tokens.chat import ChatTokenizer
+from model.tokens.template import Message, fit_history
 from pipeline.config.base import Progress, quiet
 from pipeline.tokens.encoder import Encoder, dataset_meta, flat_counts, write_meta
 
 _SAMPLES = 20
+_TELL_SECONDS = 0.5
 Sequence = tuple[list[int], list[int]]  # ids, mask
 
 
@@ -41,8 +45,9 @@ def encode_chats(
 ) -> dict[str, Any]:
     """Conversations ``{"messages", "source", "path", "line"}`` to a dataset of kind "chat"; returns flat metrics.
 
-    Targets are what the assistant says, with its ``<|im_end|>``. ``max_tokens`` bounds a sequence; ``val_share`` of the
-    records (at least one, if there are two) are held out. Raises ValueError when nothing is left to train on.
+    Targets are what the assistant says, with its ``<|im_end|>``, but for messages with ``"learn": False``.
+    ``max_tokens`` bounds a sequence; ``val_share`` of the records (at least one, if there are two) are held out. Raises
+    ValueError when nothing is left to train on.
     """
     return _write(records, _chat_sequences, "chat", tokenizer, out, max_tokens, val_share, seed, progress)
 
@@ -65,46 +70,53 @@ def encode_pairs(
     return _write(records, _pair_sequences, "pairs", tokenizer, out, max_tokens, val_share, seed, progress)
 
 
-def fit_history(messages: list[Message], fits: Callable[[list[Message]], bool]) -> tuple[list[Message], int]:
-    """Leave out the oldest exchanges until the rest fits; returns it and how many messages went.
+class Made(NamedTuple):
+    """What a record becomes: its sequences, UTF-8 bytes of the targets' text, messages that the window left out, and
+    messages after the last answer."""
 
-    A leading system message and the last exchange always stay. Raises Unusable("too_long") when even they do not fit.
-    """
-    head = 1 if messages and messages[0]["role"] == "system" else 0
-    starts = [i for i, m in enumerate(messages) if m["role"] == "user" and i >= head] or [head]
-    for start in [head, *(i for i in starts if i > head)]:
-        kept = messages[:head] + messages[start:]
-        if fits(kept):
-            return kept, start - head
-    raise Unusable("too_long")
+    sequences: list[Sequence]
+    size: int
+    left_out: int
+    unanswered: int = 0
 
 
-def _chat_sequences(record: dict[str, Any], chat: ChatTokenizer, limit: int) -> tuple[list[Sequence], int, int]:
-    """(ids, mask), bytes of the targets' text, messages left out."""
+def _chat_sequences(record: dict[str, Any], chat: ChatTokenizer, limit: int) -> Made:
     messages = record["messages"]
-    if not any(m["role"] == "assistant" and m["content"].strip() for m in messages):
+    last = max((i for i, m in enumerate(messages) if _is_target(m)), default=-1)
+    if last < 0:
         raise Unusable("no_answer")
-    while messages[-1]["role"] != "assistant":  # a question that nobody answers teaches nothing
-        messages = messages[:-1]
-    kept, left_out = fit_history(messages, lambda part: len(chat.chat(part)[0]) <= limit)
-    size = sum(len(m["content"].strip().encode()) for m in kept if m["role"] == "assistant")
-    return [chat.chat(kept)], size, left_out
+    unanswered = len(messages) - last - 1
+    messages = messages[: last + 1]  # a question that nobody answers teaches nothing
+    kept, left_out = _fit(messages, chat.sizes(messages), limit)
+    size = sum(len(m["content"].strip().encode()) for m in kept if _is_target(m))
+    return Made([chat.chat(kept)], size, left_out, unanswered)
 
 
-def _pair_sequences(record: dict[str, Any], chat: ChatTokenizer, limit: int) -> tuple[list[Sequence], int, int]:
+def _is_target(message: Message) -> bool:
+    return message["role"] == "assistant" and message.get("learn", True) and bool(message["content"].strip())
+
+
+def _fit(messages: list[Message], sizes: list[int], room: int) -> tuple[list[Message], int]:
+    """What fits of a history, and how many messages went. Raises Unusable("too_long")."""
+    found = fit_history(messages, sizes, room)
+    if found is None:
+        raise Unusable("too_long")
+    return found
+
+
+def _pair_sequences(record: dict[str, Any], chat: ChatTokenizer, limit: int) -> Made:
     answers = [record["chosen"].strip(), record["rejected"].strip()]
     if answers[0] == answers[1]:
         raise Unusable("equal_answers")
     if not answers[0]:
         raise Unusable("no_answer")
-    turns = [{"role": "assistant", "content": answer} for answer in answers]
-    kept, left_out = fit_history(
-        record["prompt"], lambda part: max(len(chat.chat([*part, turn])[0]) for turn in turns) <= limit
-    )
+    turns: list[Message] = [{"role": "assistant", "content": answer} for answer in answers]
+    longest = max(sum(chat.sizes([turn])) for turn in turns)
+    kept, left_out = _fit(record["prompt"], chat.sizes(record["prompt"]), limit - longest)
     prefix = len(chat.prompt(kept))  # earlier answers in the prompt are history here, not targets
     whole = [chat.chat([*kept, turn]) for turn in turns]
     pair = [(ids, [0] * prefix + mask[prefix:]) for ids, mask in whole]
-    return pair, sum(len(answer.encode()) for answer in answers), left_out
+    return Made(pair, sum(len(answer.encode()) for answer in answers), left_out)
 
 
 class _Spool:
@@ -164,7 +176,7 @@ class _Spool:
 
 def _write(
     records: Iterable[dict[str, Any]],
-    make: Callable[..., tuple[list[Sequence], int, int]],
+    make: Callable[[dict[str, Any], ChatTokenizer, int], Made],
     kind: str,
     tokenizer: Path,
     out: Path,
@@ -175,14 +187,13 @@ def _write(
 ) -> dict[str, Any]:
     meta = dataset_meta(kind, tokenizer)
     spool = _Spool(out / "_run", meta["dtype"])
-    counts = {"records": 0, "truncated": 0, "messages_left_out": 0}
+    counts = {"records": 0, "truncated": 0, "messages_left_out": 0, "messages_unanswered": 0}
     dropped = _Dropped()
-    for record, sequences, size, left_out in _usable(
-        records, make, Encoder.load(tokenizer), max_tokens, counts, dropped, progress
-    ):
-        spool.add(sequences, size, _digest(record, seed))
-        counts["truncated"] += left_out > 0
-        counts["messages_left_out"] += left_out
+    for record, made in _usable(records, make, Encoder.load(tokenizer), max_tokens, counts, dropped, progress):
+        spool.add(made.sequences, made.size, _digest(record, seed))
+        counts["truncated"] += made.left_out > 0
+        counts["messages_left_out"] += made.left_out
+        counts["messages_unanswered"] += made.unanswered
     if not spool.hashes:
         raise ValueError(
             f"no {kind} records left to train on; dropped: {dropped.counts or 'none were given'} (window: {max_tokens}"
@@ -203,21 +214,24 @@ def _write(
 
 def _usable(
     records: Iterable[dict[str, Any]],
-    make: Callable[..., Any],
+    make: Callable[[dict[str, Any], ChatTokenizer, int], Made],
     chat: Encoder,
     limit: int,
     counts: dict[str, int],
     dropped: _Dropped,
     progress: Progress,
-) -> Iterator[tuple[dict[str, Any], list[Sequence], int, int]]:
+) -> Iterator[tuple[dict[str, Any], Made]]:
+    told = time.monotonic()
     for record in records:
         counts["records"] += 1
         try:
-            yield record, *make(record, chat, limit)
+            yield record, make(record, chat, limit)
         except Unusable as reason:
             dropped.add(str(reason), record)
-        if counts["records"] % 1000 == 0:
+        if time.monotonic() - told > _TELL_SECONDS:
             progress(counts["records"], None, "records")
+            told = time.monotonic()
+    progress(counts["records"], counts["records"], "records")
 
 
 class _Dropped:

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.config.base import Progress, quiet
 from pipeline.config.tokens import EncodeSection
-from pipeline.tokens.encoder import Encoder, dataset_meta, flat_counts, write_meta
+from pipeline.tokens.encoder import CHAT_MARKS, Encoder, dataset_meta, flat_counts, write_meta
 
 if TYPE_CHECKING:
     pass
@@ -108,7 +108,7 @@ def _encode_job(job: dict[str, Any]) -> dict[str, int]:
     encoder = _encoder(job["tokenizer"])
     end = np.array([] if job["end"] is None else [job["end"]], dtype=job["dtype"])
     lengths: list[int] = []
-    size = 0
+    sizes: list[int] = []
     with pq.ParquetFile(job["path"]) as file, open(job["prefix"] + ".bin", "wb") as sink:
         for batch in file.iter_batches(batch_size=512, row_groups=job["groups"], columns=["text", "kind"]):
             pieces = []
@@ -116,15 +116,18 @@ def _encode_job(job: dict[str, Any]) -> dict[str, int]:
                 ids = encoder.ids(text, parse_chat=kind == "chat")
                 pieces += [ids.astype(job["dtype"]), end]
                 lengths.append(len(ids) + len(end))
-                size += len(text.encode())
+                # a mark that becomes a special token spells nothing
+                sizes.append(len((CHAT_MARKS.sub("", text) if kind == "chat" else text).encode()))
             np.concatenate(pieces).tofile(sink)
     np.save(job["prefix"] + ".idx.npy", np.array(lengths, dtype=np.int64))
+    np.save(job["prefix"] + ".bytes.npy", np.array(sizes, dtype=np.int64))
     tokens = sum(lengths)
-    return {"sequences": len(lengths), "tokens": tokens, "bytes": size, "supervised": tokens}
+    return {"sequences": len(lengths), "tokens": tokens, "bytes": sum(sizes), "supervised": tokens}
 
 
 def _join(prefixes: list[Path], target: Path) -> None:
-    """Put the jobs' parts one after another as ``<target>.bin`` and ``<target>.idx.npy`` (offsets, int64, n + 1)."""
+    """Put the jobs' parts one after another as ``<target>.bin``, ``<target>.idx.npy`` (offsets, int64 [n + 1]) and
+    ``<target>.bytes.npy`` (UTF-8 bytes of each document's text, int64 [n])."""
     with open(f"{target}.bin", "wb") as sink:
         for prefix in prefixes:
             with open(f"{prefix}.bin", "rb") as part:
@@ -132,3 +135,5 @@ def _join(prefixes: list[Path], target: Path) -> None:
     lengths = [np.load(f"{prefix}.idx.npy") for prefix in prefixes]
     offsets = np.cumsum(np.concatenate([np.zeros(1, dtype=np.int64), *lengths]), dtype=np.int64)
     np.save(f"{target}.idx.npy", offsets)
+    sizes = [np.load(f"{prefix}.bytes.npy") for prefix in prefixes]
+    np.save(f"{target}.bytes.npy", np.concatenate([np.zeros(0, dtype=np.int64), *sizes]))

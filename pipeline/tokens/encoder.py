@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import tiktoken
     from tokenizers import Tokenizer
 
-_CHAT_MARKS = re.compile(f"({re.escape(IM_START)}|{re.escape(IM_END)})")
+CHAT_MARKS = re.compile(f"({re.escape(IM_START)}|{re.escape(IM_END)})")
 _PROBES = (
     "Hello,  world!\n\n\tif x: it's 12345\r\n",
     "语言模型，是怎样炼成的？\n第二行 ",
@@ -61,7 +61,7 @@ class Encoder(ChatTokenizer):
             return np.array(self.encode(text), dtype=np.uint32)
         marks = {IM_START: [self.bos_id], IM_END: [self.eos_id]}
         return np.array(
-            [i for piece in _CHAT_MARKS.split(text) for i in marks.get(piece) or self.encode(piece)], dtype=np.uint32
+            [i for piece in CHAT_MARKS.split(text) for i in marks.get(piece) or self.encode(piece)], dtype=np.uint32
         )
 
 

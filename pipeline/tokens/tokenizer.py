@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.tokens.chat import CHAT_SPECIALS, ChatTokenizer
+from model.tokens.imported import read_tokenizer
 from pipeline.config.base import Progress, quiet
 from pipeline.config.tokens import TokenizerSection, tokenizer_file
 from pipeline.tokens.bpe import extend_merges, learn_merges, to_tokenizers
@@ -121,8 +122,6 @@ def flat_metrics(report: dict[str, Any]) -> dict[str, float]:
 
 
 def _existing(cfg: TokenizerSection, docs: Path, progress: Progress) -> Tokenizer:
-    from tokenizers import AddedToken, Tokenizer
-
     text = tokenizer_file(cfg.existing).read_text(encoding="utf-8")
     if cfg.extend:
         try:
@@ -131,14 +130,7 @@ def _existing(cfg: TokenizerSection, docs: Path, progress: Progress) -> Tokenize
             raise ValueError(f"tokenizer.existing={cfg.existing}: not a readable tokenizer.json: {error!r}") from error
         except ValueError as error:
             raise ValueError(f"tokenizer.extend={cfg.extend}: {cfg.existing}: {error}") from error
-    try:
-        tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # tokenizers raises bare Exception
-        raise ValueError(f"tokenizer.existing={cfg.existing}: not a readable tokenizer.json: {error}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in CHAT_SPECIALS])
-    return tokenizer
+    return read_tokenizer(text, f"tokenizer.existing={cfg.existing}")
 
 
 def _batches(directory: Path, columns: list[str]) -> Iterator[Any]:

@@ -122,7 +122,7 @@ def _other_inputs(store: Store, record: Record, plan: Planned) -> list[str]:
     todo = [(entry["stage"], entry["key"]) for entry in record["inputs"]]
     seen = set(todo)
     while todo:
-        ancestor = store.examine(*todo.pop()).record
+        ancestor = store.record(todo.pop())
         for entry in ancestor["inputs"] if ancestor else ():
             known |= _digests([entry])
             if (place := (entry["stage"], entry["key"])) not in seen:

@@ -12,6 +12,7 @@ on SIGTERM, so a stage that ran into a limit or was cancelled goes on where it w
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import json
 import logging
@@ -271,23 +272,35 @@ def gpus(on: Resources) -> int:
     return len(list(Path("/dev").glob("nvidia[0-9]*"))) or int(Path("/dev/dxg").exists())
 
 
-def _check_devices(on: Resources) -> None:
-    count = gpus(on)
+def lacking(on: Resources) -> list[str]:
+    """What ``on`` asks of this machine and it does not have, a line each; found without loading torch."""
+    count, problems = gpus(on), []
     if on.device == "cuda" and not count:
-        raise ValueError(
+        problems.append(
             "resources.device=cuda, but this machine shows no GPU (CUDA_VISIBLE_DEVICES, /dev/nvidia*); set"
             " resources.device=auto"
         )
+    elif count and on.device == "cuda" and importlib.metadata.version("torch").endswith("+cpu"):
+        problems.append(
+            f"resources.device=cuda, but the installed torch {importlib.metadata.version('torch')} is built"
+            " without CUDA; install one with it, or set resources.device=cpu"
+        )
     if on.fp8 and not count:
-        raise ValueError(
+        problems.append(
             "resources.fp8 needs a GPU with fp8 units, and this machine shows no GPU (or resources.device=cpu); set"
             " resources.fp8=false"
         )
     if count and on.nproc > count:
-        raise ValueError(
+        problems.append(
             f"resources.nproc={on.nproc} ranks need as many GPUs, but {count} can be seen; lower resources.nproc or set"
             " resources.device=cpu"
         )
+    return problems
+
+
+def _check_devices(on: Resources) -> None:
+    if problems := lacking(on):
+        raise ValueError("\n".join(problems))
 
 
 class _Watch:

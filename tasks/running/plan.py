@@ -1,7 +1,7 @@
 """What a run would do, without doing it: hit or miss for every stage, and why.
 
 A miss is explained by the nearest earlier artifact of the same stage: the config field, the code file, the library
-or the input that differs, and what building it cost then.
+or the input that differs. How long it should take is told by the one with the most similar work (cost.py).
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from storage.lineage import LineageRecord
+from tasks.running.cost import Facts, Work, expected
 from tasks.running.run import Run
 from tasks.running.stage import Stage, key_of
 
@@ -45,8 +47,15 @@ class PlanRun(Run):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.planned: list[Planned] = []
+        self.facts = Facts()
+        self.reads: dict[str, str] = {}
+        self.kinds: dict[str, str] = {}
 
     def call(self, stage: Stage, cfg: Any, inputs: dict[str, Any]) -> Planned:
+        self.facts.sections[stage.name] = cfg.identity()
+        if outside := [value.describe() for value in inputs.values() if hasattr(value, "describe")]:
+            self.facts.sources.setdefault(stage.name, outside[0])
+        self.reads[stage.name] = self._work_of(stage, inputs)
         plan = self._look(stage, cfg, inputs)
         self.planned.append(plan)
         self.after(stage.name)
@@ -62,8 +71,8 @@ class PlanRun(Run):
         earlier = list(self.store.records(stage.name))
         unknown = [name for name, value in inputs.items() if value.digest is None]
         if unknown:
-            cost = earlier[-1]["seconds"] if earlier else None
-            return Planned(stage.name, "depends", [f"on the bytes of {', '.join(unknown)}, made anew"], seconds=cost)
+            reasons = [f"on the bytes of {', '.join(unknown)}, made anew"]
+            return Planned(stage.name, "depends", reasons, seconds=self._cost(stage, earlier))
         identity = stage.identity(cfg, inputs, self.files)
         plan = Planned(
             stage.name,
@@ -76,7 +85,7 @@ class PlanRun(Run):
             kind=stage.kind,
         )
         if stage.name in self.refresh:
-            return replace(plan, reasons=["refresh asked for"], seconds=earlier[-1]["seconds"] if earlier else None)
+            return replace(plan, reasons=["refresh asked for"], seconds=self._cost(stage, earlier))
         look = self.store.examine(stage.name, plan.key)
         if look.artifact and look.record:
             return replace(
@@ -87,17 +96,29 @@ class PlanRun(Run):
                 seconds=look.record["seconds"],
                 path=look.artifact.path,
             )
-        reasons, cost = why(identity, earlier)
-        return replace(plan, reasons=[look.why] if look.why else reasons, seconds=cost)
+        reasons = [look.why] if look.why else why(identity, earlier)
+        return replace(plan, reasons=reasons, seconds=self._cost(stage, earlier))
+
+    def _work_of(self, stage: Stage, inputs: dict[str, Any]) -> str:
+        """The stage whose sources decide how much ``stage`` has to do: that of its records, else of the text."""
+        own = [stage.name] if stage.name in self.facts.sources else []
+        given = [value.stage for value in inputs.values() if isinstance(value, Planned)]
+        records = [name for name in given if self.kinds.get(name) == "records"]
+        self.kinds[stage.name] = stage.kind
+        return next(iter([*own, *records, *(self.reads[name] for name in given if name in self.reads)]), stage.name)
+
+    def _cost(self, stage: Stage, earlier: list[LineageRecord]) -> float | None:
+        work = Work(stage.name, stage.kind, self.reads[stage.name])
+        return expected(work, self.facts, self.resources, earlier, self.store)
 
 
-def why(identity: dict[str, Any], earlier: list[dict[str, Any]]) -> tuple[list[str], float | None]:
-    """The differences to the nearest of the earlier artifacts, and what that one took to build (seconds)."""
+def why(identity: dict[str, Any], earlier: list[dict[str, Any]]) -> list[str]:
+    """The differences to the nearest of the earlier artifacts."""
     if not earlier:
-        return ["never built"], None
+        return ["never built"]
     nearest = min(reversed(earlier), key=lambda r: len(differences(r["identity"], identity)))
     found = differences(nearest["identity"], identity)
-    return found or [f"{nearest['stage']}/{nearest['key'][:12]} was removed or damaged"], nearest["seconds"]
+    return found or [f"{nearest['stage']}/{nearest['key'][:12]} was removed or damaged"]
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -10,6 +10,8 @@ import contextlib
 import contextvars
 import fcntl
 import json
+import logging
+import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +26,7 @@ from storage.places import ROOT, home
 from storage.store import open_store
 from tasks.running.inputs import Descent, Made, descent_of
 
+log = logging.getLogger(__name__)
 _current: contextvars.ContextVar[Any] = contextvars.ContextVar("run")
 
 
@@ -83,7 +86,10 @@ class Run:
         return kind is Reached
 
     def emit(self, event: str, **fields: Any) -> None:
-        """Record an event and tell the listeners. ``progress`` events are for watching only and not recorded."""
+        """Record an event and tell the listeners. ``progress`` events are for watching only and not recorded.
+
+        A listener that raises (a display that went away) is told nothing more; the run goes on.
+        """
         entry = {"event": event, "time": round(time.time(), 3), **fields}
         with self._lock:
             if event != "progress" and self.directory.is_dir():
@@ -91,15 +97,21 @@ class Run:
                     f.write(json.dumps(entry, ensure_ascii=False) + "\n")
             if event == "stage_finished":
                 self.stages[fields["stage"]] = entry
-            for listener in self.listeners:
-                listener(entry)
+            broken = {listener: error for listener in self.listeners if (error := _told(listener, entry))}
+            self.listeners = [listener for listener in self.listeners if listener not in broken]
+        for listener, error in broken.items():
+            log.warning("%s is told nothing more: %s: %s", listener, type(error).__name__, error)
+            self.emit("note", text=f"a display failed and is left out: {type(error).__name__}: {error}")
 
     def open(self, **facts: Any) -> None:
         """Create the run's directory with ``run.json``: what was asked for, by whom, with which code."""
         self.directory.mkdir(parents=True)
         self._alive = open(self.directory / "alive", "w")  # noqa: SIM115 - held while the run lasts; freed by the system when the process dies
         fcntl.flock(self._alive, fcntl.LOCK_EX)
-        write_json(self.directory / "run.json", {"run_id": self.id, "argv": sys.argv, "git": git_state(), **facts})
+        write_json(
+            self.directory / "run.json",
+            {"run_id": self.id, "host": socket.gethostname(), "argv": sys.argv, "git": git_state(), **facts},
+        )
 
     def stop(self) -> None:
         """End the worker processes of stages that still run in other threads."""
@@ -128,6 +140,14 @@ class Run:
         """Leave the flow when ``stage`` is the one to stop at."""
         if stage == self.until:
             raise Reached(stage)
+
+
+def _told(listener: Callable[[dict[str, Any]], None], entry: dict[str, Any]) -> Exception | None:
+    try:
+        listener(entry)
+    except Exception as error:
+        return error
+    return None
 
 
 def is_alive(directory: Path) -> bool:

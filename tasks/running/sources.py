@@ -3,18 +3,20 @@ runs."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.tree import Config, ConfigError
+from pipeline.config.tree import Config, ConfigError, examine
 from pipeline.sources import Source, resolve
 from pipeline.sources.state import unchanged as files_unchanged
 from storage.digest import digest_of, sha256_file, sha256_json
 from storage.lineage import PLAIN, SourceListing
 from storage.store import Store
+from tasks.running.launch import lacking
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,36 @@ class Inputs:
     against: SourceSet | None
 
 
+def asked(preset: str, overrides: list[str] | tuple[str, ...] = (), here: bool = False) -> tuple[Config, Inputs]:
+    """The config of a preset with overrides, and what it names outside itself. Raises ConfigError with everything that
+    is wrong with either: a wrong number does not hide a missing file. ``here``: also when this machine cannot train
+    it."""
+    config, problems = examine(preset, overrides)
+    inputs = None
+    if config is not None:
+        problems = [*problems, *(undevised(config) if here else ())]
+        try:
+            inputs = given(config)
+        except ConfigError as error:
+            problems = [*problems, *error.problems]
+    if problems or config is None or inputs is None:
+        raise ConfigError(problems)
+    return config, inputs
+
+
 def given(config: Config) -> Inputs:
-    """Resolve everything a config names outside itself. Raises ConfigError with all problems at once."""
+    """Resolve everything a config names outside itself, and look whether it is what it is named for. Raises ConfigError
+    with all problems at once."""
+    from pipeline.running.peek import peek
+
     problems: list[str] = []
 
     def gather(field: str, kind: str, find: Callable[[], list[Source]]) -> SourceSet | None:
         try:
-            return SourceSet(kind, tuple(find()))
+            sources = find()
+            if kind in ("chat", "preference", "exam"):
+                problems.extend(f"{field}  {line}" for line in peek(sources, kind, config.evaluate.max_bad_records))
+            return SourceSet(kind, tuple(sources))
         except (ValueError, OSError) as error:
             problems.extend(f"{field}  {line}" for line in str(error).splitlines())
             return None
@@ -94,9 +119,35 @@ def given(config: Config) -> Inputs:
         problems.append(
             "dpo.sources  preferences are learnt by a chat model: give sft.sources too, or set dpo.sources=[]"
         )
+    if not problems:
+        problems = _misnamed(config, inputs)
     if problems:
         raise ConfigError(problems)
     return inputs
+
+
+def _misnamed(config: Config, inputs: Inputs) -> list[str]:
+    """Weights for a source that is not there, but nearly: a slip of the pen, which must not pass for no weight."""
+    names = [source.name for source in inputs.text.sources]
+    return [
+        f"shard.weights  no source is named {stranger}; did you mean {close[0]}? sources are {', '.join(names)}"
+        for stranger in sorted(set(config.shard.weights) - set(names))
+        if (close := difflib.get_close_matches(stranger, set(names) - set(config.shard.weights), n=1, cutoff=0.75))
+    ]
+
+
+def notes(config: Config, inputs: Inputs) -> list[str]:
+    """What a person should know of a config before it runs, although nothing is wrong with it."""
+    names = {source.name for source in inputs.text.sources}
+    idle = sorted(set(config.shard.weights) - names)
+    return (
+        [f"shard.weights of {', '.join(idle)} has no effect: this run reads {', '.join(sorted(names))}"] if idle else []
+    )
+
+
+def undevised(config: Config) -> list[str]:
+    """Why this machine cannot train as ``resources`` ask; empty when it can."""
+    return lacking(config.resources)
 
 
 def withdrawn(inputs: Inputs, store: Store) -> list[str]:

@@ -346,7 +346,7 @@ class _Call:
     def _same(self) -> None:
         """Raise ValueError when a file that the section names (weights to start from, a vocabulary) has another content
         than when the key was made: what was made from it does not belong under that key."""
-        now = self.stage.identity(self.cfg, self.inputs)
+        now = self.stage.identity(self.cfg, self.inputs, self.run.store.files)
         if key_of(now) != self.key:
             old, new = self.identity["section"], now["section"]
             changed = ", ".join(f"{self.stage.name}.{field}" for field in new if new[field] != old.get(field))

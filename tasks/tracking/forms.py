@@ -183,6 +183,7 @@ def lineage_record(path: Path) -> dict[str, Any]:
 def local_server(home: Path) -> str | None:
     """Address of the MLflow server that was started for this root, as its services.json tells."""
     try:
-        return json.loads((home / "services.json").read_text("utf-8"))["mlflow"]["url"]
+        entry = json.loads((home / "services.json").read_text("utf-8"))["mlflow"]
+        return entry["url"] if entry.get("home", str(home)) == str(home) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -37,12 +37,15 @@ from tasks.tracking.forms import (
     milliseconds,
     numbers,
 )
+from tasks.tracking.moved import mend
 
 log = logging.getLogger("tracking")
 EXPERIMENT = "full-pipeline"
 ALIASES = {"pretrain": "base"}
 """Registry alias of a model stage's newest version; the stage's own name where not listed."""
 LARGEST_FILE = 20 << 20
+TRAINING = "workflowType=machine_learning"
+"""The part of MLflow's UI that a link opens: the one for training and not the one for chat applications."""
 SHOWN = (
     "stats.json",
     "samples.jsonl",
@@ -277,12 +280,17 @@ class Mirror:
         except (OSError, ValueError):
             told = {}
         told = told if isinstance(told, dict) else {}
-        same = told.get("tracking_uri") == self.uri
+        same = told.get("tracking_uri") == self.uri or self._has(told)
         return {
             "run_id": told.get("run_id") if same else None,
             "model_id": told.get("model_id") if same else None,
             **({"version": told["version"]} if same and "version" in told else {}),
         }
+
+    def _has(self, told: dict[str, Any]) -> bool:
+        """Whether a run that was noted under another address of this database (its home was moved) is here."""
+        local = self.uri.startswith("sqlite:") and str(told.get("tracking_uri", "")).startswith("sqlite:")
+        return bool(local and told.get("run_id") and self._optional("run", lambda: self.client.get_run(told["run_id"])))
 
     # -- what a run holds --------------------------------------------------------------------------------------------
 
@@ -454,10 +462,10 @@ class Mirror:
         return ancestry(records, stage) if stage else records
 
     def _link(self, run_id: str) -> str:
-        return f"#/experiments/{self.state['experiment_id']}/runs/{run_id}"
+        return f"#/experiments/{self.state['experiment_id']}/runs/{run_id}?{TRAINING}"
 
     def _model_link(self, model_id: str) -> str:
-        return f"#/experiments/{self.state['experiment_id']}/models/{model_id}"
+        return f"#/experiments/{self.state['experiment_id']}/models/{model_id}?{TRAINING}"
 
     def _page_link(self, run_id: str) -> str | None:
         """A link from a page that is shown in a frame or opened as a file, so with the server's address; None when
@@ -472,6 +480,8 @@ class Mirror:
         if self.uri.startswith("sqlite:///"):
             file = Path(self.uri.removeprefix("sqlite:///"))
             file.parent.mkdir(parents=True, exist_ok=True)
+            if file == self.home / "mlflow" / "mlflow.db" and (moved := mend(self.home)):
+                log.warning("%s was copied or moved from %s; MLflow's places were changed to it", self.home, moved[0])
             with sqlite3.connect(file) as database:
                 database.execute("PRAGMA journal_mode=WAL")
             database.close()

@@ -1,0 +1,280 @@
+"""The grammar of ``pipeline``: its commands, their arguments, and the examples that teach them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+EPILOG = """\
+examples:
+  pipeline run tiny                                   the demo: everything, on this machine
+  pipeline run tiny pretrain.steps=200 --until pretrain
+  pipeline run gpt-teacher ingest.sources=my.jsonl sft.sources=my.jsonl
+  pipeline plan tiny pretrain.optim.lr=1e-3           what would run, and why; runs nothing
+  pipeline run tiny --refresh sft                     build one stage again
+  pipeline chat tiny --prompt "What is MinHash?"
+  pipeline lineage tiny                               what the newest model was made from
+  pipeline config tiny --explain                      every option with its meaning, type and range
+  eval "$(pipeline completion bash)"                  complete commands, presets, stages and options with Tab
+
+`pipeline COMMAND --help` has more examples. Everything is written below .pipeline/ (or PIPELINE_HOME).
+"""
+
+
+def parsed(parser: argparse.ArgumentParser, given: list[str]) -> argparse.Namespace:
+    """Arguments in any order: overrides may stand behind options, and before the preset."""
+    args, late = parser.parse_known_args(given)
+    unknown = [text for text in late if text.startswith("-")]
+    if unknown or (late and not hasattr(args, "overrides")):
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown or late)}")
+    if late and args.preset is None:  # adopt's may be left out
+        args.preset = late.pop(0)
+    if hasattr(args, "overrides"):
+        words = [*([args.preset] if args.preset else []), *args.overrides, *late]
+        first = next((i for i, word in enumerate(words) if "=" not in word), 0)
+        args.preset = words.pop(first) if args.preset else None
+        args.overrides = words
+    return args
+
+
+class _Version(argparse.Action):
+    """``--version``: the project's and those of what decides how it runs."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        import platform
+        from importlib.metadata import PackageNotFoundError, version
+
+        def of(package: str) -> str:
+            try:
+                return version(package)
+            except PackageNotFoundError:
+                return "not installed"
+
+        told = ", ".join(f"{name} {of(name)}" for name in ("torch", "prefect", "mlflow"))
+        print(f"full-pipeline {_own_version()} (Python {platform.python_version()}, {told})")
+        parser.exit()
+
+
+def _own_version() -> str:
+    import tomllib
+
+    from storage.places import ROOT
+
+    try:
+        return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    except OSError:
+        from importlib.metadata import version
+
+        return version("full-pipeline")
+
+
+def parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(
+        prog="pipeline",
+        description="Raw text in, an aligned, evaluated, exported language model out.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    whole.add_argument("--version", action=_Version, nargs=0, help="print versions and exit")
+    loud = argparse.ArgumentParser(add_help=False)
+    loud.add_argument("-v", "--verbose", action="store_const", const=1, default=0, help="every metric; tracebacks")
+    loud.add_argument(
+        "-q", "--quiet", dest="verbose", action="store_const", const=-1, help="only results, losses and failures"
+    )
+    commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, examples: str = "") -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=f"examples:\n{examples}" if examples else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            parents=[loud],
+        )
+        sub.set_defaults(command=name, parser=sub)
+        return sub
+
+    _run_commands(command)
+    _config_commands(command)
+    _artifact_commands(command)
+    command("up", "start the Prefect server, MLflow and a worker on this machine, and deploy the flow")
+    command("down", "stop what `up` or a run started")
+    command("join", "train as one more node for runs with resources.nnodes > 1 on another machine, until interrupted")
+    sub = command("completion", "print the shell's completion script", '  eval "$(pipeline completion bash)"')
+    sub.add_argument("shell", choices=("bash", "zsh", "fish"))
+    return whole
+
+
+def _preset(sub: argparse.ArgumentParser, metavar: str = "section.key=value", **more: Any) -> None:
+    """The arguments that name a config."""
+    text = "a preset's name (see `pipeline presets`) or a .toml file"
+    sub.add_argument("preset", help=text, **more).completer = _names("presets")  # type: ignore[attr-defined]
+    overrides = sub.add_argument(
+        "overrides", nargs="*", metavar=metavar, help="config overrides, e.g. pretrain.optim.lr=1e-3; in any place"
+    )
+    overrides.completer = _names("options")  # type: ignore[attr-defined]
+
+
+def _names(what: str) -> Any:
+    """A completer; what it proposes is found when Tab is pressed."""
+
+    def completed(prefix: str, **_: Any) -> list[str]:
+        from flows.dag import stage_names
+        from pipeline.config.tree import options, presets
+
+        found = {
+            "presets": presets,
+            "stages": lambda: list(stage_names()),
+            "options": lambda: [f"{o}=" for o in options()],
+        }
+        return [name for name in found[what]() if name.startswith(prefix)]
+
+    return completed
+
+
+def _run_commands(command: Any) -> None:
+    """The commands that run the flow or say what it would do; ``command(name, text, examples)`` adds one."""
+    for name, text, examples in (
+        (
+            "run",
+            "run the pipeline; what is cached is not done again",
+            "  pipeline run tiny\n"
+            "  pipeline run tiny ingest.sources=corpus/*.jsonl.gz,books/    your own text\n"
+            "  pipeline run tiny --until encode clean.min_width=40\n"
+            "  pipeline run mine.toml                                       a preset of your own",
+        ),
+        (
+            "plan",
+            "say what a run would do and why, without running anything",
+            "  pipeline plan tiny\n  pipeline plan tiny pretrain.optim.lr=1e-3 --json",
+        ),
+    ):
+        sub = command(name, text, examples)
+        _preset(sub)
+        until = sub.add_argument("--until", metavar="STAGE", help="stop after this stage")
+        again = sub.add_argument(
+            "--refresh", metavar="STAGE", action="append", default=[], help="build this stage again (repeatable)"
+        )
+        until.completer = again.completer = _names("stages")
+        sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+    sub = command(
+        "sweep",
+        "run every combination of some values and compare one number",
+        "  pipeline sweep tiny pretrain.optim.lr=3e-3,6e-3 --until pretrain",
+    )
+    _preset(sub, "section.key=value,value")
+    sub.add_argument("--until", metavar="STAGE", help="stop every child after this stage").completer = _names("stages")
+    sub.add_argument(
+        "--metric",
+        metavar="STAGE.NUMBER",
+        help="the number to sort by (default: held-out loss of the last swept training stage)",
+    )
+    sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+
+def _config_commands(command: Any) -> None:
+    """The commands that look at a config alone."""
+    sub = command(
+        "config",
+        "print a preset's whole config as TOML that `run` takes, or what every option means",
+        "  pipeline config tiny pretrain.steps=400 > mine.toml && pipeline run mine.toml\n"
+        "  pipeline config tiny --explain | grep optim",
+    )
+    _preset(sub)
+    sub.add_argument("--explain", action="store_true", help="every option with its meaning, type, range and value")
+    sub.add_argument("--json", action="store_true", help="print JSON and not TOML")
+
+    sub = command(
+        "estimate",
+        "calculate memory and time of a preset's pretraining on GPUs (without any) or on this machine's CPU",
+    )
+    _preset(sub)
+    sub.add_argument("--gpus", type=int, default=8, help="GPUs in all, 8 to a node (default 8); with --gpu cpu, ranks")
+    sub.add_argument(
+        "--gpu",
+        choices=("h200", "h100", "a100", "4090", "cpu"),
+        default="h200",
+        help="cpu: this machine's, its speed is measured",
+    )
+    sub.add_argument(
+        "--utilisation",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the peak that your own runs reach, instead of the table's",
+    )
+    sub.add_argument(
+        "--tokens",
+        type=float,
+        default=0.0,
+        help="pretraining tokens in all, where the preset gives epochs and not steps",
+    )
+    sub.add_argument("--json", action="store_true")
+    command("presets", "list the presets")
+
+
+def _artifact_commands(command: Any) -> None:
+    """The commands on what runs left behind; ``command(name, text, examples)`` adds one."""
+    sub = command("runs", "list the runs: what was asked for, how it ended, scores, and what is pinned")
+    sub.add_argument("--json", action="store_true")
+    for name, keep, text in (
+        ("pin", True, "keep what a run made from `gc`"),
+        ("unpin", False, "let `gc` delete what a run made"),
+    ):
+        sub = command(name, text, f"  pipeline {name} tiny\n  pipeline {name} 20260131-1200")
+        sub.add_argument(
+            "name", metavar="RUN", help="a run's id or its beginning (see `pipeline runs`), or a preset's name"
+        )
+        sub.set_defaults(keep=keep)
+    sub = command("show", "show an artifact: what it is, what made it, its files")
+    sub.add_argument(
+        "ref",
+        help="a preset's name or a run's id (its model), stage, stage/key or the start of a digest, e.g. pretrain/3fa9",
+    )
+    sub.add_argument("--json", action="store_true")
+    sub = command("lineage", "print what a model (or any artifact) was made from, or with --down what was made from it")
+    sub.add_argument(
+        "ref", help="a preset's name (its newest model), a stage, stage/key, or with --down a source's name"
+    )
+    sub.add_argument(
+        "--down", action="store_true", help="go the other way: everything made from this artifact or source"
+    )
+    sub.add_argument("--json", action="store_true")
+    sub = command(
+        "chat",
+        "talk to a model",
+        '  pipeline chat tiny\n  pipeline chat tiny --prompt "What is MinHash?"\n'
+        '  pipeline chat dpo/3fa9 --temperature 0.7 --top-p 0.9 --system "You answer in one sentence."',
+    )
+    sub.add_argument(
+        "model",
+        help="a preset's name (its newest whole run), a run's id, a reference like dpo/3fa9, or a model directory",
+    ).completer = _names("presets")
+    sub.add_argument("--prompt", help="answer this one prompt; standard output is the answer and nothing else")
+    sub.add_argument("--system", default="", help="what the model is told before the conversation")
+    sub.add_argument(
+        "--temperature", type=float, help="0 is greedy; default: what the model's generation_config.json says"
+    )
+    sub.add_argument("--top-k", type=int, help="draw from the likeliest K tokens; needs a temperature above 0")
+    sub.add_argument(
+        "--top-p", type=float, help="draw from the likeliest tokens of this share; needs a temperature too"
+    )
+    sub.add_argument("--max-tokens", type=int, default=0, help="longest answer; 0 takes the model's own limit")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--force", action="store_true", help="also when the model was withdrawn")
+    sub = command("adopt", "accept an artifact made by older code as what today's code would make")
+    sub.add_argument("ref", help="stage/key of an artifact, or a preset: all that earlier code made for a run of it")
+    _preset(sub, nargs="?")
+    sub.add_argument("--force", action="store_true", help="also when the stage's section or version differs")
+    sub.add_argument("--dry-run", action="store_true", help="only say what would be adopted")
+    sub = command("invalidate", "withdraw a source or an artifact and everything made from it")
+    sub.add_argument("what", metavar="SOURCE_OR_REF", help="a source's name or digest, or stage/key")
+    sub.add_argument("--reason", help="why; shown wherever a withdrawn artifact is asked for")
+    sub.add_argument("--undo", action="store_true", help="take the withdrawal back")
+    sub = command("verify", "hash every file of every artifact again and set damaged ones aside")
+    sub.add_argument("ref", nargs="?", help="only this artifact or stage")
+    sub = command("gc", "delete artifacts that no kept run reaches")
+    sub.add_argument("--keep", type=int, default=5, metavar="N", help="runs to keep, newest first (default 5)")
+    sub.add_argument("--dry-run", action="store_true", help="only say what would be deleted")

@@ -1,0 +1,267 @@
+"""Background processes of one root: started once, found again, told from strangers, ended with all below them.
+
+An entry of ``<home>/services.json`` is {pid, started, log, home, port, url}. It counts while that very process lives,
+works for this root and, before it is first used, holds its port itself. ``<home>/ports.json`` remembers ports, so that
+addresses stay the same from one start to the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from storage.files import write_json
+from storage.places import ROOT
+
+START_SECONDS = 180
+STARTS = 3
+"""Attempts when somebody else takes the port of a server that starts."""
+STOP_SECONDS = 40
+"""Longer than the grace that ranks get for their last checkpoint."""
+
+
+class ServiceError(RuntimeError):
+    """A service did not start or does not answer; the text names its log and what to change."""
+
+
+def ensure(
+    home: Path, name: str, port: int, start: Callable[[int, Path], tuple[list[str], dict[str, str]]], wait: bool
+) -> dict[str, Any]:
+    """The entry of a living service, started if there is none. Two callers at once start it once."""
+    with locked(home):
+        entry = entries(home).get(name)
+        if not entry or not ours(home, entry):
+            entry = _started(home, name, port, start)
+    for _ in range(STARTS):
+        if not wait or _answered(home, name, entry):
+            return entry
+        with locked(home):  # its port went to somebody else while it started
+            if entries(home).get(name) == entry:
+                end(entry["pid"])
+                entry = _started(home, name, port, start)
+            else:
+                entry = entries(home).get(name) or entry
+    raise ServiceError(f"the {name} server found no port that stays free; see {entry['log']}")
+
+
+def _started(
+    home: Path, name: str, port: int, start: Callable[[int, Path], tuple[list[str], dict[str, str]]]
+) -> dict[str, Any]:
+    """Start a service at the port it had last time, if that is free; its entry, also written to services.json."""
+    log = home / "logs" / f"{name.replace(' ', '-')}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    ports = read_json(home / "ports.json")
+    last = ports.get(name, port) if port else 0
+    entry = {**_spawn(start, _free_port(last, port) if port else 0, log), "home": str(home)}
+    if port:
+        write_json(home / "ports.json", {**ports, name: entry["port"]})
+    write_json(home / "services.json", {**entries(home), name: entry})
+    return entry
+
+
+def ours(home: Path, entry: dict[str, Any]) -> bool:
+    """Whether an entry is of a living service of this root. In a copied home it is the original's and left alone; after
+    a move the service works on a folder that is gone, and is ended."""
+    if not alive(entry):
+        return False
+    made_for = entry.get("home", str(home))
+    if made_for == str(home):
+        return True
+    if not Path(made_for).exists():
+        end(entry["pid"])
+    return False
+
+
+def _spawn(start: Callable[[int, Path], tuple[list[str], dict[str, str]]], port: int, log: Path) -> dict[str, Any]:
+    import psutil
+
+    command, environment = start(port, log)
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT__", "MLFLOW_RUN_ID"))}
+    with open(log, "ab") as output:
+        process = subprocess.Popen(
+            command,
+            env={**kept, **environment},
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    entry = {"pid": process.pid, "started": psutil.Process(process.pid).create_time(), "log": str(log)}
+    return {**entry, "port": port, "url": f"http://127.0.0.1:{port}"} if port else entry
+
+
+def _answered(home: Path, name: str, entry: dict[str, Any]) -> bool:
+    """Wait until a service answers; False when its port belongs to another process. ServiceError with the end of its
+    log when it dies or takes too long."""
+    path = "/api/health" if name == "prefect" else "/health"
+    deadline = time.monotonic() + START_SECONDS
+    while not answers(entry["url"] + path):
+        living = alive(entry)
+        if not living and _taken(entry["port"]):
+            return False
+        if not living or time.monotonic() > deadline:
+            what = "did not answer in time" if living else "ended while starting"
+            raise ServiceError(
+                f"the {name} server {what}; the end of {entry['log']}:\n{last_lines(Path(entry['log']))}"
+            )
+        time.sleep(0.1)
+    return _listens(entry)
+
+
+def _listens(entry: dict[str, Any]) -> bool:
+    """Whether the service itself, and not a stranger, holds its port."""
+    import psutil
+
+    for process in _family(entry["pid"]):
+        try:
+            sockets = process.net_connections("tcp") if hasattr(process, "net_connections") else process.connections()
+        except psutil.AccessDenied:
+            return True  # cannot be told here
+        except psutil.NoSuchProcess:
+            continue
+        if any(s.status == psutil.CONN_LISTEN and s.laddr.port == entry["port"] for s in sockets):
+            return True
+    return False
+
+
+def _taken(port: int) -> bool:
+    """Whether somebody listens at a port of this machine."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def end(pid: int) -> None:
+    """SIGTERM to a service and all below it, a wait in which runs write their checkpoint and are recorded, then
+    SIGKILL."""
+    import psutil
+
+    mine = _family(pid)
+    for process in mine:
+        if not _is_tracker(process):  # it ends by itself once its flow is gone, after noting that
+            _signal(process, signal.SIGTERM)
+    _, left = psutil.wait_procs(mine, timeout=STOP_SECONDS)
+    for process in {*left, *_family(pid)}:
+        _signal(process, signal.SIGKILL)
+    psutil.wait_procs(left, timeout=5)
+
+
+def _family(pid: int) -> list[Any]:
+    """The process, its descendants, and what is left of its session when a parent between them has died."""
+    import psutil
+
+    found = {}
+    for process in psutil.process_iter():
+        try:
+            if process.pid == pid or os.getsid(process.pid) == pid:
+                found |= {p.pid: p for p in [process, *process.children(recursive=True)]}
+        except (psutil.NoSuchProcess, ProcessLookupError):
+            continue
+    return list(found.values())
+
+
+def _is_tracker(process: Any) -> bool:
+    import psutil
+
+    try:
+        return "tasks.tracking.tracker" in process.cmdline()
+    except psutil.Error:
+        return False
+
+
+def _signal(process: Any, number: int) -> None:
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
+
+
+def alive(entry: dict[str, Any]) -> bool:
+    """Whether the very process of an entry lives (its number may have gone to another one since)."""
+    import psutil
+
+    try:
+        process = psutil.Process(entry["pid"])
+        return abs(process.create_time() - entry["started"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def entries(home: Path) -> dict[str, dict[str, Any]]:
+    return read_json(home / "services.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a small file of ours; {} when it is missing or broken."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def forget(home: Path, name: str) -> None:
+    left = {k: v for k, v in entries(home).items() if k != name}
+    write_json(home / "services.json", left)
+
+
+@contextlib.contextmanager
+def locked(home: Path) -> Iterator[None]:
+    """Only one process at a time starts or stops services of this root."""
+    home.mkdir(parents=True, exist_ok=True)
+    with open(home / "services.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _free_port(*wanted: int) -> int:
+    """The first of ``wanted`` at which nobody listens, else any free port."""
+    for port in (*wanted, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+                return int(probe.getsockname()[1])
+            except OSError:
+                continue
+    raise ServiceError("no free TCP port on 127.0.0.1")
+
+
+def opened(request: str | urllib.request.Request, seconds: float) -> Any:
+    """An HTTP answer; never through a proxy, which does not know this machine's ports."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=seconds)
+
+
+def answers(url: str) -> bool:
+    """Whether a health address answers 200."""
+    try:
+        with opened(url, 3) as answer:
+            return answer.status == 200
+    except (OSError, ValueError):
+        return False
+
+
+def ask(api: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    """What Prefect's API answers at ``path`` (a filter without conditions when there is no body). Raises
+    ServiceError."""
+    data = json.dumps(body or {}).encode()
+    try:
+        with opened(urllib.request.Request(f"{api}/{path}", data, {"Content-Type": "application/json"}), 30) as answer:
+            return json.load(answer)
+    except (OSError, ValueError) as error:
+        raise ServiceError(f"the Prefect server at {api} refused {path}: {error}") from error
+
+
+def last_lines(log: Path, count: int = 15) -> str:
+    return "\n".join(log.read_text("utf-8", "replace").splitlines()[-count:]) if log.exists() else "(no log)"

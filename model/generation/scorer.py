@@ -1,0 +1,109 @@
+"""One model and its tokenizer, answering questions and weighing texts.
+
+Whatever does not fit the model's window is given back as None and never cut: a likelihood without part of its question,
+or of part of an answer, is another question's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from model.generation.generate import generate
+from model.network.transformer import Transformer
+from model.tokens.chat import ChatTokenizer
+
+Scored = tuple[list[int], int]  # ids, and the index of the first one whose likelihood is wanted
+Weighed = tuple[float, int]
+"""A text's log-likelihood in nats and its UTF-8 bytes."""
+_LOGITS = 1 << 26  # most logits held at once: 256 MB
+
+
+class Scorer:
+    """A model in a directory. ``tick`` hears of every batch how many items it was; ``cut_short`` counts the answers
+    that ended only because the window was full."""
+
+    def __init__(self, directory: str, device: str, dtype: str, batch: int, tick: Callable[[int], None]) -> None:
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        bf16 = dtype == "bf16" or (dtype == "auto" and self.device == "cuda")
+        self.tokenizer = ChatTokenizer.load(directory)
+        self.model = Transformer.from_dir(
+            directory, dtype=torch.bfloat16 if bf16 else torch.float32, device=self.device
+        ).eval()
+        self.directory = directory
+        self.window = self.model.config.max_seq_len
+        self.batch, self.tick, self.cut_short = batch, tick, 0
+
+    def answers(self, questions: Sequence[str], max_new_tokens: int) -> list[str | None]:
+        """Greedy answers; None to a question that leaves no room in the model's window."""
+        prompts = [self.tokenizer.prompt([{"role": "user", "content": question}]) for question in questions]
+        order = sorted(
+            (i for i in range(len(prompts)) if len(prompts[i]) < self.window), key=lambda i: (len(prompts[i]), i)
+        )
+        answers: list[str | None] = [None] * len(prompts)
+        stop = {self.tokenizer.eos_id, self.tokenizer.end_of_text_id}
+        self.tick(len(prompts) - len(order))
+        for start in range(0, len(order), self.batch):
+            rows = order[start : start + self.batch]
+            said = generate(self.model, [prompts[i] for i in rows], stop=stop, max_new_tokens=max_new_tokens)
+            for i, ids in zip(rows, said, strict=True):
+                answers[i] = self.tokenizer.decode(ids).strip()
+                self.cut_short += len(prompts[i]) + len(ids) == self.window and len(ids) < max_new_tokens
+            self.tick(len(rows))
+        return answers
+
+    def likelihoods(self, pairs: Sequence[tuple[str | None, str]]) -> list[Weighed | None]:
+        """For (question, answer) the answer's likelihood after the question as a chat, or alone as a text where the
+        question is None; None for a pair that does not fit the window."""
+        sequences: list[Scored] = []
+        for question, answer in pairs:
+            begin = [self.tokenizer.end_of_text_id]  # what a document begins with in training
+            if question is not None:
+                begin = self.tokenizer.prompt([{"role": "user", "content": question}])
+            sequences.append((begin + self.tokenizer.encode(answer.strip()), len(begin)))
+        fitting = [i for i, (ids, _) in enumerate(sequences) if len(ids) <= self.window]
+        self.tick(len(sequences) - len(fitting))
+        found: list[Weighed | None] = [None] * len(sequences)
+        for i, values in zip(fitting, self.log_probabilities([sequences[i] for i in fitting]), strict=True):
+            found[i] = float(values.sum()), len(pairs[i][1].strip().encode())
+        return found
+
+    @torch.no_grad()
+    def log_probabilities(self, sequences: Sequence[Scored]) -> list[np.ndarray]:
+        """Natural log-probabilities (float64) of each sequence's tokens from its start index on, given what precedes
+        them. Raises ValueError when one is not a number."""
+        found: list[np.ndarray] = [np.zeros(0)] * len(sequences)
+        order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i][0]), i))
+        for rows in self._batches(order, sequences):
+            longest = max(len(sequences[i][0]) for i in rows)
+            ids = torch.zeros((len(rows), longest), dtype=torch.long)
+            for row, i in enumerate(rows):
+                ids[row, : len(sequences[i][0])] = torch.tensor(sequences[i][0])
+            # padding is at the right, where causal attention never looks
+            hidden = self.model.hidden(ids.to(self.device))  # [rows, longest, dim]
+            for row, i in enumerate(rows):
+                tokens, start = sequences[i]
+                states = hidden[row, start - 1 : len(tokens) - 1]  # [targets, dim]
+                logits = F.linear(states, self.model.head.to(states.dtype)).float()  # [targets, vocab]
+                target = torch.tensor(tokens[start:], device=self.device)
+                found[i] = -F.cross_entropy(logits, target, reduction="none").double().cpu().numpy()
+                if not np.isfinite(found[i]).all():
+                    raise ValueError(
+                        f"{self.directory}: likelihoods are not finite: the weights are damaged or diverged"
+                    )
+            self.tick(len(rows))
+        return found
+
+    def _batches(self, order: list[int], sequences: Sequence[Scored]) -> Iterator[list[int]]:
+        tokens = max(self.window, min(16_384, _LOGITS // self.model.config.vocab_size))
+        rows: list[int] = []
+        for i in order:  # lengths rise, so the next one is the longest of its batch
+            if rows and ((len(rows) + 1) * len(sequences[i][0]) > tokens or len(rows) == self.batch):
+                yield rows
+                rows = []
+            rows.append(i)
+        if rows:
+            yield rows

@@ -1,0 +1,145 @@
+"""The chat format: ChatML turns with tools, calls and reasoning, as a template for ``transformers`` and as text.
+
+:data:`CHAT_TEMPLATE` (Jinja, the dialect of ``transformers``) writes structured messages; :func:`turns` writes messages
+of the normal form, in which calls and reasoning are in the contents already. Both give the same text. The template
+marks with ``{% generation %}`` exactly what a model is trained on. Contents are trimmed, and earlier answers keep their
+reasoning, so that a generation prompt is always a prefix of what was trained. Tools follow Hermes' and Qwen3's
+convention: ``<tools>`` in the system turn, ``<tool_call>``, and ``<tool_response>`` in a turn of the user.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, NotRequired, TypedDict
+
+END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+CHAT_SPECIALS = (END_OF_TEXT, IM_START, IM_END)
+"""Ids 0, 1, 2 of a tokenizer we train: document end and padding, start of a turn, end of a turn."""
+
+TOOLS_INTRO = 'Tools you can call, each by <tool_call>{"name": …, "arguments": …}</tool_call>:'
+
+CHAT_TEMPLATE = (
+    r"""{%- macro text(content) -%}
+{%- if content is string -%}{{ content }}
+{%- elif content -%}
+{%- for part in content -%}
+{%- if part is string -%}{{ part }}
+{%- elif part.text is string -%}{{ part.text }}
+{%- else -%}{{ raise_exception('only text can be said in this format') }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{%- set ns = namespace(lead='', body='') -%}
+{%- set rest = messages -%}
+{%- if messages and messages[0].role in ('system', 'developer') -%}
+{%- set ns.lead = text(messages[0].content) | trim -%}
+{%- set rest = messages[1:] -%}
+{%- endif -%}
+{%- if tools -%}
+{%- set ns.lead = ns.lead + ('\n\n' if ns.lead else '') + '"""
+    + TOOLS_INTRO
+    + r"""\n<tools>' -%}
+{%- for tool in tools -%}{%- set ns.lead = ns.lead + '\n' + (tool | tojson) -%}{%- endfor -%}
+{%- set ns.lead = ns.lead + '\n</tools>' -%}
+{%- endif -%}
+{%- if ns.lead -%}{{ '<|im_start|>system\n' + ns.lead + '<|im_end|>\n' }}{%- endif -%}
+{%- for message in rest -%}
+{%- if message.role in ('tool', 'function') -%}
+{%- if loop.first or rest[loop.index0 - 1].role not in ('tool', 'function') -%}{{ '<|im_start|>user' }}{%- endif -%}
+{{ '\n<tool_response>\n' + text(message.content) + '\n</tool_response>' }}
+{%- if loop.last or rest[loop.index0 + 1].role not in ('tool', 'function') -%}{{ '<|im_end|>\n' }}{%- endif -%}
+{%- elif message.role == 'assistant' -%}
+{%- set ns.body = text(message.content) | trim -%}
+{%- set calls = message.tool_calls or ([message.function_call] if message.function_call else []) -%}
+{%- for call in calls -%}
+{%- set call = call.function or call -%}
+{%- if call.arguments is string and call.arguments | trim -%}
+{%- set arguments = call.arguments -%}
+{%- else -%}
+{%- set arguments = (call.arguments or {}) | tojson -%}
+{%- endif -%}
+{%- set ns.body = ns.body + ('\n' if ns.body else '') + '<tool_call>\n{"name": ' + (call.name | tojson)
+    + ', "arguments": ' + arguments + '}\n</tool_call>' -%}
+{%- endfor -%}
+{%- set why = text(message.reasoning_content or message.reasoning or message.thinking) | trim -%}
+{%- if why -%}{%- set ns.body = '<think>\n' + why + '\n</think>\n\n' + ns.body -%}{%- endif -%}
+{{ '<|im_start|>assistant\n' }}
+{%- generation -%}{{ ns.body | trim + '<|im_end|>' }}{%- endgeneration -%}
+{{ '\n' }}
+{%- else -%}
+{%- set ns.body = text(message.content) | trim -%}
+{%- set role = 'system' if message.role == 'developer' else message.role -%}
+{%- if ns.body or role != 'system' -%}{{ '<|im_start|>' + role + '\n' + ns.body + '<|im_end|>\n' }}{%- endif -%}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"""
+)
+
+_GENERATION = re.compile(r"\{%-? *(?:end)?generation *-?%\}")
+
+
+def plain_template(template: str) -> str:
+    """A template without the marks of what is trained, for engines whose Jinja does not know them."""
+    return _GENERATION.sub("{#- -#}", template)
+
+
+class Message(TypedDict):
+    """One message of the normal form. Roles are system, user, assistant and tool; ``learn`` false makes an answer
+    context only."""
+
+    role: str
+    content: str
+    learn: NotRequired[bool]
+
+
+class Turn(NamedTuple):
+    """What stands between one ``<|im_start|>`` and its ``<|im_end|>``: ``messages`` are several where results of tools
+    follow each other."""
+
+    role: str
+    content: str
+    learn: bool
+    messages: int
+
+
+def turns(messages: Sequence[Message]) -> Iterator[Turn]:
+    """The turns that messages are written in, contents trimmed. An empty system message has none of its own: it counts
+    to the turn after it."""
+    waiting, skipped = [], 0
+    for message in messages:
+        if message["role"] == "tool":
+            waiting.append(f"<tool_response>\n{message['content']}\n</tool_response>")
+            continue
+        if waiting:
+            yield Turn("user", "\n".join(waiting), False, len(waiting) + skipped)
+            waiting, skipped = [], 0
+        role, content = message["role"], message["content"].strip()
+        if role == "system" and not content:
+            skipped += 1
+            continue
+        yield Turn(role, content, role == "assistant" and message.get("learn", True), 1 + skipped)
+        skipped = 0
+    if waiting:
+        yield Turn("user", "\n".join(waiting), False, len(waiting) + skipped)
+
+
+def fit_history(messages: Sequence[Message], sizes: Sequence[int], room: int) -> tuple[list[Message], int] | None:
+    """Leave out the oldest exchanges until the rest fits into ``room`` tokens; it and how many messages went.
+
+    ``sizes``: tokens of each message, see ``ChatTokenizer.sizes``. What stays begins at a question of the user, never
+    inside an exchange with tools. A leading system message and all from the last question on always stay; None when
+    even they do not fit.
+    """
+    head = 1 if messages and messages[0]["role"] == "system" else 0
+    room -= sum(sizes[:head])
+    size = sum(sizes[head:])
+    starts = [head, *(i for i in range(head + 1, len(messages)) if messages[i]["role"] == "user")]
+    at = head
+    for start in starts:
+        size -= sum(sizes[at:start])
+        at = start
+        if size <= room:
+            return [*messages[:head], *messages[start:]], start - head
+    return None
