@@ -74,7 +74,10 @@ def test_one_changed_field_reruns_what_depends_on_its_bytes_only(home, first):
     ]
     assert plan["sft"]["reasons"] == ["sft.optim.lr: 0.001 → 0.002"]
     changed = home.run("sft.optim.lr=2e-3", "--until", "dpo")
-    assert states(changed) == {s: "cached" for s in stage_names()[: stage_names().index("sft")]} | {"sft": "ran", "dpo": "ran"}
+    assert states(changed) == {s: "cached" for s in stage_names()[: stage_names().index("sft")]} | {
+        "sft": "ran",
+        "dpo": "ran",
+    }
 
 
 def test_adapters_on_weights_as_they_are_learn_from_a_teacher_of_an_earlier_run(home, first):
