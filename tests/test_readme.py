@@ -217,11 +217,14 @@ def test_added_stages_are_planned_in_their_place_and_known_by_their_kind(extende
     assert plan[plan.index("pretrain") : plan.index("dpo")] == ["pretrain", "anneal", "sft"]
     cut = json.loads(extended("plan", MICRO, f"ingest.sources={lab.good}", "--until", "anneal", "--json").stdout)
     assert cut[-1]["stage"] == "anneal"
-    code = "from flows.dag import of_kind; print(*of_kind('documents'), '|', *of_kind('model'))"
+    code = (
+        "from flows.dag import *; from flows.runner import score_lines; print(*of_kind('documents'), '|', *model_names());"
+        " print(score_lines({'anneal.bits_per_byte': 1.25})[1])"
+    )
     said = subprocess.run(
         [sys.executable, "-c", code], cwd=extended.root, env=extended.env, capture_output=True, text=True, check=True
     ).stdout
-    assert "clean shorten language" in said and said.split("|")[1].split() == ["pretrain", "anneal", "sft", "dpo"]
+    assert "clean shorten language" in said and "| base anneal sft dpo" in said and "1.250" in said
 
 
 def test_an_added_stage_runs_is_cached_refreshed_shown_and_traced(extended, lab):
