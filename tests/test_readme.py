@@ -218,7 +218,8 @@ def test_added_stages_are_planned_in_their_place_and_known_by_their_kind(extende
     cut = json.loads(extended("plan", MICRO, f"ingest.sources={lab.good}", "--until", "anneal", "--json").stdout)
     assert cut[-1]["stage"] == "anneal"
     code = (
-        "from flows.dag import *; from flows.runner import score_lines; print(*of_kind('documents'), '|', *model_names());"
+        "from flows.dag import *; from flows.runner import score_lines;"
+        " print(*of_kind('documents'), '|', *model_names());"
         " print(score_lines({'anneal.bits_per_byte': 1.25})[1])"
     )
     said = subprocess.run(
