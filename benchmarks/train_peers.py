@@ -47,8 +47,9 @@ from specs import spec as make_spec  # noqa: E402
 
 from model.running.machine import pick_dtype  # noqa: E402
 from model.tokens.chat import ChatTokenizer  # noqa: E402
-from pipeline.tokens.chats import encode_chats, encode_pairs  # noqa: E402
+from pipeline.tokens.chats import encode_chats  # noqa: E402
 from pipeline.tokens.encoder import dataset_meta, write_meta  # noqa: E402
+from pipeline.tokens.pairs import encode_pairs  # noqa: E402
 from tasks.running.launch import MALLOC  # noqa: E402
 
 SHAPES = {  # 26m and 256x4 as MiniMind has them (feed-forward pi times the width), teacher as GPT_teacher has it

@@ -26,7 +26,7 @@ def dpo(
     cfg: DpoSection, chat: Artifact, preferences: Artifact, *, on: Resources, out: Path, report: Report
 ) -> dict[str, Any]:
     """Direct preference optimisation against the SFT model, whose log-probabilities are computed once."""
-    from pipeline.tokens.chats import encode_pairs
+    from pipeline.tokens.pairs import encode_pairs
 
     data = out / "_run" / "data"
     counts = encode_records(encode_pairs, preferences, cfg, chat.path, data, report)

@@ -114,8 +114,15 @@ def test_the_time_of_a_stage_grows_with_its_work_or_is_not_told(place):
     source = {"name": "sources", "stage": "source", "key": "", "digest": "d"}
     text = [{"name": "mine", "digest": "d", "files": 1, "bytes": 1000}]
     built(place, "ingest", "i", sections["ingest"], 10.0, [{**source, "sources": text}])
-    built(place, "tokenizer", "t", sections["tokenizer"], 5.0, [{"name": "docs", "stage": "ingest", "key": "i"}])
-    made = [{"name": "tokens", "stage": "tokenizer", "key": "t"}]
+    built(
+        place,
+        "tokenizer",
+        "t",
+        sections["tokenizer"],
+        5.0,
+        [{"name": "docs", "stage": "ingest", "key": "i", "digest": "d"}],
+    )
+    made = [{"name": "tokens", "stage": "tokenizer", "key": "t", "digest": "d"}]
     built(place, "pretrain", "p", sections["pretrain"], 100.0, made, {"steps": 200})
 
     def told(stage, **changed):

@@ -7,8 +7,10 @@ import pytest
 from token_helpers import FACTS, tokenizer_dir
 
 from model.tokens.chat import ChatTokenizer
-from pipeline.tokens.chats import encode_chats, encode_pairs
+from model.tokens.rows import Packed, read_split
+from pipeline.tokens.chats import encode_chats
 from pipeline.tokens.encode import Encoder
+from pipeline.tokens.pairs import encode_pairs
 
 CHAT = ChatTokenizer.load(tokenizer_dir())
 
@@ -98,7 +100,7 @@ def test_a_question_after_the_last_answer_is_left_out(tmp_path):
 def test_pairs_lie_side_by_side_with_only_the_answers_as_targets(tmp_path):
     history = pair("third", "good", "bad")
     history["prompt"] = [*talk("first", "second")["messages"], *history["prompt"]]
-    metrics = encode_pairs([history, pair("same", "equal", "equal", 2)], tokenizer_dir(), tmp_path, max_tokens=80)
+    metrics = encode_pairs([history, pair("same", "equal", "equal", 2)], tokenizer_dir(), tmp_path, max_tokens=160)
     found = rows(tmp_path)
     assert [target for _, target in found] == ["good<|im_end|>", "bad<|im_end|>"]
     assert all("second" in text for text, _ in found)
@@ -167,3 +169,24 @@ def test_progress_is_told_of_few_records_too(tmp_path):
     told = []
     encode_chats([talk("q", "a")] * 3, tokenizer_dir(), tmp_path, max_tokens=40, progress=lambda *a: told.append(a))
     assert told[-1] == (3, 3, "records")
+
+
+def test_a_pair_fits_its_row_whole_with_the_end_of_both_answers_or_is_dropped_and_counted(tmp_path):
+    turn = [{"role": "user", "content": "an earlier question"}, {"role": "assistant", "content": "an earlier answer"}]
+    records = [pair("why " * (1 + n % 7), "yes " * (1 + n % 23), "no " * (n % 31), n) for n in range(1, 120)]
+    for n, record in enumerate(records):
+        record["prompt"] = [*turn * (n % 4), *record["prompt"]]
+    counts = encode_pairs(records, tokenizer_dir(), tmp_path, max_tokens=120)
+    split = read_split(tmp_path, "train")
+    lengths = np.diff(split.offsets)
+    assert (lengths.reshape(-1, 2).sum(1) - 2 <= 120).all() and (lengths.reshape(-1, 2).sum(1) - 2 > 100).any()
+    ends = split.offsets[1:] - 2  # the end of the turn, before the line break
+    assert (split.tokens[ends] == CHAT.eos_id).all() and (split.mask[ends] == 1).all()
+    assert (
+        counts["records"]
+        == len(records)
+        == counts["dropped"] + (counts["train_sequences"] + counts["val_sequences"]) // 2
+    )
+    assert counts["dropped_too_long"] > 0 and counts["truncated"] > 0
+    rows = Packed(split, 120, together=2)
+    assert rows.units.sum() * 2 == split.sequences and rows.truncated == 0

@@ -51,7 +51,9 @@ EDITS = [
     # tokens
     ("pipeline/kernels/bpe.py", "_ZERO = np.int64(0)", "_ZERO = np.int64(1)", {"tokenizer"}),
     ("pipeline/tokens/encode.py", "2 << 20", "1 << 20", {"encode"}),
-    ("pipeline/tokens/chats.py", "_SAMPLES = 20", "_SAMPLES = 10", TUNING),
+    ("pipeline/tokens/sequences.py", "_SAMPLES = 20", "_SAMPLES = 10", TUNING),
+    ("pipeline/tokens/pairs.py", "room // 2", "room // 3", {"dpo"}),
+    ("pipeline/tokens/chats.py", "_is_target(m)", "_is_target(m) or True", {"sft"}),
     # from a section to a worker's spec
     ("tasks/training.py", "hasattr(cfg, f.name)", 'hasattr(cfg, f.name) and f.name != "seed"', TRAINING),
     ("tasks/tuning.py", "max_tokens=cfg.seq_len", "max_tokens=cfg.seq_len // 2", TUNING),

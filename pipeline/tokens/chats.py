@@ -1,36 +1,19 @@
-"""Conversations and preference pairs to token datasets with loss masks, for the sft and dpo stages.
+"""Conversations to a token dataset with loss masks, for the sft stage.
 
-Input is the sources' normal form. A record that cannot be trained on is dropped, counted by reason and sampled with
-file and line in ``dropped.jsonl``; a conversation longer than the model's window loses its oldest exchanges first,
-because its last answer is the one that its history leads to, and never half an exchange with tools. The validation
-split is chosen by a hash of the content, so the same record always falls on the same side for the same data, and copies
-never lie on both sides.
+A conversation longer than the model's window loses its oldest exchanges first, because its last answer is the one that
+its history leads to, and never half an exchange with tools.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from model.tokens.chat import ChatTokenizer
-from model.tokens.template import Message, fit_history
+from model.tokens.template import Message
 from pipeline.config.base import Progress, quiet
-from pipeline.tokens.encoder import Encoder, dataset_meta, flat_counts, write_meta
-
-_SAMPLES = 20
-_TELL_SECONDS = 0.5
-Sequence = tuple[list[int], list[int]]  # ids, mask
-
-
-class Unusable(Exception):
-    """Why a record cannot be trained on; the word is the reason under which it is counted."""
+from pipeline.tokens.encoder import Encoder
+from pipeline.tokens.sequences import Made, Unusable, fit, write_dataset
 
 
 def encode_chats(
@@ -49,211 +32,20 @@ def encode_chats(
     ``max_tokens`` bounds a sequence; ``val_share`` of the records (at least one, if there are two) are held out. Raises
     ValueError when nothing is left to train on.
     """
-    return _write(records, _chat_sequences, "chat", tokenizer, out, max_tokens, val_share, seed, progress)
+    return write_dataset(records, _chat_sequences, "chat", tokenizer, out, max_tokens, val_share, seed, progress)
 
 
-def encode_pairs(
-    records: Iterable[dict[str, Any]],
-    tokenizer: Path,
-    out: Path,
-    *,
-    max_tokens: int,
-    val_share: float = 0.05,
-    seed: int = 0,
-    progress: Progress = quiet,
-) -> dict[str, Any]:
-    """Preferences ``{"prompt", "chosen", "rejected", "source", "path", "line"}`` to a dataset of kind "pairs".
-
-    Sequence 2i is the chosen answer after the prompt and 2i + 1 the rejected one; only the answers are targets.
-    Otherwise as :func:`encode_chats`.
-    """
-    return _write(records, _pair_sequences, "pairs", tokenizer, out, max_tokens, val_share, seed, progress)
-
-
-class Made(NamedTuple):
-    """What a record becomes: its sequences, UTF-8 bytes of the targets' text, messages that the window left out, and
-    messages after the last answer."""
-
-    sequences: list[Sequence]
-    size: int
-    left_out: int
-    unanswered: int = 0
-
-
-def _chat_sequences(record: dict[str, Any], chat: ChatTokenizer, limit: int) -> Made:
+def _chat_sequences(record: dict[str, Any], chat: Encoder, limit: int) -> Made:
     messages = record["messages"]
     last = max((i for i, m in enumerate(messages) if _is_target(m)), default=-1)
     if last < 0:
         raise Unusable("no_answer")
     unanswered = len(messages) - last - 1
     messages = messages[: last + 1]  # a question that nobody answers teaches nothing
-    kept, left_out = _fit(messages, chat.sizes(messages), limit)
+    kept, left_out = fit(messages, chat.sizes(messages), limit)
     size = sum(len(m["content"].strip().encode()) for m in kept if _is_target(m))
     return Made([chat.chat(kept)], size, left_out, unanswered)
 
 
 def _is_target(message: Message) -> bool:
     return message["role"] == "assistant" and message.get("learn", True) and bool(message["content"].strip())
-
-
-def _fit(messages: list[Message], sizes: list[int], room: int) -> tuple[list[Message], int]:
-    """What fits of a history, and how many messages went. Raises Unusable("too_long")."""
-    found = fit_history(messages, sizes, room)
-    if found is None:
-        raise Unusable("too_long")
-    return found
-
-
-def _pair_sequences(record: dict[str, Any], chat: ChatTokenizer, limit: int) -> Made:
-    answers = [record["chosen"].strip(), record["rejected"].strip()]
-    if answers[0] == answers[1]:
-        raise Unusable("equal_answers")
-    if not answers[0]:
-        raise Unusable("no_answer")
-    turns: list[Message] = [{"role": "assistant", "content": answer} for answer in answers]
-    longest = max(sum(chat.sizes([turn])) for turn in turns)
-    kept, left_out = _fit(record["prompt"], chat.sizes(record["prompt"]), limit - longest)
-    prefix = len(chat.prompt(kept))  # earlier answers in the prompt are history here, not targets
-    whole = [chat.chat([*kept, turn]) for turn in turns]
-    pair = [(ids, [0] * prefix + mask[prefix:]) for ids, mask in whole]
-    return Made(pair, sum(len(answer.encode()) for answer in answers), left_out)
-
-
-class _Spool:
-    """Sequences on disk, what is needed to split them in memory: lengths, bytes and a hash a record."""
-
-    def __init__(self, directory: Path, dtype: str) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self.paths = directory / "spool.bin", directory / "spool.mask"
-        self.files = [open(path, "wb") for path in self.paths]  # noqa: SIM115 - open as long as the spool
-        self.dtype = dtype
-        self.lengths: list[list[int]] = []
-        self.sizes: list[int] = []
-        self.hashes: list[int] = []
-
-    def add(self, sequences: list[Sequence], size: int, digest: int) -> None:
-        for ids, mask in sequences:
-            np.array(ids, dtype=self.dtype).tofile(self.files[0])
-            np.array(mask, dtype=np.uint8).tofile(self.files[1])
-        self.lengths.append([len(ids) for ids, _ in sequences])
-        self.sizes.append(size)
-        self.hashes.append(digest)
-
-    def validation(self, share: float) -> np.ndarray:
-        """Which records are held out (bool): those of the lowest hashes, at least one; none when that would leave
-        nothing."""
-        count = math.ceil(share * len(self.hashes))
-        if count == 0 or len(self.hashes) < 2:
-            return np.zeros(len(self.hashes), dtype=bool)
-        held = np.array(self.hashes, dtype=np.uint64) <= np.uint64(sorted(self.hashes)[count - 1])
-        return held if not held.all() else np.zeros_like(held)
-
-    def write(self, out: Path, split: str, chosen: np.ndarray) -> dict[str, int]:
-        """Copy the chosen records to ``<split>.{bin,mask.bin,idx.npy}``; returns the split's counts."""
-        for file in self.files:
-            file.flush()
-        ids = np.memmap(self.paths[0], dtype=self.dtype, mode="r")
-        mask = np.memmap(self.paths[1], dtype=np.uint8, mode="r")
-        ends = np.cumsum([sum(lengths) for lengths in self.lengths])
-        lengths: list[int] = []
-        supervised = 0
-        with open(out / f"{split}.bin", "wb") as id_sink, open(out / f"{split}.mask.bin", "wb") as mask_sink:
-            for i in np.flatnonzero(chosen):
-                span = slice(int(ends[i]) - sum(self.lengths[i]), int(ends[i]))
-                ids[span].tofile(id_sink)
-                mask[span].tofile(mask_sink)
-                supervised += int(mask[span].sum())
-                lengths += self.lengths[i]
-        np.save(out / f"{split}.idx.npy", np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)]))
-        size = sum(self.sizes[i] for i in np.flatnonzero(chosen))
-        return {"sequences": len(lengths), "tokens": sum(lengths), "bytes": size, "supervised": supervised}
-
-    def remove(self) -> None:
-        for file, path in zip(self.files, self.paths, strict=True):
-            file.close()
-            path.unlink()
-
-
-def _write(
-    records: Iterable[dict[str, Any]],
-    make: Callable[[dict[str, Any], ChatTokenizer, int], Made],
-    kind: str,
-    tokenizer: Path,
-    out: Path,
-    max_tokens: int,
-    val_share: float,
-    seed: int,
-    progress: Progress,
-) -> dict[str, Any]:
-    meta = dataset_meta(kind, tokenizer)
-    spool = _Spool(out / "_run", meta["dtype"])
-    counts = {"records": 0, "truncated": 0, "messages_left_out": 0, "messages_unanswered": 0}
-    dropped = _Dropped()
-    for record, made in _usable(records, make, Encoder.load(tokenizer), max_tokens, counts, dropped, progress):
-        spool.add(made.sequences, made.size, _digest(record, seed))
-        counts["truncated"] += made.left_out > 0
-        counts["messages_left_out"] += made.left_out
-        counts["messages_unanswered"] += made.unanswered
-    if not spool.hashes:
-        raise ValueError(
-            f"no {kind} records left to train on; dropped: {dropped.counts or 'none were given'} (window: {max_tokens}"
-            " tokens)"
-        )
-    held = spool.validation(val_share)
-    meta["splits"] = {"train": spool.write(out, "train", ~held), "val": spool.write(out, "val", held)}
-    spool.remove()
-    dropped.write(out / "dropped.jsonl")
-    write_meta(out, meta)
-    return {
-        **flat_counts(meta),
-        **counts,
-        "dropped": sum(dropped.counts.values()),
-        **{f"dropped_{k}": n for k, n in sorted(dropped.counts.items())},
-    }
-
-
-def _usable(
-    records: Iterable[dict[str, Any]],
-    make: Callable[[dict[str, Any], ChatTokenizer, int], Made],
-    chat: Encoder,
-    limit: int,
-    counts: dict[str, int],
-    dropped: _Dropped,
-    progress: Progress,
-) -> Iterator[tuple[dict[str, Any], Made]]:
-    told = time.monotonic()
-    for record in records:
-        counts["records"] += 1
-        try:
-            yield record, make(record, chat, limit)
-        except Unusable as reason:
-            dropped.add(str(reason), record)
-        if time.monotonic() - told > _TELL_SECONDS:
-            progress(counts["records"], None, "records")
-            told = time.monotonic()
-    progress(counts["records"], counts["records"], "records")
-
-
-class _Dropped:
-    """Counts by reason, and the first twenty records of each."""
-
-    def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
-        self.samples: list[dict[str, Any]] = []
-
-    def add(self, reason: str, record: dict[str, Any]) -> None:
-        self.counts[reason] = self.counts.get(reason, 0) + 1
-        if self.counts[reason] <= _SAMPLES:
-            place = {key: record.get(key) for key in ("source", "path", "line")}
-            excerpt = json.dumps(record.get("messages") or record.get("prompt"), ensure_ascii=False)[:400]
-            self.samples.append({"reason": reason, **place, "excerpt": excerpt})
-
-    def write(self, path: Path) -> None:
-        lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in self.samples)
-        path.write_text("".join(lines), encoding="utf-8")
-
-
-def _digest(record: dict[str, Any], seed: int) -> int:
-    content = record.get("messages") or [record["prompt"], record["chosen"], record["rejected"]]
-    data = json.dumps([seed, content], ensure_ascii=False, sort_keys=True).encode()
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
