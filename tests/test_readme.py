@@ -243,3 +243,43 @@ def test_an_added_stage_runs_is_cached_refreshed_shown_and_traced(extended, lab)
     assert "shorten/" in traced and "clean/" in traced and "source good" in traced
     tracked = json.loads((extended.path / "runs" / ran["run_id"] / "mlflow.json").read_text())
     assert tracked["stages"]["shorten"]["run_id"]
+
+
+# -- the gates -------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_has_grown_too_long_is_named_and_benchmarks_are_exempt(tmp_path):
+    for name, lines in (("flows/long.py", 401), ("flows/short.py", 400), ("benchmarks/long.py", 500)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x = 1\n" * lines)
+    check = [sys.executable, str(ROOT / ".ci" / "file_sizes.py")]
+    done = subprocess.run(check, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout.splitlines() == ["flows/long.py: 401 lines, more than 400: split it"]
+    assert subprocess.run([*check, "flows/short.py"], cwd=tmp_path).returncode == 0
+
+
+def test_a_commit_the_lint_target_and_ci_ask_for_the_same():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    lint = (ROOT / "Makefile").read_text().partition("\nlint:")[2].partition("\n\n")[0]
+    asked = [hook["entry"].removeprefix(".venv/bin/") for hook in hooks]
+    assert len(asked) == 4 and all(f"$(BIN)/{command}" in lint for command in asked)
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert 0 < ci.index("make lint") < ci.index("make test")
+
+
+def test_a_warning_of_our_own_code_fails_a_test(tmp_path):
+    warn = "import warnings\n\n\ndef test_{}():\n    warnings.warn_explicit('old', UserWarning, 'f.py', 1, '{}')\n"
+    for name, module in (("ours", "flows.cli"), ("theirs", "modelling.x")):
+        (tmp_path / f"test_{name}.py").write_text(warn.format(name, module))
+    run = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-c",
+        str(ROOT / "pyproject.toml"),
+        "--rootdir",
+        str(tmp_path),
+        str(tmp_path),
+    ]
+    said = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True).stdout
+    assert "FAILED test_ours.py::test_ours" in said and "FAILED test_theirs" not in said
