@@ -30,7 +30,9 @@ import psutil  # noqa: E402
 import train_gpu  # noqa: E402
 from specs import spec as make_spec  # noqa: E402
 
-from model.running.estimate import Plan, estimate, this_cpu  # noqa: E402
+from model.running.estimate.engines import estimate  # noqa: E402
+from model.running.estimate.memory import Plan  # noqa: E402
+from model.running.machine import cpu_device  # noqa: E402
 from model.specs.shape import ModelConfig  # noqa: E402
 from model.specs.train import OptimConfig  # noqa: E402
 from pipeline.config.resources import Resources  # noqa: E402
@@ -169,7 +171,7 @@ def main() -> None:
             kind = (row[1], row[2], row[4].get("compile", "off"))
             if kind not in base:
                 base[kind] = measure(("base", row[1], row[2], 1, {"compile": kind[2]}), folder, 4)["memory"]
-            device = replace(this_cpu(1, "fp32"), flops=matmul_rate())
+            device = replace(cpu_device(1, "fp32"), flops=matmul_rate())
             real = measure(row, folder, options.steps)
             mark = "" if row[0] in utilisation else "*"
             if mark:

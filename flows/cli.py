@@ -16,6 +16,7 @@ from typing import Any
 
 from flows.environment import illegible, say, settle
 from flows.parser import parsed, parser
+from model.running.devices import GPUS, Device
 from storage.store import StoreError, open_store
 
 
@@ -165,7 +166,9 @@ def _config(args: argparse.Namespace) -> int:
 def _estimate(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from model.running.estimate import GPUS, Plan, describe, table, this_cpu
+    from model.running.estimate.engines import describe
+    from model.running.estimate.memory import Plan
+    from model.running.estimate.table import table
     from pipeline.config.tree import ConfigError, load
 
     try:
@@ -173,7 +176,7 @@ def _estimate(args: argparse.Namespace) -> int:
         section, on = config.pretrain, config.resources
         model = replace(section.model, vocab_size=section.model.vocab_size or config.tokenizer.vocab_size)
         tokens = args.tokens or float(section.steps * section.batch_tokens)
-        device = this_cpu(max(1, args.gpus), on.dtype) if args.gpu == "cpu" else GPUS[args.gpu]
+        device = _this_cpu(args.gpus, on.dtype) if args.gpu == "cpu" else GPUS[args.gpu]
         compiled = on.compile == "on" if device.cpu else on.compile != "off"
         plan = Plan(
             model,
@@ -198,6 +201,13 @@ def _estimate(args: argparse.Namespace) -> int:
     else:
         print(table(plan))
     return 0
+
+
+def _this_cpu(ranks: int, dtype: str) -> Device:
+    """This machine's CPU, shared evenly by ``ranks``; its speed is measured, by torch."""
+    from model.running.machine import cpu_device
+
+    return cpu_device(max(1, ranks), dtype)
 
 
 def _presets(args: argparse.Namespace) -> int:

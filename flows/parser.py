@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from model.running.devices import GPUS
+
 EPILOG = """\
 examples:
   pipeline run tiny                                   the demo: everything, on this machine
@@ -194,9 +196,10 @@ def _config_commands(command: Any) -> None:
     sub.add_argument("--gpus", type=int, default=8, help="GPUs in all, 8 to a node (default 8); with --gpu cpu, ranks")
     sub.add_argument(
         "--gpu",
-        choices=("h200", "h100", "a100", "4090", "cpu"),
+        choices=(*GPUS, "cpu"),
+        metavar="NAME",
         default="h200",
-        help="cpu: this machine's, its speed is measured",
+        help=f"{', '.join(GPUS)}, or cpu: this machine's, its speed is measured (default h200)",
     )
     sub.add_argument(
         "--utilisation",

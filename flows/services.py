@@ -32,6 +32,7 @@ from flows.processes import (
     locked,
     ours,
 )
+from model.running.devices import visible_gpus
 from storage.places import ROOT
 from tasks.tracking.moved import mend
 from tasks.tracking.tracker import tracking_uri
@@ -100,7 +101,7 @@ def up(home: Path) -> None:
     if buried := bury_dead(home, api):
         told(f"marked as crashed: {', '.join(buried)}")
     _pools(api)
-    pools = [pool for pool in POOLS if pool == "cpu-pool" or _has_gpu()]
+    pools = [pool for pool in POOLS if pool == "cpu-pool" or visible_gpus()]
     for pool in pools:
         ensure(home, f"worker {pool}", 0, lambda port, log, pool=pool: _worker(home, api, pool, log), wait=False)
     told("Prefect answers; deploying the flow …")
@@ -258,7 +259,3 @@ def _wait_for_worker(home: Path, api: str, pool: str) -> None:
                 f"the worker of {pool} did not come up; the end of {entry['log']}:\n{last_lines(Path(entry['log']))}"
             )
         time.sleep(0.3)
-
-
-def _has_gpu() -> bool:
-    return bool(list(Path("/dev").glob("nvidia[0-9]*"))) or Path("/dev/dxg").exists()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from model.network.transformer import Transformer
 from model.objectives.preference import PairBatch, Preference
-from model.running.files import whole
+from model.running.files import replacing
 from model.running.setup import Choices
 from model.specs.dpo import DpoSpec
 from model.tokens.rows import Packed, Split, share
@@ -38,14 +38,14 @@ class DpoTrainer(Tuner):
         """Log-probabilities of every answer under the initial model, once, kept by weights and data."""
         key = f"{prints['init']} {prints['data']} {self.spec.seq_len} {loop.choices.dtype}"
         name = hashlib.sha256(key.encode()).hexdigest()[:16]
-        found: dict[str, NDArray] = {}
+        reference: dict[str, NDArray] = {}
         for split, values in loop.objective.reference.items():
             path = self.run / f"reference-{split}-{name}.npy"
-            found[split] = np.load(path) if path.is_file() else answers(loop, split, len(values))
+            reference[split] = np.load(path) if path.is_file() else answers(loop, split, len(values))
             if self.ranks.rank == 0 and not path.is_file():
-                with whole(path) as partial, open(partial, "wb") as handle:
-                    np.save(handle, found[split])
-        loop.objective.reference = found
+                with replacing(path) as temporary, open(temporary, "wb") as handle:
+                    np.save(handle, reference[split])
+        loop.objective.reference = reference
 
 
 def answers(loop: Loop, split: str, count: int) -> NDArray:

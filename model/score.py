@@ -25,6 +25,7 @@ import numpy as np
 from model.generation.heldout import Bits, HeldOut, bits_per_byte, held_out
 from model.generation.judge import Item, bootstrap_mean, by_accident, groups, right, share
 from model.generation.scorer import Scorer, Weighed
+from model.running.files import write_json, write_text
 
 
 class Found(TypedDict):
@@ -211,7 +212,7 @@ def run(spec: dict[str, Any]) -> dict[str, float]:
     scores = summarise(exams, found, spec.get("reference"), settings["seed"])
     _write_files(out, exams, found, scores)
     metrics = flat_metrics(scores)
-    _write_json(out / "_run" / "result.json", {**metrics, "seconds": time.monotonic() - begun})
+    write_json(out / "_run" / "result.json", {**metrics, "seconds": time.monotonic() - begun}, finite=True)
     return metrics
 
 
@@ -267,8 +268,8 @@ def _write_files(out: Path, exams: dict[str, list[Item]], found: dict[str, Found
     ]
     for name, rows in (("answers", answers), ("choices", choices), ("preferences", preferences)):
         lines = (json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
-        (out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    _write_json(out / "scores.json", scores)
+        write_text(out / f"{name}.jsonl", "".join(lines))
+    write_json(out / "scores.json", scores, finite=True)
 
 
 def _read(path: Path) -> list[Item]:
@@ -276,13 +277,6 @@ def _read(path: Path) -> list[Item]:
         return []
     with open(path, encoding="utf-8", newline="\n") as lines:  # strings may hold U+2028, which splitlines would cut at
         return [json.loads(line) for line in lines]
-
-
-def _write_json(path: Path, values: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        json.dumps(values, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
-    )
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ import torch
 
 from model.generation.generate import generate
 from model.network.transformer import Transformer
+from model.running.files import write_json
 from model.tokens.chat import ChatTokenizer
 
 TOLERANCE = 2e-3
@@ -34,18 +35,18 @@ def compare(directory: str | Path, prompts: list[str], new_tokens: int = 24) -> 
     own, chat = Transformer.from_dir(directory).eval(), ChatTokenizer.load(directory)
     theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    found: dict[str, Any] = {"logit_difference": 0.0, "greedy_equal": True, "template_equal": True}
+    agreement: dict[str, Any] = {"logit_difference": 0.0, "greedy_equal": True, "template_equal": True}
     for prompt in prompts:
         messages = [{"role": "user", "content": prompt}]
         ids = chat.prompt(messages)
         batch = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
         )
-        found["template_equal"] &= batch["input_ids"][0].tolist() == ids
+        agreement["template_equal"] &= batch["input_ids"][0].tolist() == ids
         a, b = own(torch.tensor([ids])), theirs(torch.tensor([ids])).logits
         difference = float((a - b).abs().max() / b.std().clamp(min=1e-6))
-        found["logit_difference"] = max(
-            found["logit_difference"], difference if math.isfinite(difference) else sys.float_info.max
+        agreement["logit_difference"] = max(
+            agreement["logit_difference"], difference if math.isfinite(difference) else sys.float_info.max
         )
         stop = {chat.eos_id, chat.end_of_text_id}
         said = generate(own, [ids], stop=stop, max_new_tokens=new_tokens)[0]
@@ -57,8 +58,8 @@ def compare(directory: str | Path, prompts: list[str], new_tokens: int = 24) -> 
             eos_token_id=sorted(stop),
             pad_token_id=chat.pad_id,
         )[0, len(ids) :].tolist()
-        found["greedy_equal"] &= said == [token for token in full if token not in stop]
-    return found
+        agreement["greedy_equal"] &= said == [token for token in full if token not in stop]
+    return agreement
 
 
 def run(spec: dict[str, Any]) -> str:
@@ -67,15 +68,13 @@ def run(spec: dict[str, Any]) -> str:
         result: dict[str, Any] = {"compared": 0, "why": "transformers is not installed"}
         problem = ""
     else:
-        found = compare(spec["model"], spec["prompts"])
-        result = {"compared": len(spec["prompts"]), **found}
-        wrong = [name for name in ("template_equal", "greedy_equal") if not found[name]]
-        wrong += ["logits"] if found["logit_difference"] > TOLERANCE else []
-        largest = f"largest logit difference {found['logit_difference']:.2g} of their spread"
+        agreement = compare(spec["model"], spec["prompts"])
+        result = {"compared": len(spec["prompts"]), **agreement}
+        wrong = [name for name in ("template_equal", "greedy_equal") if not agreement[name]]
+        wrong += ["logits"] if agreement["logit_difference"] > TOLERANCE else []
+        largest = f"largest logit difference {agreement['logit_difference']:.2g} of their spread"
         problem = f"{spec['model']}: transformers differs in {', '.join(wrong)} ({largest})" if wrong else ""
-    path = Path(spec["out"]) / "_run" / "result.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(Path(spec["out"]) / "_run" / "result.json", result)
     return problem
 
 

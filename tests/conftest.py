@@ -84,7 +84,8 @@ def lab(prefect_url, tmp_path_factory):
     lines = [json.dumps({"text": f"Document {i} {told}"}) for i in range(60)]
     place.good.write_text("\n".join(lines))
     place.bad.write_text("{not json\n" * 50)
-    return place
+    yield place
+    place("down")
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ from model.specs.base import parse
 from model.training.trainer import Trainer
 
 TRAINERS = {"pretrain": Trainer, "sft": SftTrainer, "dpo": DpoTrainer}
+PLAIN = {"dtype": "fp32", "compile": "off", "device": "cpu"}
+"""Arithmetic that does not depend on the machine under the test; a test of another form says so."""
 NUMBERS = {"seq_len": 64, "batch_tokens": 512, "steps": 40, "epochs": 1.0, "seed": 0, "eval_every": 0, "eval_tokens": 0}
 OWN = {
     "pretrain": {},
@@ -19,7 +21,7 @@ OWN = {
 
 def spec(objective="pretrain", **fields):
     """The spec of ``objective`` with these fields; those of :class:`How` may stand among them."""
-    how = {f.name: fields.pop(f.name) for f in fields_of(How) if f.name in fields}
+    how = PLAIN | {f.name: fields.pop(f.name) for f in fields_of(How) if f.name in fields}
     values = {**NUMBERS, "optim": {}, **OWN[objective], **fields, "how": how}
     return parse(TRAINERS[objective].SPEC, values)
 

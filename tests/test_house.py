@@ -7,9 +7,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("flows", "tasks", "pipeline", "model", "storage")
-TORCH_FREE = {"model.specs", "model.tokens", "model.network.hf_config", "model.running.how"}
+TORCH_FREE = {
+    "model.specs",
+    "model.tokens",
+    "model.network.hf_config",
+    "model.running.how",
+    "model.running.devices",
+}
+USED_BY_COMMANDS = {"model.chat", "model.generation.generate", "model.running.estimate", "model.running.machine"}
 MAY = {
-    "flows": {*PACKAGES[:3], "storage", "model.chat", "model.generation.generate", "model.running.estimate"},
+    "flows": {*PACKAGES[:3], "storage", *TORCH_FREE, *USED_BY_COMMANDS},
     "tasks": {"tasks", "pipeline", "storage", *TORCH_FREE},
     "pipeline": {"pipeline", "storage", *TORCH_FREE},
     "model": {"model"},

@@ -19,19 +19,10 @@ from flows import cli
 from model.network.transformer import Transformer, initialize
 from model.objectives.base import Batch
 from model.objectives.next_token import NextToken
-from model.running.estimate import (
-    ENGINES,
-    GPUS,
-    REFERENCE,
-    Device,
-    Plan,
-    activation_bytes,
-    compare,
-    estimate,
-    matrices,
-    memory,
-    references,
-)
+from model.running.devices import GPUS, Device, known_gpu
+from model.running.estimate.engines import REFERENCE, compare, estimate, references
+from model.running.estimate.memory import ENGINES, USABLE, Plan, activation_bytes, matrices, memory
+from model.running.setup import fitting_rows
 from model.specs.base import dump
 from model.specs.shape import ModelConfig
 from model.specs.train import OptimConfig
@@ -50,7 +41,11 @@ def plan(model: ModelConfig = SHAPES[0], **fields) -> Plan:
     )
 
 
-CPU = Device("CPU", "cpu float32", 1e11, 24e9, 1e10, 1e9, 1e9, 4)
+CPUS = {
+    torch.float32: Device("CPU", "cpu float32", 1e11, 24e9, 1e10, 1e9, 1e9, 4),
+    torch.bfloat16: Device("CPU", "cpu bfloat16", 4e11, 24e9, 1e10, 1e9, 1e9, 2),
+}
+"""A CPU without units for bf16 and one with: tests take both forms on either."""
 
 
 def kept_by_a_layer(
@@ -142,16 +137,17 @@ MIDDLE = ModelConfig(vocab_size=2000, dim=128, layers=4, heads=4, kv_heads=2, ff
         (MIDDLE, 8, 128, {"checkpointing": True}),
         (MIDDLE, 4, 128, {"optim": OptimConfig(name="adamw")}),
         (replace(MIDDLE, qk_norm=False, kv_heads=4, vocab_size=20000, tied=False), 2, 128, {}),
-        (replace(MIDDLE, experts=4, expert_ffn=176), 4, 128, {}),
+        (replace(MIDDLE, layers=2, experts=4, expert_ffn=176), 2, 128, {}),
     ],
 )
+@pytest.mark.parametrize("dtype", CPUS)
 def test_the_most_bytes_that_live_in_an_update_are_calculated(
-    config: ModelConfig, rows: int, seq_len: int, fields: dict
+    config: ModelConfig, rows: int, seq_len: int, fields: dict, dtype: torch.dtype
 ) -> None:
-    wanted = plan(config, seq_len=seq_len, gpus=1, device=CPU, compiled=False, **fields)
+    wanted = plan(config, seq_len=seq_len, gpus=1, device=CPUS[dtype], compiled=False, **fields)
     model = Transformer(config)
     initialize(model, 0)
-    model.attention, model.checkpointing = "manual", wanted.checkpointing
+    model.compute_dtype, model.attention, model.checkpointing = dtype, "manual", wanted.checkpointing
     spec = make(data="d", tokenizer="t", out="o", model=dump(config), optim=dump(wanted.optim))
     engine, slots, living = Replicas(NextToken(model, spec), spec, torch.device("cpu"), 0, 1), rows * seq_len, Living()
     for tensor in (engine.grad, *(p.detach() for group in engine.optimizer.param_groups for p in group["params"])):
@@ -243,6 +239,31 @@ def test_seven_billion_need_sharding_and_fit_then() -> None:
     assert all(row["fits"] for row in rows.values()) and rows["7B", 8]["engine"] not in ("ddp", "zero0")
     assert rows["7B", 8]["memory"]["total"] < GPUS["h100"].memory
     assert 60 < rows["7B", 64]["hours"] < 120  # 140B tokens at Llama-3's 10,000 tokens/s a GPU would take 60
+
+
+@pytest.mark.parametrize("engine, world", [("ddp", 8), ("fsdp2", 8), ("deepspeed", 1)])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_gpus_micro_batch_is_the_calculators(engine: str, world: int, compiled: bool) -> None:
+    shape = ModelConfig(vocab_size=50304, dim=768, layers=12, heads=12, kv_heads=12, ffn=2048)
+    how = {"seq_len": 1024, "batch_tokens": 1 << 19, "engine": engine, "zero_stage": 2}
+    spec = make(data="d", tokenizer="t", out="o", model=dump(shape), **how)
+    name = {"deepspeed": "zero2"}.get(engine, engine)
+    most = -(-spec.batch_rows // world)
+    for free in (12e9, 24e9, 80e9):
+        rows = fitting_rows(spec, shape, world, free, 2, compiled)
+        same = plan(shape, gpus=world, device=replace(GPUS["h100"], memory=free), compiled=compiled)
+        assert rows == estimate(same, name)["micro_batch"] >= 1
+        assert memory(same, name, rows)["total"] <= USABLE * free
+        fewer_rounds = -(-most // (-(-most // rows) - 1)) if rows < most else rows + 1
+        assert rows == most or memory(same, name, fewer_rounds)["total"] > USABLE * free
+    assert fitting_rows(spec, shape, world, 1e6, 2, compiled) == 1
+
+
+def test_a_gpu_is_known_by_the_longest_name_in_its_drivers() -> None:
+    known = {"NVIDIA H100 80GB HBM3": "h100", "NVIDIA H100 NVL": "h100-nvl", "NVIDIA GeForce RTX 4090": "4090"}
+    known |= {"NVIDIA L40S": "l40s", "NVIDIA GH200 480GB": "gh200", "NVIDIA A100-SXM4-80GB": "a100"}
+    assert {name: known_gpu(name) for name in known} == {name: GPUS[short] for name, short in known.items()}
+    assert known_gpu("Some other card") is None
 
 
 def test_the_command_prints_a_table_and_json(capsys) -> None:

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from model.objectives.preference import preference
+from model.running import machine
 from model.specs.train import OptimConfig
 from model.training import loss
-from model.training.optim import MuonAdamW, groups
+from model.training.optim import MuonAdamW, groups, orthogonalize
 
 
 @pytest.mark.parametrize("gradient", [loss.eager_gradient, loss.chunk_gradient])
@@ -50,7 +51,8 @@ def test_log_probs_and_preference_are_the_formula(monkeypatch) -> None:
     assert margin.item() == pytest.approx(0.75) and value.item() == pytest.approx(math.log(1 + math.exp(-0.75)))
 
 
-def test_muon_is_torchs_and_adamw_is_torchs() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_muon_is_torchs_and_adamw_is_torchs(dtype: torch.dtype) -> None:
     config = OptimConfig(lr=0.02, weight_decay=0.1, embed_lr=0.01)
     shapes = {
         "q_proj.weight": (8, 8),
@@ -63,7 +65,7 @@ def test_muon_is_torchs_and_adamw_is_torchs() -> None:
     values = {name: torch.randn(shape) for name, shape in shapes.items()}
     ours = {name: torch.nn.Parameter(v.clone()) for name, v in values.items()}
     theirs = {name: torch.nn.Parameter(v.clone()) for name, v in values.items()}
-    mine = MuonAdamW(groups(ours.items(), config), config)
+    mine = MuonAdamW(groups(ours.items(), config), config, lambda group, tensors: orthogonalize(tensors, dtype))
     matrices = [p for n, p in theirs.items() if "embed" not in n]
     peers = [
         torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
@@ -77,6 +79,15 @@ def test_muon_is_torchs_and_adamw_is_torchs() -> None:
             optimizer.step()
     for name in shapes:
         torch.testing.assert_close(ours[name], theirs[name], atol=2e-3, rtol=1e-2)  # torch's Newton-Schulz runs in bf16
+
+
+@pytest.mark.parametrize("flags", [{"avx2"}, {"avx2", "avx512_bf16"}, {"asimd", "bf16"}])
+def test_the_compute_type_is_what_the_processor_multiplies_unless_one_is_named(flags, monkeypatch) -> None:
+    monkeypatch.setattr(machine, "_cpu_flags", lambda: frozenset(flags))
+    cpu = torch.device("cpu")
+    native = torch.bfloat16 if len(flags) > 1 else torch.float32
+    assert machine.pick_dtype("auto", cpu) == native
+    assert machine.pick_dtype("fp32", cpu) == torch.float32 and machine.pick_dtype("bf16", cpu) == torch.bfloat16
 
 
 @pytest.mark.parametrize("schedule", ["wsd", "cosine", "linear", "constant"])

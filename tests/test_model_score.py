@@ -76,7 +76,7 @@ def scored(tmp_path_factory):
         "tokens": str(root / "tokens"),
         "out": str(root / "out"),
     }
-    (root / "spec.json").write_text(json.dumps({**spec, "settings": SETTINGS, "device": "cpu", "dtype": "auto"}))
+    (root / "spec.json").write_text(json.dumps({**spec, "settings": SETTINGS, "device": "cpu", "dtype": "fp32"}))
     subprocess.run([sys.executable, "-m", "model.score", "--spec", str(root / "spec.json")], check=True)
     return root
 

@@ -16,7 +16,7 @@ from pipeline.config.cleaning import CleanSection, RuleName
 from pipeline.data import repairs, rules
 from pipeline.data.clean import clean
 from pipeline.kernels import alphabet, scan
-from pipeline.kernels.scan import Stat
+from pipeline.kernels.columns import Stat
 from pipeline.kernels.terms import Terms
 
 BROKEN = {

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from model.network.hf_config import to_hf
-from model.running.estimate import matrices
+from model.running.estimate.memory import matrices
 from model.specs.sft import SftSpec
 from model.specs.shape import ModelConfig
 from model.specs.train import OptimConfig, TrainSpec

@@ -20,10 +20,10 @@ ALL_MODELS = {*TRAINING, "evaluate", "export"}
 
 EDITS = [
     # what runs, watches, shows or estimates costs nothing
-    ("model/running/estimate.py", "USABLE = 0.92", "USABLE = 0.9", set()),
-    ("model/running/machine.py", '"A100": 312e12', '"A100": 313e12', set()),
+    ("model/running/estimate/memory.py", "USABLE = 0.92", "USABLE = 0.9", set()),
+    ("model/running/devices.py", "312e12", "313e12", set()),
     ("model/running/meter.py", "WARM_UP = 3", "WARM_UP = 4", set()),
-    ("model/running/setup.py", "2048 // spec.seq_len", "1024 // spec.seq_len", set()),
+    ("model/running/setup.py", "True: 5.0", "True: 6.0", set()),
     ("tasks/running/guard.py", "import", "import sys as _s\nimport", set()),
     ("tasks/running/launch.py", "POLL_SECONDS = ", "POLL_SECONDS = 2 * ", set()),
     ("tasks/tracking/forms.py", "def as_key", "def as_key_of", set()),

@@ -21,6 +21,7 @@ DAG = {  # stage: (inputs, kind, base, metrics)
     "ingest": (["@docs"], "dataset", None, {"docs_out": 10, "dropped": {"empty": 2}, "name": "text is no metric"}),
     "pretrain": (["ingest"], "model", None, {"steps": 30, "val_loss": 2.5}),
     "sft": (["pretrain", "@chats"], "model", "pretrain", {"steps": 30, "val_loss": 1.5}),
+    "export": (["sft"], "release", "sft", {"bytes": 100}),
 }
 
 
@@ -210,7 +211,10 @@ def test_training_curves_models_and_datasets_are_linked(home, client):
 
 def test_models_are_registered_with_aliases_and_their_base(home, client):
     aliases = client.get_registered_model("tiny").aliases
-    assert set(aliases) == {"base", "sft", "champion"} and aliases["champion"] == aliases["sft"] != aliases["base"]
+    assert (
+        set(aliases) == {"base", "sft", "export", "champion"}
+        and aliases["champion"] == aliases["sft"] != aliases["base"]
+    )
     version = client.get_model_version("tiny", aliases["sft"])
     model = client.get_logged_model(summary(home / "runs" / "first")["stages"]["sft"]["model_id"])
     assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "tiny", "version": str(aliases["sft"])}]
@@ -242,7 +246,7 @@ def test_a_cached_run_adds_one_run_that_points_to_the_makers(home, client):
             and parent.data.tags[f"stage.{stage}.run_id"] == first["stages"][stage]["run_id"]
         )
     assert second["stages"]["sft"]["model_id"] == first["stages"]["sft"]["model_id"]
-    assert len(client.search_model_versions("name = 'tiny'")) == 2
+    assert len(client.search_model_versions("name = 'tiny'")) == 3
 
 
 def test_a_killed_flow_leaves_killed_runs(home, client):

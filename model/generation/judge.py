@@ -80,14 +80,14 @@ def by_accident(items: Sequence[Item]) -> list[tuple[float, float]]:
     return rows
 
 
-def wilson(right: float, asked: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(right: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """95 % confidence interval of a share (Wilson 1927), which stays honest near 0 and 1 and for small sets."""
-    if asked == 0:
+    if count == 0:
         return 0.0, 1.0
-    share = right / asked
-    scale = 1 + z * z / asked
-    middle = (share + z * z / (2 * asked)) / scale
-    half = z * math.sqrt(share * (1 - share) / asked + z * z / (4 * asked * asked)) / scale
+    share = right / count
+    scale = 1 + z * z / count
+    middle = (share + z * z / (2 * count)) / scale
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / scale
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
@@ -120,11 +120,11 @@ def share(flags: Sequence[float], chance: float | None = None) -> dict[str, floa
 def groups(items: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
     """Indices of "all" items, of each language's, of each set's where there are several, and of each ``overlap`` as
     "overlap.<which>"; none of no items."""
-    found = {"all": list(range(len(items)))} if items else {}
+    members = {"all": list(range(len(items)))} if items else {}
     sets = {item["set"] for item in items}
     for key, names in (("lang", {item["lang"] for item in items}), ("set", sets if len(sets) > 1 else set())):
         for name in sorted(names):
-            found[name] = [i for i, item in enumerate(items) if item[key] == name]
+            members[name] = [i for i, item in enumerate(items) if item[key] == name]
     for name in sorted({item["overlap"] for item in items if "overlap" in item}):
-        found[f"overlap.{name}"] = [i for i, item in enumerate(items) if item.get("overlap") == name]
-    return found
+        members[f"overlap.{name}"] = [i for i, item in enumerate(items) if item.get("overlap") == name]
+    return members

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.network.transformer import Linear, Transformer
-from model.running.files import whole, write_json
+from model.running.files import replacing, write_json
 from model.specs.tune import LoraConfig
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -78,10 +78,9 @@ def merge(model: Transformer, adapter: dict[str, Tensor], config: LoraConfig) ->
 def save_adapter(adapter: dict[str, Tensor], config: LoraConfig, path: Path) -> None:
     """Write ``adapter_model.safetensors`` and ``adapter_config.json`` as ``peft.PeftModel.from_pretrained(base, path)``
     reads them."""
-    path.mkdir(parents=True, exist_ok=True)
     tensors = {f"base_model.model.{name}": value.contiguous() for name, value in sorted(adapter.items())}
-    with whole(path / "adapter_model.safetensors") as partial:
-        save_file(tensors, partial, metadata={"format": "pt"})
+    with replacing(path / "adapter_model.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
     values = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -92,13 +92,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Any, layer: int, cache: KVCache | None) -> Tensor:
         b, t, _ = x.shape
-        q = self.q_norm(self.q_proj(x).view(b, t, self.heads, self.head)).transpose(1, 2)
-        k = self.k_norm(self.k_proj(x).view(b, t, self.kv_heads, self.head)).transpose(1, 2)
-        v = self.v_proj(x).view(b, t, self.kv_heads, self.head).transpose(1, 2)
+        q = self.q_norm(self.q_proj(x).view(b, t, self.heads, self.head)).transpose(1, 2)  # [b, heads, t, head]
+        k = self.k_norm(self.k_proj(x).view(b, t, self.kv_heads, self.head)).transpose(1, 2)  # [b, kv_heads, t, head]
+        v = self.v_proj(x).view(b, t, self.kv_heads, self.head).transpose(1, 2)  # [b, kv_heads, t, head]
         q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
+            # the keys so far, [b, kv_heads, s, head] with s >= t
             k, v = cache.append(layer, k, v)
-        out = attend(q, k, v, mask)
+        out = attend(q, k, v, mask)  # [b, heads, t, head]
         return self.o_proj(out.transpose(1, 2).reshape(b, t, self.heads * self.head))
 
 
@@ -179,12 +180,13 @@ class Transformer(nn.Module):
         """Hidden states [batch, T, dim] after the final norm. ``doc`` [batch, T] int: tokens see only their own
         document."""
         start = cache.length if cache else 0
-        x = F.embedding(ids, self.model.embed_tokens.weight).to(self.compute_dtype)
+        x = F.embedding(ids, self.model.embed_tokens.weight).to(self.compute_dtype)  # [batch, T, dim]
         rope = self.rope(start, start + ids.shape[1], ids.device)
         if cache and cache.pad is not None:
             rope = self.own_rope(start, start + ids.shape[1], cache.pad)
         mask = self.mask(ids, doc, cache)
         for layer, block in enumerate(self.model.layers):
+            # a checkpointed block keeps its input alone and is computed again in the backward pass
             if self.checkpointing and torch.is_grad_enabled():
                 x = torch.utils.checkpoint.checkpoint(block, x, rope, mask, use_reentrant=False)
             elif cache is None:
@@ -200,7 +202,7 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Logits [batch, T, vocab] fp32; ``last`` computes only the final position's ([batch, 1, vocab])."""
         h = self.hidden(ids, doc, cache)
-        h = h[:, -1:] if last else h
+        h = h[:, -1:] if last else h  # [batch, 1 or T, dim]
         return F.linear(h, self.head.to(h.dtype)).float()
 
     def balance(self, doc: Tensor | None = None) -> Tensor | float:
@@ -217,6 +219,7 @@ class Transformer(nn.Module):
 
     def rope(self, start: int, end: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosines and sines [end - start, head] of the positions, in the compute dtype."""
+        # tables in powers of two, so that generation does not make one a token
         size = 1 << max(8, (end - 1).bit_length())
         key = (size, device, self.compute_dtype)
         if key not in self._tables:
@@ -240,9 +243,9 @@ class Transformer(nn.Module):
         if doc is None and self.attention == "sdpa" and not past and (cache is None or cache.pad is None):
             return "causal"
         key = torch.arange(past + t, device=ids.device)
-        mask = (key[None, :] <= key[past:, None])[None, None]
+        mask = (key[None, :] <= key[past:, None])[None, None]  # [1, 1, T, keys]
         if doc is not None:
-            mask = mask & (doc[:, None, :, None] == doc[:, None, None, :])
+            mask = mask & (doc[:, None, :, None] == doc[:, None, None, :])  # [batch, 1, T, T]
         if cache is not None and cache.pad is not None:
             own = (
                 key[None, None, None, :] == key[past:][None, None, :, None]
@@ -277,6 +280,7 @@ def _attend_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     t = q.shape[2]
     if t <= QUERIES or k.shape[2] != t:
         return _attend_block(q, k, v, mask)
+    # under the causal mask a block of queries needs no keys past its end
     blocks = [(begin, min(begin + QUERIES, t)) for begin in range(0, t, QUERIES)]
     return torch.cat(
         [
@@ -288,12 +292,13 @@ def _attend_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 def _attend_block(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    b, heads, t, head = q.shape
+    b, heads, t, head = q.shape  # k and v [b, kv, s, head]
     kv, s = k.shape[1], k.shape[2]
     group = heads // kv  # query heads that share one key head are folded into the rows of one product
     scores = (q.reshape(b, kv, group * t, head) @ k.transpose(-2, -1)).view(b, kv, group, t, s) * head**-0.5
+    # softmax in fp32: exponentials of bf16 scores lose what tells them apart
     scores = torch.where(mask[:, :, None], scores.float(), float("-inf"))
-    weights = torch.softmax(scores, -1).to(v.dtype)
+    weights = torch.softmax(scores, -1).to(v.dtype)  # [b, kv, group, t, s]
     return (weights.view(b, kv, group * t, s) @ v).view(b, heads, t, head)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from model.network.hf_config import from_hf, to_hf
 from model.network.minimind import read_minimind
 from model.network.transformer import Transformer
-from model.running.files import whole, write_json
+from model.running.files import replacing, write_json
 from model.specs.shape import ModelConfig
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -126,10 +126,10 @@ def save_model(
                 shutil.copyfile(Path(tokenizer) / name, path / name)
         ids = special_ids(Path(tokenizer))
     values = {name: p.detach().cpu().contiguous() for name, p in (state or dict(model.named_parameters())).items()}
-    with whole(path / "model.safetensors") as partial:
-        save_file(_split_experts(values), partial, metadata={"format": "pt"})
-    shown = {k: v[0] if isinstance(v, list) else v for k, v in ids.items()}
-    write_json(path / "config.json", to_hf(model.config, shown), indent=2)
+    with replacing(path / "model.safetensors") as temporary:
+        save_file(_split_experts(values), temporary, metadata={"format": "pt"})
+    config = to_hf(model.config, {k: v[0] if isinstance(v, list) else v for k, v in ids.items()})
+    write_json(path / "config.json", config, indent=2)
     generation = {"do_sample": False, "max_length": model.config.max_seq_len} | ids
     write_json(path / "generation_config.json", generation, indent=2)
 
@@ -145,9 +145,9 @@ def special_ids(tokenizer: Path) -> dict[str, Any]:
     known = {token["content"]: token["id"] for token in added}
     text = {name: config.get(f"{name}_token") for name in ("bos", "eos", "pad")}
     text = {name: value.get("content") if isinstance(value, dict) else value for name, value in text.items()}
-    found = {f"{name}_token_id": known[value] for name, value in text.items() if value in known}
+    ids = {f"{name}_token_id": known[value] for name, value in text.items() if value in known}
     ends = list(dict.fromkeys(known[name] for name in (text["eos"], "<|endoftext|>") if name in known))
-    return found | ({"eos_token_id": ends} if ends else {})
+    return ids | ({"eos_token_id": ends} if ends else {})
 
 
 def _stack_experts(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -155,9 +155,9 @@ def _stack_experts(state: dict[str, Tensor]) -> dict[str, Tensor]:
     stacks: dict[str, dict[int, Tensor]] = {}
     kept: dict[str, Tensor] = {}
     for name, value in state.items():
-        found = _EXPERT.match(name)
-        if found:
-            stacks.setdefault(found[1] + found[3], {})[int(found[2])] = value
+        match = _EXPERT.match(name)
+        if match:
+            stacks.setdefault(match[1] + match[3], {})[int(match[2])] = value
         else:
             kept[name] = value
     return kept | {name: torch.stack([parts[i] for i in sorted(parts)]) for name, parts in stacks.items()}
@@ -166,8 +166,8 @@ def _stack_experts(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _split_experts(state: dict[str, Tensor]) -> dict[str, Tensor]:
     split: dict[str, Tensor] = {}
     for name, value in state.items():
-        head, found, projection = name.partition(".mlp.experts.")
-        if found:
+        head, inside, projection = name.partition(".mlp.experts.")
+        if inside:
             split |= {f"{head}.mlp.experts.{i}.{projection}.weight": part.clone() for i, part in enumerate(value)}
         else:
             split[name] = value

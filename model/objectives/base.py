@@ -45,11 +45,12 @@ class Batch:
 def batch(rows: Rows, norm: float, chunk: int) -> Batch:
     """Rows as a micro-batch whose targets weigh ``1 / norm`` each; where not all slots are targets, their list is
     padded to whole chunks."""
-    flat = rows.weight.ravel() > 0
+    flat = rows.weight.ravel() > 0  # [rows * seq_len]
     index = None if flat.all() else np.flatnonzero(flat)
     targets, weight = rows.targets.ravel(), rows.weight.ravel() / norm
     if index is not None:
         used = len(index)
+        # whole chunks, and one where there is no target: every rank takes part in the head's collectives
         index = np.pad(index, (0, -used % chunk if used else chunk))
         targets, weight = targets[index], weight[index]
         weight[used:] = 0.0

@@ -38,6 +38,7 @@ class Distill(NextToken):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         how, teacher = self.spec.distill, self.teacher[0]
         with torch.no_grad():
+            # the teacher reads the same rows and is asked at the same slots
             taught = teacher.hidden(batch.ids, batch.doc).reshape(-1, teacher.config.dim)
             taught = taught if batch.index is None else taught[batch.index]
         total, sums = distillation(
@@ -67,18 +68,19 @@ def distill_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One chunk of :func:`distillation`: weighted loss, plain sums of nll and divergence [2] (fp32), gradient of the
     logits in ``h``'s dtype."""
-    logits = (h @ w.t()).float()
+    logits = (h @ w.t()).float()  # [n, vocab]
     nll = torch.logsumexp(logits, -1) - logits.gather(1, targets[:, None])[:, 0]
     at = torch.arange(logits.shape[1], device=h.device)[None, :] == targets[:, None]
     known = min(w.shape[0], teacher.shape[0])  # rows past the teacher's last id have no teacher
-    ours = torch.log_softmax(logits[:, :known] / temperature, -1)
+    ours = torch.log_softmax(logits[:, :known] / temperature, -1)  # [n, known]
     theirs = torch.log_softmax((taught @ teacher[:known].t()).float() / temperature, -1)
+    # softened gradients are 1 / t^2 as large; the square keeps both terms in proportion
     divergence = (theirs.exp() * (theirs - ours)).sum(-1) * temperature**2
-    grad = (torch.softmax(logits, -1) - at.float()) * (1 - share)
+    grad = (torch.softmax(logits, -1) - at.float()) * (1 - share)  # [n, vocab]
     grad = grad + torch.nn.functional.pad(
         (ours.exp() - theirs.exp()) * (share * temperature), (0, logits.shape[1] - known)
     )
-    counted = (weight != 0).float()
+    counted = (weight != 0).float()  # [n]
     sums = torch.stack(((nll * counted).sum(), (divergence * counted).sum()))
     return ((nll * (1 - share) + divergence * share) * weight).sum(), sums, (grad * weight[:, None]).to(h.dtype)
 

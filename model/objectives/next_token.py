@@ -16,6 +16,7 @@ class NextToken(Objective):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         z = self.spec.optim.z_loss
+        # with every slot a target nothing is padded, and larger chunks are faster
         chunk = loss.WHOLE.get(batch.ids.device.type, 0) if batch.index is None else 0
         total, nll = loss.cross_entropy(
             self.selected(batch), self.lm.head, batch.targets, batch.weight, z, self.gradient, chunk

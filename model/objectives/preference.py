@@ -31,11 +31,12 @@ class PairBatch(Batch):
 def pair_batch(rows: Rows, norm: float, chunk: int, reference: NDArray) -> PairBatch:
     """Rows of pairs as a micro-batch; ``reference`` [sequences] holds log-probabilities by sequence number."""
     plain = batch(rows, norm, chunk)
-    sequence = rows.sequence.ravel()
+    sequence = rows.sequence.ravel()  # [rows * seq_len]
     sequence = sequence if plain.index is None else sequence[plain.index.numpy()]
     counts = plain.weight.numpy() > 0
-    known = np.unique(sequence[counts] // 2)
-    both = np.stack([2 * known, 2 * known + 1], 1).ravel()
+    known = np.unique(sequence[counts] // 2)  # pairs in this batch
+    both = np.stack([2 * known, 2 * known + 1], 1).ravel()  # [2 * pairs], chosen and rejected by turns
+    # slots that only pad go to one more segment, which is thrown away
     segment = np.where(counts, np.searchsorted(both, sequence), len(both))
     return PairBatch(
         **vars(plain),
@@ -71,22 +72,23 @@ class Preference(Objective):
 
     def answers(self, batch: PairBatch) -> Tensor:
         """Log-probability of each sequence's answer [2 * pairs], nats."""
-        logp = loss.log_probs(self.selected(batch), self.lm.head, batch.targets)
+        logp = loss.log_probs(self.selected(batch), self.lm.head, batch.targets)  # [n]
         return self._by_sequence(batch, logp * (batch.weight > 0))
 
     def forward(self, batch: PairBatch, answers: bool = False) -> tuple[Tensor, Tensor]:
         """Loss and sums; with ``answers`` only the answers' log-probabilities, twice."""
-        found = self.answers(batch)
-        return (found, found) if answers else self.compare(batch, found)
+        logp = self.answers(batch)
+        return (logp, logp) if answers else self.compare(batch, logp)
 
     def compare(self, batch: PairBatch, answers: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and sums from the answers' log-probabilities [2 * pairs]."""
         beta, nll_weight = self.spec.beta, self.spec.nll_weight
         chosen, rejected = answers[0::2], answers[1::2]  # [pairs]
-        known_chosen, known_rejected = batch.reference[0::2], batch.reference[1::2]
+        known_chosen, known_rejected = batch.reference[0::2], batch.reference[1::2]  # [pairs]
         losses, margin = preference(chosen, rejected, known_chosen, known_rejected, beta, self.spec.label_smoothing)
-        length = self._by_sequence(batch, (batch.weight > 0).float())[0::2]
+        length = self._by_sequence(batch, (batch.weight > 0).float())[0::2]  # [pairs]
         if nll_weight:
+            # per target, so that long answers do not count for more
             losses = losses - nll_weight * chosen / length.clamp_min(1)
         sums = (
             losses.sum(),
@@ -98,6 +100,7 @@ class Preference(Objective):
             length.sum(),
             torch.tensor(float(len(margin)), device=margin.device),
         )
+        # every target of a batch weighs one over the pairs of the whole batch
         return losses.sum() * batch.weight.max(), torch.stack(sums).detach()
 
 

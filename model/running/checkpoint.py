@@ -37,6 +37,8 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadPlan, SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from model.running.files import sync, write_json
+
 warnings.filterwarnings(
     "ignore", message="torch.distributed is disabled"
 )  # one process writes and reads alone: meant so
@@ -217,12 +219,11 @@ class Checkpoints:
         """What all ranks have written and synced becomes a checkpoint."""
         sizes = {f.name: f.stat().st_size for f in sorted(partial.iterdir())}
         record = {**state, "fingerprints": self.fingerprints, "files": sizes}
-        (partial / "state.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        for path in (partial / "state.json", partial):
-            _sync(path)
+        write_json(partial / "state.json", record)
+        sync(partial)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
-        _sync(self.root)
+        sync(self.root)
         self._prune()
 
     def _prune(self) -> None:
@@ -266,14 +267,14 @@ class Checkpoints:
 
     def _newest(self) -> Path | None:
         """The newest whole checkpoint that rank 0 sees; what killed attempts left behind goes."""
-        found: list[str | None] = [None]
+        newest: list[str | None] = [None]
         if self.rank == 0:
             for partial in self.root.glob(".step-*.tmp"):
                 shutil.rmtree(partial, ignore_errors=True)
-            found = [path.name for path in self.whole()[-1:]] or [None]
+            newest = [path.name for path in self.whole()[-1:]] or [None]
         if self._group is not None:
-            dist.broadcast_object_list(found, src=0, group=self._group)
-        return self.root / found[0] if found[0] else None
+            dist.broadcast_object_list(newest, src=0, group=self._group)
+        return self.root / newest[0] if newest[0] else None
 
 
 def _is_whole(path: Path) -> bool:
@@ -282,11 +283,3 @@ def _is_whole(path: Path) -> bool:
         return all((path / name).stat().st_size == size for name, size in files.items())
     except (OSError, ValueError, KeyError):
         return False
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

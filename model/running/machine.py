@@ -14,32 +14,7 @@ from pathlib import Path
 
 import torch
 
-from model.running.estimate import Device
-
-# Dense bf16 tensor-core peaks in FLOP/s, from the vendors' data sheets; the longest matching name counts.
-GPU_PEAKS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "GH200": 989e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "H800": 989e12,
-    "H20": 148e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "A40": 150e12,
-    "A10": 125e12,
-    "A6000": 155e12,
-    "RTX 5090": 210e12,
-    "RTX 4090": 165e12,
-    "RTX 4080": 97e12,
-    "RTX 3090": 71e12,
-    "RTX 3080": 60e12,
-}
+from model.running.devices import Device, known_gpu
 
 
 def pick_device(wanted: str, local_rank: int) -> torch.device:
@@ -80,10 +55,9 @@ def peak_flops(device_type: str, dtype: torch.dtype) -> float:
     """Matrix-multiply peak of one rank in FLOP/s: the data sheet's for a known GPU, else the best of a short
     measurement."""
     if device_type == "cuda":
-        name = torch.cuda.get_device_name()
-        known = [key for key in GPU_PEAKS if key in name]
+        known = known_gpu(torch.cuda.get_device_name())
         if known and dtype == torch.bfloat16:
-            return GPU_PEAKS[max(known, key=len)]
+            return known.flops
     size = 4096 if device_type == "cuda" else 1024
     a = torch.randn(size, size, device=device_type, dtype=dtype)
     best = float("inf")

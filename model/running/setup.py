@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from model.running.devices import Device
+from model.running.estimate.memory import Plan, cached_rows, engine_name, equal_rounds, largest_micro_batch
 from model.running.files import write_json
 from model.running.how import How
 from model.running.machine import Orphan, can_compile, peak_flops, pick_device, pick_dtype
@@ -31,7 +33,7 @@ EAGER_MFU = {"cuda": 0.45, "cpu bfloat16": 0.45, "cpu float32": 0.6}
 
 
 class Ranks:
-    """The processes of this run, and whether they were asked to stop."""
+    """The processes of this run, and whether they are to stop."""
 
     def __init__(self, how: How) -> None:
         self.orphan = Orphan()
@@ -39,7 +41,7 @@ class Ranks:
         self.device = pick_device(how.device, int(os.environ.get("LOCAL_RANK", "0")))
         if how.threads:
             torch.set_num_threads(how.threads)
-        self._told = False
+        self._signalled = False
         signal.signal(signal.SIGTERM, self._stop)
         if self.world > 1 or how.engine == "deepspeed":
             for name, value in (
@@ -55,11 +57,11 @@ class Ranks:
             )
 
     def _stop(self, number: int, frame: Any) -> None:
-        self._told = True
+        self._signalled = True
 
     def stopping(self) -> bool:
-        """Whether this rank was told to stop, or its launcher is gone."""
-        return self._told or bool(self.orphan)
+        """Whether this rank got a signal to stop, or its launcher is gone."""
+        return self._signalled or bool(self.orphan)
 
     def agree(self, stop: bool, due: bool, step: int, every: int) -> tuple[bool, bool]:
         """What any rank asks for, all do. On a GPU asked only every ``every`` steps: the answer has to be waited
@@ -68,9 +70,9 @@ class Ranks:
             return stop, due
         if self.device.type == "cuda" and step % every:
             return False, False
-        asked = torch.tensor([float(stop), float(due and self.rank == 0)], device=self.device)
-        dist.all_reduce(asked)
-        return bool(asked[0] > 0), bool(asked[1] > 0)
+        votes = torch.tensor([float(stop), float(due and self.rank == 0)], device=self.device)
+        dist.all_reduce(votes)
+        return bool(votes[0] > 0), bool(votes[1] > 0)
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over ranks, on the CPU."""
@@ -119,10 +121,17 @@ def choose(spec: TrainSpec, config: ModelConfig, ranks: Ranks, tokens: int, run:
     """Precision, attention, compile and micro-batch for a run over ``tokens`` slots; earlier choices for the same
     machine are kept."""
     dtype, cuda = pick_dtype(spec.how.dtype, ranks.device), ranks.device.type == "cuda"
-    made_for = (
-        f"{ranks.device.type} {ranks.world} {torch.__version__} {spec.how.compile} {spec.how.dtype} {spec.how.micro_batch}"
-        f" {spec.how.engine}"
+    how = spec.how
+    conditions = (
+        ranks.device.type,
+        ranks.world,
+        torch.__version__,
+        how.compile,
+        how.dtype,
+        how.micro_batch,
+        how.engine,
     )
+    made_for = " ".join(map(str, conditions))
     path = run / "choices.json"
     try:
         earlier = Choices(**json.loads(path.read_text(encoding="utf-8")))
@@ -130,11 +139,13 @@ def choose(spec: TrainSpec, config: ModelConfig, ranks: Ranks, tokens: int, run:
             return earlier
     except (OSError, ValueError, TypeError):
         pass
-    micro = spec.how.micro_batch or _micro_batch(spec, config, ranks)
-    wanted = torch.tensor([micro, _worth_compiling(spec, config, ranks, tokens, dtype, micro)], dtype=torch.float64)
-    micro, compiled = (
-        int(v) for v in ranks.total(wanted * (ranks.rank == 0))
-    )  # measured speeds differ; rank 0 decides for all
+    micro = _micro_batch(spec, config, ranks, dtype, compiled=True)
+    compiled = _worth_compiling(spec, config, ranks, tokens, dtype, micro)
+    if not compiled:  # layers keep more then
+        micro = _micro_batch(spec, config, ranks, dtype, compiled=False)
+    # measured speeds and free memory differ; rank 0 decides for all
+    mine = torch.tensor([micro, compiled], dtype=torch.float64) * (ranks.rank == 0)
+    micro, compiled = (int(v) for v in ranks.total(mine))
     if cuda:
         attention = "flex" if compiled else "sdpa"
     else:
@@ -145,19 +156,34 @@ def choose(spec: TrainSpec, config: ModelConfig, ranks: Ranks, tokens: int, run:
     return made
 
 
-def _micro_batch(spec: TrainSpec, config: ModelConfig, ranks: Ranks) -> int:
-    """Rows at once: on a CPU what stays in cache, on a GPU what a rough count of activations allows; halved later if
-    too many."""
-    each = -(-spec.batch_rows // ranks.world)
+def _micro_batch(spec: TrainSpec, config: ModelConfig, ranks: Ranks, dtype: torch.dtype, compiled: bool) -> int:
+    """Rows at once: on a CPU what stays in cache, on a GPU what fits by calculation; halved later if too many."""
+    if spec.how.micro_batch:
+        return spec.how.micro_batch
     if ranks.device.type == "cpu":
-        fit = max(1, 2048 // spec.seq_len)
-    else:
-        free, _ = torch.cuda.mem_get_info(ranks.device)
-        width = 34 * config.dim + 6 * config.ffn * (config.experts_per_token if config.experts else 1)
-        row = spec.seq_len * (2 * config.dim if spec.how.checkpointing else width) * 2 * config.layers
-        fit = max(1, int(0.6 * (free - 16 * config.parameters()) / row))
-    rounds = -(-each // min(fit, each))
-    return -(-each // rounds)
+        return equal_rounds(-(-spec.batch_rows // ranks.world), cached_rows(spec.seq_len))
+    free, _ = torch.cuda.mem_get_info(ranks.device)
+    return fitting_rows(spec, config, ranks.world, free, dtype.itemsize, compiled)
+
+
+def fitting_rows(spec: TrainSpec, config: ModelConfig, world: int, free: float, width: int, compiled: bool) -> int:
+    """The largest micro-batch for ``free`` bytes on each of ``world`` GPUs, computing in ``width`` bytes; 1 where not
+    even one row fits (the run will say so)."""
+    gpu = Device("this GPU", "", 0.0, free, 0.0, 0.0, 0.0, width)
+    how = spec.how
+    plan = Plan(
+        config,
+        spec.optim,
+        spec.seq_len,
+        spec.batch_tokens,
+        tokens=0.0,
+        gpus=world,
+        device=gpu,
+        checkpointing=how.checkpointing,
+        offload=how.offload,
+        compiled=compiled,
+    )
+    return max(1, largest_micro_batch(plan, engine_name(how, world)))
 
 
 def _worth_compiling(

@@ -47,9 +47,9 @@ class SftSpec(TuneSpec):
 
     def identity(self) -> dict[str, Any]:
         """As for every run; the teacher enters as a fingerprint of its weights and not by its path."""
-        found = super().identity()
-        found["distill"].pop("teacher")
-        return found
+        fields = super().identity()
+        fields["distill"].pop("teacher")
+        return fields
 
     def graph(self) -> list[int | str]:
         """A teacher changes the compiled graph."""

@@ -1,5 +1,5 @@
-"""The shape of a decoder as a plain frozen dataclass; config sections nest it as it is (``__pydantic_config__`` makes them
-refuse unknown keys there too)."""
+"""The shape of a decoder as a plain frozen dataclass; config sections nest it as it is (``__pydantic_config__`` makes
+them refuse unknown keys there too)."""
 
 from __future__ import annotations
 

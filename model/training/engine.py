@@ -97,10 +97,11 @@ class Engine(abc.ABC):
     def updates(self, group: dict[str, Any], tensors: list[Tensor]) -> list[Tensor]:
         """Orthogonal updates for the optimizer, which sees only this rank's part of each matrix."""
         out = [torch.zeros_like(t) for t in tensors]
-        flat = [t.view(-1) for t in out]
+        flat = [t.view(-1) for t in out]  # views into out
         spans = self.spans(group, self.rank)
         for chosen in slices(group["shapes"]):
-            done = orthogonalize(self.whole(group, tensors, chosen), self.rank, self.world)
+            # whole matrices, some at a time, because all of them would not fit
+            done = self.orthogonal(self.whole(group, tensors, chosen))
             for s in spans:
                 if s.index in chosen:
                     flat[s.tensor][s.at : s.at + s.length] = done[s.index - chosen.start].reshape(-1)[
@@ -108,25 +109,31 @@ class Engine(abc.ABC):
                     ]
         return out
 
+    def orthogonal(self, matrices: list[Tensor]) -> list[Tensor]:
+        """Muon's updates of whole matrices, in the compute type, each rank doing its share."""
+        return orthogonalize(matrices, self.objective.lm.compute_dtype, self.rank, self.world)
+
     def whole(self, group: dict[str, Any], tensors: list[Tensor], chosen: range) -> list[Tensor]:
         """Of tensors that lie like :meth:`local`, the parameters ``chosen`` in full shape, on this rank's device.
         Collective unless replicated."""
         shapes, flat = group["shapes"][chosen.start : chosen.stop], [t.detach().reshape(-1) for t in tensors]
         ranks = [self.rank] if self.replicated else range(self.world)
         spans = {r: [s for s in self.spans(group, r) if s.index in chosen] for r in ranks}
+        # what this rank holds of the chosen parameters, in a row
         mine = torch.cat([flat[s.tensor][s.at : s.at + s.length] for s in spans[self.rank]] or [flat[0][:0]]).to(
             self.device
         )
-        size = max(sum(s.length for s in found) for found in spans.values())
+        size = max(sum(s.length for s in held) for held in spans.values())
         parts = torch.empty(len(ranks), size, dtype=mine.dtype, device=self.device)
         if self.replicated:
             parts[0] = mine
         else:
             gather(parts.view(-1), F.pad(mine, (0, size - mine.numel())))
+        # back into parameters: each is the ranks' parts of it, in their order
         cut: list[list[Tensor]] = [[] for _ in shapes]
-        for part, found in zip(parts, spans.values(), strict=True):
+        for part, held in zip(parts, spans.values(), strict=True):
             for s, values in zip(
-                found, part[: sum(s.length for s in found)].split([s.length for s in found]), strict=True
+                held, part[: sum(s.length for s in held)].split([s.length for s in held]), strict=True
             ):
                 cut[s.index - chosen.start].append(values)
         return [
@@ -173,13 +180,13 @@ class Engine(abc.ABC):
 
     def weights(self) -> dict[str, Tensor]:
         """All trained parameters by name in fp32, on the CPU of rank 0; elsewhere empty. Collective."""
-        found: dict[str, Tensor] = {}
+        state: dict[str, Tensor] = {}
         for group in self.groups:
             for chosen in slices(group["shapes"]):
                 full = self.whole(group, self.local(group), chosen)
                 if self.rank == 0:
-                    found |= {group["names"][i]: t.cpu() for i, t in zip(chosen, full, strict=True)}
-        return found
+                    state |= {group["names"][i]: t.cpu() for i, t in zip(chosen, full, strict=True)}
+        return state
 
 
 def slices(shapes: list[tuple[int, ...]]) -> Iterator[range]:
@@ -208,12 +215,13 @@ class Replicas(Engine):
     def __init__(self, objective: Objective, spec: TrainSpec, device: torch.device, rank: int, world: int) -> None:
         super().__init__(objective, spec, device, rank, world)
         sizes = [sum(p.numel() for p in g["params"]) for g in self.groups]
-        self.grad = torch.zeros(sum(sizes), device=device)
+        self.grad = torch.zeros(sum(sizes), device=device)  # [all elements], so that one reduction does
         flat_groups, begin = [], 0
         for group, size in zip(self.groups, sizes, strict=True):
-            flat = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in group["params"]]))
+            flat = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in group["params"]]))  # [elements of the group]
             flat.grad = self.grad[begin : begin + size]
             for p, (at, n) in zip(group["params"], in_a_row(group["shapes"]), strict=True):
+                # the model's own tensors become views, so forward and backward pass need no copies
                 p.data = flat.data[at : at + n].view_as(p)
                 p.grad = flat.grad[at : at + n].view_as(p)
             begin += size
@@ -226,13 +234,14 @@ class Replicas(Engine):
     def updates(self, group: dict[str, Any], tensors: list[Tensor]) -> list[Tensor]:
         parts = tensors[0].split([n for _, n in in_a_row(group["shapes"])])
         matrices = [part.view(shape) for part, shape in zip(parts, group["shapes"], strict=True)]
-        return [torch.cat([t.reshape(-1) for t in orthogonalize(matrices, self.rank, self.world)])]
+        return [torch.cat([t.reshape(-1) for t in self.orthogonal(matrices)])]
 
     def clear(self) -> None:
         self.grad.zero_()
 
     def step(self, factor: float, limit: Tensor = UNLIMITED) -> Tensor:
         if self.world > 1:
+            # micro-batches and ranks are weighed already: a sum is the whole batch's gradient
             dist.all_reduce(self.grad)
         norm = torch.linalg.vector_norm(self.grad)
         self.rates(factor)
@@ -243,6 +252,7 @@ class Replicas(Engine):
             if self.spec.optim.clip and norm > self.spec.optim.clip:
                 self.grad.mul_(self.spec.optim.clip / (norm + 1e-6))
         else:
+            # a GPU must not be waited for
             self._clip_without_waiting(norm, limit)
         self.optimizer.step()
         self.grad.zero_()
@@ -251,11 +261,13 @@ class Replicas(Engine):
     def _clip_without_waiting(self, norm: Tensor, limit: Tensor) -> None:
         """On a GPU nothing may read ``norm`` on the host: a bad gradient becomes zero and its rates too, so weights
         stay."""
+        # 1 or 0, on the device
         good = fine(norm, limit).float()
         torch.nan_to_num_(self.grad, 0.0, 0.0, 0.0)
         clip = self.spec.optim.clip or float("inf")
         self.grad.mul_(good * (clip / (norm + 1e-6)).clamp(max=1.0).nan_to_num(0.0))
         for group in self.optimizer.param_groups:
+            # no update, and no weight decay either
             group["lr"] = good * group["lr"]
 
 
@@ -273,6 +285,7 @@ class Fsdp(Engine):
         policy = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
+        # blocks are gathered one by one; embedding, head and norm with the objective, and stay
         for block in objective.lm.model.layers:
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(objective, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
@@ -286,6 +299,7 @@ class Fsdp(Engine):
     def spans(self, group: dict[str, Any], rank: int) -> list[Span]:
         found = []
         for i, shape in enumerate(group["shapes"]):
+            # FSDP2 gives each rank as many rows as any, and the last ones fewer
             row, each = torch.Size(shape[1:]).numel(), -(-shape[0] // self.world)
             begin, end = (min(r * each, shape[0]) for r in (rank, rank + 1))
             found.append(Span(i, begin * row, i, 0, (end - begin) * row))
@@ -298,9 +312,10 @@ class Fsdp(Engine):
         ).backward()
 
     def step(self, factor: float, limit: Tensor = UNLIMITED) -> Tensor:
-        square = torch.zeros((), device=self.device)
+        square = torch.zeros((), device=self.device)  # sum over this rank's shards, then over all
         for group in self.optimizer.param_groups:
             for name, p in zip(group["names"], group["params"], strict=True):
+                # gradients come sharded like their parameters
                 p.grad = self.sharded[name].grad.to_local()
                 square += p.grad.pow(2).sum()
         dist.all_reduce(square)
@@ -318,7 +333,7 @@ class Fsdp(Engine):
 
 
 def make_engine(objective: Objective, spec: TrainSpec, device: torch.device, rank: int, world: int) -> Engine:
-    """The engine that ``spec.how.engine`` names; one rank alone needs no sharing, except that DeepSpeed stays DeepSpeed."""
+    """The engine that ``spec.how.engine`` names; one rank alone needs no sharing, but DeepSpeed stays."""
     if spec.how.engine == "deepspeed":
         from model.training.engine_deepspeed import DeepSpeed
 

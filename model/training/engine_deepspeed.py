@@ -120,12 +120,12 @@ class DeepSpeed(Engine):
                 Span(i, begin, 0, at, min(e, n - begin))
                 for i, (at, e, begin, n) in enumerate(zip(places, each, begins, sizes))
             ]
-        length, found = self.local(group)[0].numel(), []  # the group lies in a row and is cut in equal parts
+        length, pieces = self.local(group)[0].numel(), []  # the group lies in a row and is cut in equal parts
         for i, (at, n) in enumerate(zip(self.zero.round_robin_bit16_offsets[group["index"]], sizes, strict=True)):
             begin, end = max(at, rank * length), min(at + n, (rank + 1) * length)
             if begin < end:
-                found.append(Span(i, begin - at, 0, begin - rank * length, end - begin))
-        return found
+                pieces.append(Span(i, begin - at, 0, begin - rank * length, end - begin))
+        return pieces
 
     def loaded(self, applied: int) -> None:
         super().loaded(applied)

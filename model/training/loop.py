@@ -77,10 +77,10 @@ class Loop:
             self._update()
             done = self.step == self.plan.steps
             if not done and self.spec.eval_every and self.step % self.spec.eval_every == 0 and self.data.val.rows:
-                found = self.validate()
-                self.meter.log({"step": self.step, "total_steps": self.plan.steps, **found})
-                if self.best is None or found["val_loss"] < self.best:
-                    self.best = found["val_loss"]
+                means = self.validate()
+                self.meter.log({"step": self.step, "total_steps": self.plan.steps, **means})
+                if self.best is None or means["val_loss"] < self.best:
+                    self.best = means["val_loss"]
                     self.save(self.best)
             self._housekeeping(done)
         if self.data.val.rows:
@@ -99,12 +99,15 @@ class Loop:
         rows = self.order(self.position, self.position + self.plan.rows(self.step))
         norm_by = float(self.data.train.units[rows].sum())
         if norm_by:
+            # forward and backward
             sums = self._gradient(rows, norm_by)
             limit = self.guard.limit()
+            # optimizer step
             gradient = self.engine.step(self.spec.optim.factor(self.step, self.plan.steps), limit)
             self.guard.saw(gradient, limit)
         else:  # a batch of conversations that were all cut before the first answer
             sums, gradient = torch.zeros(len(self.objective.names), device=self.engine.device), torch.zeros(())
+        # position, counts, log
         filled = int(self.data.train.filled[rows].sum())
         self.tokens += filled
         self.position += len(rows)
@@ -119,13 +122,14 @@ class Loop:
         """Accumulate the gradient of a global batch's share; halves the micro-batch when memory runs out. The
         objective's sums."""
         while True:
+            # the same micro-batches, whatever ran out of memory before
             parts = share(rows, self.ranks.rank, self.ranks.world, self.choices.micro_batch)
             try:
                 sums = torch.zeros(len(self.objective.names), device=self.engine.device)
                 for i, part in enumerate(parts):
-                    value, found = self.engine(self.batch("train", part, norm_by))
+                    value, part_sums = self.engine(self.batch("train", part, norm_by))
                     self.engine.backward(value, last=i == len(parts) - 1)
-                    sums += found
+                    sums += part_sums
                 return sums
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 self._halve(error)
@@ -199,6 +203,7 @@ class Loop:
 
     def _housekeeping(self, done: bool) -> None:
         """Stop when told to, checkpoint when due; all ranks decide alike."""
+        # seconds when no number of steps is given: clocks differ, so ranks must agree
         every = self.spec.how.checkpoint_every
         due = done or (self.step % every == 0 if every else time.monotonic() - self._saved > 60)
         stop, due = self.ranks.agree(self.ranks.stopping(), due, self.step, self.choices.log_every)
@@ -249,6 +254,7 @@ class Loop:
         dataset counts: of text by document, of conversations and pairs as a whole (a part of them, and the chosen half
         of the pairs, is taken to have its share).
         """
+        # a rank's share of the rows
         rows = np.arange(self.data.val.rows)
         if self.spec.eval_tokens:
             rows = rows[: max(1, self.spec.eval_tokens // self.spec.seq_len)]
@@ -257,6 +263,7 @@ class Loop:
             sums += self._observe("val", part)
         total = self.ranks.total(sums)
         out = self._means("val_", total)
+        # bits per byte
         nats, targets = (total[self.objective.names.index(name)] for name in self.objective.nats_per_target)
         if targets and (per_byte := self.data.val.targets_per_byte(len(rows))):
             out["val_bits_per_byte"] = float(nats / targets) / math.log(2) * per_byte
@@ -265,8 +272,8 @@ class Loop:
     def _observe(self, split: str, numbers: NDArray) -> torch.Tensor:
         self.meter.beat()
         with torch.no_grad():
-            _, found = self.engine(self.batch(split, numbers, 1.0))
-        return found.double().cpu()
+            _, sums = self.engine(self.batch(split, numbers, 1.0))
+        return sums.double().cpu()
 
 
 class Plan:

@@ -26,8 +26,9 @@ def eager_gradient(h: Tensor, w: Tensor, targets: Tensor, weight: Tensor, z: flo
     """
     if z:
         return chunk_gradient(h, w, targets, weight, z)
-    soft = torch.softmax(h @ w.t(), -1, dtype=torch.float32)
+    soft = torch.softmax(h @ w.t(), -1, dtype=torch.float32)  # [n, vocab]
     nll = -soft.gather(1, targets[:, None])[:, 0].clamp_min(1e-30).log()
+    # the gradient is probabilities less one at the target; in place, the logits are the largest tensor there is
     grad = soft.mul_(weight[:, None]).to(h.dtype)
     grad.scatter_add_(1, targets[:, None], -weight[:, None].to(h.dtype))
     return (nll * weight).sum(), (nll * (weight != 0)).sum(), grad
@@ -36,10 +37,11 @@ def eager_gradient(h: Tensor, w: Tensor, targets: Tensor, weight: Tensor, z: flo
 def chunk_gradient(h: Tensor, w: Tensor, targets: Tensor, weight: Tensor, z: float) -> tuple[Tensor, Tensor, Tensor]:
     """The same as pure functions of the logits, for ``torch.compile``, which makes two passes of it; and with
     z-loss."""
-    logits = (h @ w.t()).float()
-    lse = torch.logsumexp(logits, -1)
+    logits = (h @ w.t()).float()  # [n, vocab]
+    lse = torch.logsumexp(logits, -1)  # [n]
     nll = lse - logits.gather(1, targets[:, None])[:, 0]
-    soft = torch.exp(logits - lse[:, None])
+    soft = torch.exp(logits - lse[:, None])  # [n, vocab]
+    # a comparison and no scatter: it fuses with the rest
     at = torch.arange(logits.shape[1], device=h.device)[None, :] == targets[:, None]
     grad = (soft * (1 + 2 * z * lse)[:, None] - at.to(soft.dtype)) * weight[:, None]
     return ((nll + z * lse * lse) * weight).sum(), (nll * (weight != 0)).sum(), grad.to(h.dtype)
@@ -64,6 +66,7 @@ class InForward(torch.autograd.Function):
         loss, sums = torch.zeros((), device=h.device), torch.zeros((), device=h.device)
         for i in range(0, h.shape[0], chunk):
             rows = slice(i, i + chunk)
+            # forward and backward of one chunk, while its logits are in cache
             part, plain, grad = gradient(h[rows], w, *(c[rows] for c in columns))
             loss += part
             sums = sums + plain
@@ -80,6 +83,7 @@ class InForward(torch.autograd.Function):
     def backward(ctx, g: Tensor, _: Tensor):
         gh, gw = ctx.saved_tensors
         return (
+            # both gradients were made for a loss of weight 1
             gh * g.to(gh.dtype),
             None if gw is None else gw.mul_(g).to(ctx.dtype),
             *[None] * (len(ctx.needs_input_grad) - 2),
@@ -100,6 +104,7 @@ class _LogProbs(torch.autograd.Function):
         gh, gw = torch.empty_like(h), torch.zeros_like(head, dtype=torch.float32) if learns else None
         for i in range(0, h.shape[0], chunk):
             rows = slice(i, i + chunk)
+            # log-probability is minus the loss, so its gradient is the loss's at weight -g
             _, _, grad = eager_gradient(h[rows], w, targets[rows], -g[rows], 0.0)
             torch.mm(grad, w, out=gh[rows])
             if learns:
@@ -146,6 +151,6 @@ def log_probs_now(h: Tensor, head: Tensor, targets: Tensor, chunk: int) -> Tenso
     w = head.to(h.dtype)
     parts = []
     for i in range(0, h.shape[0], chunk):
-        logits = (h[i : i + chunk] @ w.t()).float()
+        logits = (h[i : i + chunk] @ w.t()).float()  # [chunk, vocab]
         parts.append(logits.gather(1, targets[i : i + chunk, None])[:, 0] - torch.logsumexp(logits, -1))
     return torch.cat(parts) if parts else torch.zeros(0, device=h.device)

@@ -3,7 +3,8 @@
 Muon (Jordan 2024, kellerjordan.github.io/posts/muon) takes a gradient's momentum to the nearest semi-orthogonal matrix
 by five Newton-Schulz steps; scaled by ``0.2 * sqrt(max(rows, columns))`` an update has the size of AdamW's
 (Moonlight, arXiv:2502.16982), so both share learning rates. Matrices of equal shape go through Newton-Schulz as one
-batched product. Only that step needs whole matrices, so the engine that holds them in pieces gives ``orthogonalize``;
+batched product, in the run's compute type: bf16 is exact enough, and a CPU without units for it takes 26 times as long
+as in fp32. Only that step needs whole matrices, so the engine that holds them in pieces gives ``orthogonalize``;
 momentum and weight decay work on whatever piece there is. Equal to ``torch.optim.Muon`` by test.
 """
 
@@ -16,32 +17,25 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from model.running.machine import pick_dtype
 from model.specs.train import OptimConfig
 
-Pieces = Callable[[dict[str, Any], list[Tensor]], list[Tensor]]
+Updates = Callable[[dict[str, Any], list[Tensor]], list[Tensor]]
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # maximises the slope at zero; singular values end in about [0.7, 1.2]
 ROUNDS = 5
 
 
-def newton_schulz(g: Tensor) -> Tensor:
-    """Nearest semi-orthogonal matrices, roughly: [n, rows, columns] in any dtype to the same shape in bf16 where that
-    is native, else fp32."""
+def newton_schulz(g: Tensor, dtype: torch.dtype) -> Tensor:
+    """Nearest semi-orthogonal matrices, roughly: [n, rows, columns] in any dtype to the same shape in ``dtype``."""
     a, b, c = NEWTON_SCHULZ
-    x = g.to(_dtype(g))
+    x = g.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
-    if tall:
+    if tall:  # the gram matrix is the smaller one where rows are the shorter side
         x = x.mT.contiguous()
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # singular values at most 1, or the rounds diverge
     for _ in range(ROUNDS):
-        gram = x @ x.mT
+        gram = x @ x.mT  # [n, rows, rows]
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
-
-
-def _dtype(g: Tensor) -> torch.dtype:
-    """bf16 is exact enough for Newton-Schulz; a CPU that has no units for it takes 26 times as long as in fp32."""
-    return torch.bfloat16 if g.is_cuda else pick_dtype("auto", g.device)
 
 
 def muon_scale(shape: Iterable[int]) -> float:
@@ -49,8 +43,9 @@ def muon_scale(shape: Iterable[int]) -> float:
     return 0.2 * max(tuple(shape)[-2:]) ** 0.5
 
 
-def orthogonalize(matrices: list[Tensor], rank: int = 0, world: int = 1) -> list[Tensor]:
-    """Scaled orthogonal updates of matrices ([rows, columns], or [n, rows, columns] for experts), batched by shape.
+def orthogonalize(matrices: list[Tensor], dtype: torch.dtype, rank: int = 0, world: int = 1) -> list[Tensor]:
+    """Scaled orthogonal updates of matrices ([rows, columns], or [n, rows, columns] for experts) in ``dtype``, batched
+    by shape.
 
     With ``world`` > 1 each rank computes its share of every batch and all gather the rest.
     """
@@ -59,24 +54,25 @@ def orthogonalize(matrices: list[Tensor], rank: int = 0, world: int = 1) -> list
     for i, m in enumerate(matrices):
         shapes.setdefault(tuple(m.shape[-2:]), []).append(i)
     for shape, members in shapes.items():
-        stack = torch.cat([matrices[i].reshape(-1, *shape) for i in members])
-        done = _share(stack, rank, world) * muon_scale(shape)
-        for i, part in zip(
-            members, done.split([matrices[i].numel() // (shape[0] * shape[1]) for i in members]), strict=True
-        ):
+        stack = torch.cat([matrices[i].reshape(-1, *shape) for i in members])  # [n, rows, columns]
+        done = _share(stack, dtype, rank, world) * muon_scale(shape)
+        counts = [matrices[i].numel() // (shape[0] * shape[1]) for i in members]  # experts are many in one
+        for i, part in zip(members, done.split(counts), strict=True):
             out[i] = part.view_as(matrices[i])
     return out
 
 
-def _share(stack: Tensor, rank: int, world: int) -> Tensor:
+def _share(stack: Tensor, dtype: torch.dtype, rank: int, world: int) -> Tensor:
+    """Newton-Schulz of ``stack`` [n, rows, columns], the n shared out over the ranks."""
     if world == 1:
-        return newton_schulz(stack)
+        return newton_schulz(stack, dtype)
     size = -(-stack.shape[0] // world)
     mine = stack[rank * size : (rank + 1) * size]
-    part = torch.zeros((size, *stack.shape[1:]), dtype=_dtype(stack), device=stack.device)
+    # ranks past the end have nothing to do, and send zeros: a collective wants equal sizes
+    part = torch.zeros((size, *stack.shape[1:]), dtype=dtype, device=stack.device)
     if len(mine):
-        part[: len(mine)] = newton_schulz(mine)
-    whole = torch.empty((world * size, *stack.shape[1:]), dtype=_dtype(stack), device=stack.device)
+        part[: len(mine)] = newton_schulz(mine, dtype)
+    whole = torch.empty((world * size, *stack.shape[1:]), dtype=dtype, device=stack.device)
     gather(whole, part)
     return whole[: stack.shape[0]]
 
@@ -87,17 +83,15 @@ def gather(whole: Tensor, part: Tensor) -> None:
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Groups of kind "muon" and "adamw" (made by :func:`groups`); tensors may be flat pieces when ``pieces`` knows how
-    to make them whole.
+    """Groups of kind "muon" and "adamw" (made by :func:`groups`); tensors may be flat pieces.
 
-    ``pieces(group, tensors) -> tensors`` gets the Nesterov momenta of a muon group in the form the parameters have and
+    ``updates(group, tensors) -> tensors`` gets the Nesterov momenta of a muon group in the form the parameters have and
     returns the orthogonal updates in that form.
     """
 
-    def __init__(self, param_groups: list[dict[str, Any]], config: OptimConfig, pieces: Pieces | None = None) -> None:
+    def __init__(self, param_groups: list[dict[str, Any]], config: OptimConfig, updates: Updates) -> None:
         super().__init__(param_groups, {"lr": config.lr})
-        self.config = config
-        self.pieces = pieces or (lambda group, tensors: orthogonalize(tensors))
+        self.config, self.updates = config, updates
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
@@ -115,8 +109,10 @@ class MuonAdamW(torch.optim.Optimizer):
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         momenta = [self.state[p]["momentum_buffer"] for p in params]
         torch._foreach_lerp_(momenta, grads, 1 - beta)
-        updates = self.pieces(group, torch._foreach_lerp(grads, momenta, beta))  # Nesterov
+        # Nesterov: the gradient counts once more, beside its share of the momentum
+        updates = self.updates(group, torch._foreach_lerp(grads, momenta, beta))
         for p, update in zip(params, updates, strict=True):
+            # decay is decoupled (AdamW) and of the rate, as in the other groups
             p.mul_(1 - lr * group["weight_decay"])
             p.sub_(update * lr)
 

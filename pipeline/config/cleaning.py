@@ -45,7 +45,7 @@ RuleName = Literal[
     "id_card",
     "ip_address",
 ]
-"""Every rule of the clean stage by name, in the order in which they are asked."""
+"""Every rule of the clean stage by name: repairs, quality, masks (``pipeline.data.rules.RULES`` is their order)."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

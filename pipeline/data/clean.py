@@ -22,7 +22,7 @@ from pipeline.data.batches import batches
 from pipeline.data.documents import SCHEMA, Tally, finish, flat, plan, read_job, write_part
 from pipeline.kernels import alphabet
 from pipeline.kernels.alphabet import CONTROL
-from pipeline.kernels.scan import Stat
+from pipeline.kernels.columns import Stat
 from pipeline.running.executor import run_shards
 
 

@@ -19,7 +19,7 @@ from pipeline.config.cleaning import CleanSection
 from pipeline.data import terms
 from pipeline.kernels import alphabet, scan, tokens
 from pipeline.kernels.alphabet import CYRILLIC, DIGIT, HAN, HANGUL, KANA, LATIN, LETTER, NEWLINE, SPACE, UNSPACED
-from pipeline.kernels.scan import Stat
+from pipeline.kernels.columns import Stat
 from pipeline.kernels.terms import Terms
 
 Verdict = tuple[np.ndarray, np.ndarray, str]

@@ -71,6 +71,7 @@ def tables() -> tuple[np.ndarray, np.ndarray]:
 def _properties() -> np.ndarray:
     """uint8 [2**21]: MISREAD, BYTE and UNCOMPOSED of every code point."""
     bits = np.zeros(1 << 21, np.uint8)
+    # continuation bytes as Latin-1 reads them, then as Windows-1252 does
     bits[0x80:0xC0] = BYTE
     for byte in range(0x80, 0xA0):
         char = bytes([byte]).decode("cp1252", "ignore")
@@ -113,6 +114,7 @@ def decode(data, p, end):
     """(code point, bytes) of the character beyond ASCII at p. What is not UTF-8 comes out as something below 2**21, and
     reads nothing past the end."""
     lead = np.uint32(data[p])
+    # three bytes first: Chinese
     if lead >= 0xE0 and lead < 0xF0 and p + 3 <= end:
         code = (
             (lead & np.uint32(0x0F)) << np.uint32(12)

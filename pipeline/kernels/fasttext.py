@@ -44,6 +44,7 @@ class FastText:
         if file.take("?")[0]:
             raise ValueError(f"{path} has a quantized output layer")
         outputs = file.array(np.float32, math.prod(file.take("2q"))).reshape(-1, dim)
+        # a quarter full at most
         table = np.full(1 << (4 * len(words)).bit_length(), -1, np.int32)
         text, places = _joined(words)
         _index(text, places, table)
@@ -120,6 +121,7 @@ def _tree(counts: list[int]) -> np.ndarray:
     """int32 [nodes, 2]: the children of each node of the Huffman tree of the labels, -1 for leaves, which are the
     first; the root is the last."""
     leaves = len(counts)
+    # inner nodes weigh more than all labels until they are made
     weight = counts + [10**15] * (leaves - 1)
     children = np.full((2 * leaves - 1, 2), -1, np.int32)
     leaf, node = leaves - 1, leaves  # labels are sorted by count, the most frequent first
@@ -173,6 +175,7 @@ def _is_break(byte):
 def _ngrams(word, size, buckets, least, most, found, count):
     """Note the rows of the n-grams of characters in ``word[:size]``, which has its angle brackets; returns how many
     rows there are now."""
+    # n-grams begin at characters, so not at continuation bytes
     for start in range(size):
         if word[start] & 0xC0 == 0x80:
             continue
@@ -184,6 +187,7 @@ def _ngrams(word, size, buckets, least, most, found, count):
                 code = _hash(code, word[p])
                 p += 1
             n += 1
+            # an angle bracket alone is no n-gram
             if n >= least and not (n == 1 and (start == 0 or p == size)):
                 found[count] = buckets[code % np.uint32(buckets.size)]
                 count += found[count] >= 0
@@ -207,9 +211,11 @@ def _rows(text, words):
             word[size] = text[end]
             labelled += size <= label.size and word[size] == label[size - 1]
             end, size = end + 1, size + 1
+        # the library takes such a word for a label, in a text to predict too
         if labelled == label.size:
             continue
         word[size] = 62
+        # a line ends with a word of its own
         known = line_end if end == start else table[_slot(text, start, end, names, places, table)]
         found[count] = known
         count += known >= 0
@@ -247,9 +253,11 @@ def _predict(text, words, layers, labels, scores):
     while top > 0:
         top -= 1
         node, score = nodes[top], sums[top]
+        # nothing below this node can get among the k likeliest: a product of probabilities only falls
         if score < _log(0) or (found == scores.size and score < scores[found - 1]):
             continue
         if children[node, 0] < 0:
+            # a leaf: insert it by its score
             found = min(found + 1, scores.size)
             at = found - 1
             while at > 0 and scores[at - 1] < score:
@@ -257,6 +265,7 @@ def _predict(text, words, layers, labels, scores):
                 at -= 1
             scores[at], labels[at] = score, node
             continue
+        # an inner node: the logistic function of its vector times the text's
         f = np.float32(0)
         for d in range(mean.size):
             f += outputs[node - leaves, d] * mean[d]

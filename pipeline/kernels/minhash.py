@@ -30,9 +30,11 @@ def signatures(shingles, offsets, a, b):
         least[:] = np.uint32(0xFFFFFFFF)
         for j in range(offsets[i], offsets[i + 1]):
             h = shingles[j]
+            # MurmurHash3's finalizer; every step is cast, or numba would widen to 64 bits
             h = np.uint32(np.uint32(h ^ np.uint32(h >> np.uint32(16))) * np.uint32(0x85EBCA6B))
             h = np.uint32(np.uint32(h ^ np.uint32(h >> np.uint32(13))) * np.uint32(0xC2B2AE35))
             h = np.uint32(h ^ np.uint32(h >> np.uint32(16)))
+            # the loop that is vectorised: no branch, one uint32 multiply and add
             for k in range(a.size):
                 value = np.uint32(np.uint32(a[k] * h) + b[k])
                 least[k] = min(least[k], value)
@@ -66,6 +68,7 @@ def jaccard(sets, offsets, pairs):
         common = 0
         while i < i_end and j < j_end:
             x, y = sets[i], sets[j]
+            # a merge of sorted sets without branches: both go on where they are equal
             common += x == y
             i += x <= y
             j += y <= x
@@ -88,6 +91,7 @@ def group_pairs(keys, everyone, recent):
         for j in range(keys.size):
             if j > 0 and keys[j] != keys[j - 1]:
                 start = j
+            # a large group: only the rows shortly before, and below the first of the group
             near = max(start, j - recent)
             if j - start < everyone:
                 near = start
@@ -116,11 +120,13 @@ def components(count, pairs):
         while parent[b] != b:
             parent[b] = parent[parent[b]]
             b = parent[b]
+        # the smaller root wins, so a component is named by its smallest member
         if a < b:
             parent[b] = a
         else:
             parent[a] = b
     for i in range(count):
+        # parents are smaller, and have been shortened before
         parent[i] = parent[parent[i]]
     return parent
 

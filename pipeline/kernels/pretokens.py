@@ -1,8 +1,8 @@
 """Pre-tokens of Qwen2's split pattern and how often each comes, over UTF-8 bytes: what byte pair merges are learnt
 from.
 
-The pattern is :data:`pipeline.tokens.bpe.PRETOKEN_PATTERN`; its alternatives are tried here by hand, in their order. A batch
-of texts is one array of bytes, with 0xFF, which UTF-8 never has, after every text.
+The pattern is :data:`pipeline.tokens.bpe.PRETOKEN_PATTERN`; its alternatives are tried here by hand, in their order. A
+batch of texts is one array of bytes, with 0xFF, which UTF-8 never has, after every text.
 """
 
 from __future__ import annotations
@@ -170,6 +170,7 @@ def _pretoken_end(data, kinds, i):
     j = _next(data, i)
     if kind == NUMBER:
         return j
+    # an apostrophe, as in "it's"
     if data[i] == 39:
         ending = _contraction(data, j)
         if ending > 0:
@@ -205,6 +206,7 @@ def _count(data, kinds, table, rows, pool, used):
             i += 1
             continue
         stop = _pretoken_end(data, kinds, i)
+        # the length first, or runs of zero bytes would be alike
         code = np.uint64(stop - i)
         for k in range(i, stop):
             code = (code ^ np.uint64(data[k])) * np.uint64(0x9E3779B97F4A7C15)
@@ -215,6 +217,7 @@ def _count(data, kinds, table, rows, pool, used):
             slot = (slot + 1) & mask
         row = np.int64(table[slot])
         if row < 0:
+            # not met before: its bytes go to the pool, where the next one's begin at their end
             row = table[slot] = used
             start = rows[row, 1]
             rows[row, 0], rows[row, 2], rows[row + 1, 1] = mixed, 0, start + stop - i

@@ -10,6 +10,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+BUCKETS = 4096
+"""Counters of the n-grams of one length; the top 12 bits of a hash choose one."""
+
 
 def _powers() -> np.ndarray:
     """uint64 [16]: powers of the base of the polynomial over tokens."""
@@ -49,16 +52,15 @@ def shares(tokens, lengths, step, counts, seen):
     """Share of a text's token characters in (the most frequent of the n-grams of 2, 3 and 4 words, repeated 5-grams),
     and `seen`, maybe grown.
 
-    tokens uint64 [t], lengths int32 [t]; step: tokens per word; counts: int32 [3, 4096], scratch. Frequent n-grams (3
-    times and more) share 4,096 counters; with the counts that matter the error is below 1 %.
+    tokens uint64 [t], lengths int32 [t]; step: tokens per word; counts: int32 [3, BUCKETS], scratch. Frequent n-grams
+    (3 times and more) share counters; with the counts that matter the error is below 1 %.
     """
     if tokens.size < 8:
         return 0.0, 0.0, seen
     counts[:] = 0
     seen, mask = empty_set(seen, tokens.size)
-    prefix = np.zeros(
-        16, np.uint64
-    )  # polynomial over the tokens up to each of the last 16; an n-gram's is a difference of two
+    # polynomial over the tokens up to each of the last 16; an n-gram's is a difference of two
+    prefix = np.zeros(16, np.uint64)
     characters = np.zeros(16, np.int64)  # the same for lengths
     best = covered = repeated = 0
     for j in range(1, tokens.size + 1):

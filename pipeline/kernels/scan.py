@@ -3,14 +3,11 @@ quality rules ask."""
 
 from __future__ import annotations
 
-from enum import IntEnum, auto
-
 import numpy as np
 from numba import njit
 
 from pipeline.kernels import alphabet
 from pipeline.kernels.alphabet import (
-    BYTE,
     CLASSES,
     CONTROL,
     CYRILLIC,
@@ -33,67 +30,24 @@ from pipeline.kernels.alphabet import (
     peek,
     stands_alone,
 )
-from pipeline.kernels.repeats import empty_set, seen_before, shares
+from pipeline.kernels.columns import COLUMNS, Stat
+from pipeline.kernels.marks import book_mark, tells
+from pipeline.kernels.repeats import BUCKETS, empty_set, seen_before, shares
 from pipeline.kernels.terms import Terms, is_possible, pair_slot, weigh, word_slot
 from pipeline.kernels.tokens import BASE, at_least, extend
 
-
-class Stat(IntEnum):
-    """Columns of :func:`measure`'s statistics after the first 13, which count characters by class."""
-
-    WIDTH = alphabet.CLASSES
-    """characters, those of unspaced scripts and Hangul twice"""
-    WORDS = auto()
-    """words of spaced scripts"""
-    WORD_CHARACTERS = auto()
-    LINES = auto()
-    """lines that are not blank"""
-    ENDED_LINES = auto()
-    """lines whose last character ends a sentence"""
-    SHORT_LINES = auto()
-    """lines under 30 width"""
-    BULLET_LINES = auto()
-    ELLIPSIS_LINES = auto()
-    DUPLICATE_LINES = auto()
-    """lines with 3 letters or more, seen before in the document (white space apart)"""
-    DUPLICATE_LINE_CHARACTERS = auto()
-    HASHES = auto()
-    """'#' and ellipses outside line starts"""
-    AT_SIGNS = auto()
-    """those between two characters of an e-mail address"""
-    DIGIT_RUN = auto()
-    """most digits in a run, separators ' ', '-', '(', ')' allowed inside"""
-    DOTTED = auto()
-    """most ASCII digit-dot-digit triples in a row (an IPv4 address has three)"""
-    HEX_GROUPS = auto()
-    """colons after four hexadecimal digits of which the first is 2 or 3, and before a second group and its colon: so
-    public IPv6 addresses begin"""
-    URL_CHARACTERS = auto()
-    """characters after '://' up to a space, a bracket, a quote or a character beyond ASCII"""
-    MOJIBAKE = auto()
-    """lead bytes of UTF-8 followed by continuation bytes, all read as Latin-1 or Windows-1252; and tell-tale GBK
-    misreadings"""
-    UNTIDY = auto()
-    """trailing spaces, tabs aside, carriage returns, odd spaces, third line breaks in a row"""
-    REPLACED = auto()
-    """replacement characters"""
-    ENDS_SENTENCE = auto()
-    """1 when the document's last visible character ends a sentence"""
-    UNCOMPOSED = auto()
-    """characters that normal form C may change"""
-    OPENS_WITH_TAG = auto()
-    """1 when the first visible character is '<'"""
-    FUNCTION_WORDS = auto()
-    """function words, up to 2; asked only of text that is Latin for the most part"""
-
-
-COLUMNS = len(Stat) + alphabet.CLASSES
+# numba takes whole numbers for constants, but no members of an enumeration
 _WIDTH, _WORDS, _WORD_CHARACTERS, _LINES, _ENDED, _SHORT, _BULLETS, _ELLIPSES, _DUP, _DUP_CHARS, _HASHES = (
     int(s) for s in list(Stat)[:11]
 )
-_AT, _RUN, _DOTTED, _HEX, _URL, _MOJIBAKE, _UNTIDY, _REPLACED, _ENDS, _UNCOMPOSED, _TAG, _FUNCTION = (
-    int(s) for s in list(Stat)[11:]
-)
+_RUN = int(Stat.DIGIT_RUN)
+_URL = int(Stat.URL_CHARACTERS)
+_MOJIBAKE = int(Stat.MOJIBAKE)
+_UNTIDY = int(Stat.UNTIDY)
+_ENDS = int(Stat.ENDS_SENTENCE)
+_UNCOMPOSED = int(Stat.UNCOMPOSED)
+_TAG = int(Stat.OPENS_WITH_TAG)
+_FUNCTION = int(Stat.FUNCTION_WORDS)
 _LETTERS, _WIDE, _MARKS, _BULLET, _LAST = range(5)
 """Of the line so far: narrow letters, characters of unspaced scripts, other visible characters, 1 after a bullet at its
 start, and its last class."""
@@ -129,21 +83,18 @@ def _measure(data, places, alphabets, possible, table, words, stats, points, rep
     longest = np.int64(0)
     for i in range(places.size - 1):
         longest = max(longest, places[i + 1] - places[i])
-    found = (
-        np.empty(longest // 2 + 1, np.uint64),
-        np.empty(longest // 2 + 1, np.int32),
-    )  # tokens: a letter and a space at least
-    lines = (
-        np.empty(longest // 4 + 2, np.uint64),
-        np.empty(longest // 4 + 2, np.int64),
-    )  # lines that can be repeated: three letters and a break
-    counts, seen, line = np.zeros((3, 4096), np.int32), np.zeros(64, np.uint64), np.zeros(5, np.int64)
+    # tokens: a letter and a space at least
+    found = np.empty(longest // 2 + 1, np.uint64), np.empty(longest // 2 + 1, np.int32)
+    # lines that can be repeated: three letters and a break
+    lines = np.empty(longest // 4 + 2, np.uint64), np.empty(longest // 4 + 2, np.int64)
+    counts, seen, line = np.zeros((3, BUCKETS), np.int32), np.zeros(64, np.uint64), np.zeros(5, np.int64)
     for i in range(places.size - 1):
         row = stats[i]
         tokens, n_lines = _characters(
             data, places[i], places[i + 1], alphabets, possible, table, row, points[i], found, lines, line
         )
         seen = _duplicates(lines[0][:n_lines], lines[1], seen, row)
+        # a Chinese word is about two characters
         unspaced = row[HAN] + row[KANA] + row[UNSPACED]
         step = 2 if unspaced > row[_WORDS] else 1
         repeated[i, 0], repeated[i, 1], seen = shares(found[0][:tokens], found[1], step, counts, seen)
@@ -187,6 +138,7 @@ def _characters(data, start, end, alphabets, possible, table, row, points, found
     before = OTHER
     p = start
     while p <= end:  # peek sees a control character at the end, so that the last word ends there
+        # a run of ASCII letters
         if p < end and is_ascii_letter(data[p]):
             first = p
             p, current, line_hash = _letters(data, p, end, current, line_hash)
@@ -205,6 +157,7 @@ def _characters(data, start, end, alphabets, possible, table, row, points, found
         row[kind] += 1
         alone = stands_alone(kind)
         joins = kind >= DIGIT and kind <= LETTER and not alone
+        # the token before this character ends
         if length > 0 and (in_url or not joins):
             if is_possible(possible, word_slot(current)):
                 weigh(data, token_at, end, word_slot(current), entries, table, points)
@@ -219,6 +172,7 @@ def _characters(data, start, end, alphabets, possible, table, row, points, found
         if entry & OPENS and is_possible(possible, pair_slot(data, p, end, entries)):
             weigh(data, p, end, pair_slot(data, p, end, entries), entries, table, points)
         in_url = in_url and not _ends_url(code)
+        # a character of an unspaced script is a token
         if alone:
             tokens[count], lengths[count] = extend(np.uint64(BASE), code), 1
             count += 1
@@ -230,11 +184,13 @@ def _characters(data, start, end, alphabets, possible, table, row, points, found
             word, run, before = False, 0, kind
             p += size
             continue
+        # a letter or digit goes on with a token
         if joins:
             token_at = p if length == 0 else token_at
             current = extend(current, lower[code] if code < 0x10000 else code)
             length += 1
             row[_WORDS] += not word
+        # the line
         following = data[p + 1] if p + 1 < end else np.uint8(0)
         if kind == NEWLINE:
             row[_UNTIDY] += before == SPACE or (following == 10 and p > start and data[p - 1] == 10)
@@ -249,6 +205,7 @@ def _characters(data, start, end, alphabets, possible, table, row, points, found
             line_hash = _mix(line_hash, code)
             line[_WIDE if kind == HANGUL else _LETTERS if joins else _MARKS] += 1
             line[_LAST] = _ELLIPSIS if code == 0x2026 else kind
+        # the rest: digits, URLs, and what asks for repairs
         word = joins or (word and (code == 39 or code == 0x2019))  # an apostrophe does not end a word
         if code >= 48 and code <= 57:
             run, gap = run + 1, False
@@ -258,8 +215,8 @@ def _characters(data, start, end, alphabets, possible, table, row, points, found
             gap = gap or code == 45 or code == 40 or code == 41
         row[_URL] += in_url
         in_url = in_url or (code == 47 and p >= start + 2 and data[p - 1] == 47 and data[p - 2] == 58)
-        if _tells(code, entry, following):
-            _special(data, start, p, size, end, entries, code, row)
+        if tells(code, entry, following):
+            book_mark(data, start, p, size, end, entries, code, row)
         before, p = kind, p + size
     row[CONTROL] -= 1
     lines[0][n_lines], lines[1][n_lines] = line_hash, line[_LETTERS] + line[_WIDE] + line[_MARKS]
@@ -297,98 +254,10 @@ def _end_line(line, row):
 def _duplicates(hashes, sizes, seen, row):
     """Count the lines that came before; returns `seen`, maybe grown."""
     if hashes.size > 1:
+        # a document of one line has no duplicates to count
         seen, mask = empty_set(seen, hashes.size)
         for k in range(hashes.size):
             if seen_before(seen, mask, hashes[k]):
                 row[_DUP] += 1
                 row[_DUP_CHARS] += sizes[k]
     return seen
-
-
-@njit(cache=True, nogil=True)
-def _tells(code, entry, following):
-    """May this character, before the byte `following`, say that a repair or a mask has something to do? Few do, and
-    :func:`_special` looks closer."""
-    if code < 128:
-        return code == 64 or code == 13 or (code == 46 and _is_digit(following)) or (code == 58 and _is_hex(following))
-    return code < 0xF5 or code == 0xFFFD or entry & UNCOMPOSED != 0 or entry & KIND == SPACE
-
-
-@njit(cache=True, nogil=True)
-def _special(data, start, p, size, end, entries, code, row):
-    """Book what a character at p says about the repairs and masks to ask."""
-    if code == 13 or entries[code] & KIND == SPACE:
-        row[_UNTIDY] += code != 0x3000
-    elif code == 46:
-        row[_DOTTED] = max(row[_DOTTED], _dotted(data, start, p, end))
-    elif code == 58:
-        row[_HEX] += _opens_ipv6(data, start, p, end)
-    elif code == 64:
-        row[_AT] += p > start and p + 1 < end and _in_address(data[p - 1]) and _in_address(data[p + 1])
-    elif code == 0xFFFD:
-        row[_REPLACED] += 1
-    elif code >= 0xC2 and code <= 0xF4:
-        row[_MOJIBAKE] += _misread(data, p + size, end, entries, code)
-    else:
-        row[_UNCOMPOSED] += entries[code] & UNCOMPOSED != 0
-
-
-@njit(cache=True, nogil=True)
-def _is_digit(byte):
-    return byte >= 48 and byte <= 57
-
-
-@njit(cache=True, nogil=True)
-def _is_hex(byte):
-    return _is_digit(byte) or (byte >= 65 and byte <= 70) or (byte >= 97 and byte <= 102)
-
-
-@njit(cache=True, nogil=True)
-def _opens_ipv6(data, start, p, end):
-    """Is the colon at p the first one of a public IPv6 address?"""
-    if (
-        p < start + 4
-        or (data[p - 4] | 1) != 51
-        or not (_is_hex(data[p - 3]) and _is_hex(data[p - 2]) and _is_hex(data[p - 1]))
-    ):
-        return False
-    after = p + 1
-    while after < end and after < p + 5 and _is_hex(data[after]):
-        after += 1
-    return after > p + 1 and after < end and data[after] == 58
-
-
-@njit(cache=True, nogil=True)
-def _in_address(byte):
-    """ASCII letters, digits and the signs of an e-mail address's name."""
-    return (
-        is_ascii_letter(byte) or _is_digit(byte) or byte == 46 or byte == 95 or byte == 37 or byte == 43 or byte == 45
-    )
-
-
-@njit(cache=True, nogil=True)
-def _dotted(data, start, p, end):
-    """How many numbers of one to three digits and a dot stand in a row and end with the dot at p, which a digit must
-    follow."""
-    if p + 1 >= end or not _is_digit(data[p + 1]):
-        return 0
-    dots = 0
-    while p > start and data[p] == 46 and _is_digit(data[p - 1]):
-        dots += 1
-        p -= 2
-        digits = 1
-        while p >= start and digits < 3 and _is_digit(data[p]):
-            p -= 1
-            digits += 1
-        if p < start:
-            break
-    return dots
-
-
-@njit(cache=True, nogil=True)
-def _misread(data, p, end, entries, code):
-    """Does a UTF-8 sequence that was read as single bytes go on at p, after its lead byte?"""
-    second, size = peek(data, p, end)
-    if not entries[second] & BYTE:
-        return False
-    return code < 0xE0 or entries[peek(data, p + size, end)[0]] & BYTE != 0

@@ -37,11 +37,13 @@ class Terms:
             if len(term) < 2:
                 raise ValueError(f"term {terms[i][0]!r}: a term has two characters or more")
             kind = self.entries[term[0]] & KIND
+            # a term that begins with a word is found by that word's hash, another by its first two characters
             if DIGIT <= kind <= LETTER and not stands_alone(kind):
                 slot = int(word_slot(firsts[starts[i]]))
             else:
                 slot = int(_pair_slot(term[0], term[1]))
                 self.entries[term[0]] |= OPENS
+            # terms of one slot are a linked list
             following[i], head[slot] = head[slot], i
             self.possible[slot >> 6] |= np.uint64(1 << (slot & 63))
         category, weight = (np.array([t[k] for t in terms], np.int64) for k in (1, 2))
@@ -96,6 +98,7 @@ def weigh(data, p, end, slot, entries, table, points):
     word goes on there."""
     codes, offsets, category, weight, head, following = table
     term = np.int64(head[slot])
+    # every term of the slot is tried: different terms share slots
     while term >= 0:
         if _matches(data, p, end, entries, codes, offsets[term], offsets[term + 1]):
             points[category[term]] += weight[term]
@@ -126,12 +129,14 @@ def _points(data, places, entries, lower, possible, table, categories):
             code, size = peek(data, p, end)
             kind = entries[code] & KIND
             if kind >= DIGIT and kind <= LETTER and not stands_alone(kind):
+                # where the word began: terms are compared from there
                 first = p if current == np.uint64(BASE) else first
                 current = extend(current, lower[code] if code < 0x10000 else code)
             else:
                 if current != np.uint64(BASE) and is_possible(possible, word_slot(current)):
                     weigh(data, first, end, word_slot(current), entries, table, out[i])
                 current = np.uint64(BASE)
+                # a character may begin a term wherever it stands
                 if entries[code] & OPENS and is_possible(possible, pair_slot(data, p, end, entries)):
                     weigh(data, p, end, pair_slot(data, p, end, entries), entries, table, out[i])
             p += size

@@ -46,6 +46,7 @@ def _letters(data, p, end, current):
 
 @njit(cache=True, nogil=True)
 def _tokenize(data, places, entries, lower):
+    # a token has a byte at least
     hashes = np.empty(places[-1] - places[0], np.uint64)
     starts = np.zeros(places.size, np.int64)
     count = 0
@@ -53,6 +54,7 @@ def _tokenize(data, places, entries, lower):
         p, end = places[i], places[i + 1]
         current = np.uint64(BASE)
         while p < end:
+            # ASCII letters are most of all text and need neither decoding nor a table
             if is_ascii_letter(data[p]):
                 p, current = _letters(data, p, end, current)
                 continue
@@ -63,6 +65,7 @@ def _tokenize(data, places, entries, lower):
             if kind >= DIGIT and kind <= LETTER and not alone:
                 current = extend(current, lower[code] if code < 0x10000 else code)
                 continue
+            # anything but a letter or digit ends the token; an empty one has the base for a hash
             if current != np.uint64(BASE):
                 hashes[count] = current
                 count += 1
@@ -107,7 +110,9 @@ def _ngrams(tokens, offsets, n):
         for j in range(first, last):
             rolled = rolled * np.uint64(BASE) + tokens[j]
             if j - first >= n:
+                # the token that leaves has been multiplied n times since it came
                 rolled -= tokens[j - n] * power
+            # a text shorter than n is one n-gram
             if j - first >= n - 1 or (j == last - 1 and last - first < n):
                 mixed = rolled ^ (rolled >> np.uint64(33))
                 mixed *= np.uint64(0xFF51AFD7ED558CCD)
@@ -130,6 +135,7 @@ def hash_set(grams: np.ndarray) -> np.ndarray:
 @njit(cache=True, nogil=True)
 def _fill(table, grams):
     for gram in grams:
+        # linear probing: the table is at most a quarter full
         slot = np.int64(gram >> np.uint64(20)) & (table.size - 1)
         while table[slot] != 0 and table[slot] != gram:
             slot = (slot + 1) & (table.size - 1)
@@ -163,6 +169,7 @@ def lookup(grams, offsets, salt, table, possible):
         for j in range(offsets[i], offsets[i + 1]):
             gram = max(grams[j] ^ salt, np.uint64(1))
             bit = _bit(gram)
+            # most n-grams are in no table; one bit says so without touching it
             if possible[bit >> np.uint64(6)] >> (bit & np.uint64(63)) & np.uint64(1) == 0:
                 continue
             slot = np.int64(gram >> np.uint64(20)) & (table.size - 1)

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model.running.devices import visible_gpus
 from storage.files import write_text
 from storage.places import ROOT, home
 from tasks.running import guard, nodes
@@ -263,13 +264,8 @@ def worker_environment(on: Resources, *, single: bool = False) -> dict[str, str]
 
 
 def gpus(on: Resources) -> int:
-    """How many GPUs the workers may use: 0 for ``device = "cpu"``; found without loading torch."""
-    if on.device == "cpu":
-        return 0
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
-    return len(list(Path("/dev").glob("nvidia[0-9]*"))) or int(Path("/dev/dxg").exists())
+    """How many GPUs the workers may use: 0 for ``device = "cpu"``."""
+    return 0 if on.device == "cpu" else visible_gpus()
 
 
 def lacking(on: Resources) -> list[str]:

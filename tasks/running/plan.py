@@ -13,6 +13,7 @@ from typing import Any
 
 from storage.lineage import LineageRecord
 from tasks.running.cost import Facts, Work, expected
+from tasks.running.events import StageInput
 from tasks.running.run import Run
 from tasks.running.stage import Stage, key_of
 
@@ -33,7 +34,7 @@ class Planned:
     seconds: float | None = None
     path: Path | None = None
     identity: dict[str, Any] | None = None
-    listed: list[dict[str, Any]] = field(default_factory=list)
+    listed: list[StageInput] = field(default_factory=list)
     base: str | None = None
     kind: str = ""
 

@@ -18,12 +18,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 from pipeline.config.resources import Resources
 from storage.files import write_json
 from storage.places import ROOT, home
 from storage.store import open_store
+from tasks.running.events import (
+    ComparisonFields,
+    FinishedFields,
+    NoteFields,
+    ProgressFields,
+    RunFinishedFields,
+    StartedFields,
+)
 from tasks.running.inputs import Descent, Made, descent_of
 
 log = logging.getLogger(__name__)
@@ -85,6 +93,18 @@ class Run:
             self._alive.close()
         return kind is Reached
 
+    @overload
+    def emit(self, event: Literal["stage_started"], **fields: Unpack[StartedFields]) -> None: ...
+    @overload
+    def emit(self, event: Literal["stage_finished"], **fields: Unpack[FinishedFields]) -> None: ...
+    @overload
+    def emit(self, event: Literal["run_finished"], **fields: Unpack[RunFinishedFields]) -> None: ...
+    @overload
+    def emit(self, event: Literal["comparison"], **fields: Unpack[ComparisonFields]) -> None: ...
+    @overload
+    def emit(self, event: Literal["note"], **fields: Unpack[NoteFields]) -> None: ...
+    @overload
+    def emit(self, event: Literal["progress"], **fields: Unpack[ProgressFields]) -> None: ...
     def emit(self, event: str, **fields: Any) -> None:
         """Record an event and tell the listeners. ``progress`` events are for watching only and not recorded.
 

@@ -24,6 +24,7 @@ from storage.lineage import SourceListing
 from storage.places import ROOT
 from storage.room import room
 from storage.store import Artifact, Store, StoreError
+from tasks.running.events import StageInput
 from tasks.running.inputs import Descent, Files, Several, artifacts_of, digest_of_input
 from tasks.running.result import NAME, vouch
 from tasks.running.run import Reached, Run, current
@@ -97,15 +98,21 @@ class Stage:
         """Path and fingerprint of every file whose code decides the stage's bytes."""
         return _code((self.fn.__module__, *self.workers))
 
-    def listed(self, inputs: dict[str, Any], with_path: bool = False) -> list[dict[str, Any]]:
+    def listed(self, inputs: dict[str, Any], with_path: bool = False) -> list[StageInput]:
         """The inputs as lineage tells them: name, stage, key, digest, and the sources that come from outside."""
-        entries = []
+        entries: list[StageInput] = []
         for name, value in inputs.items():
             for item in value.items if isinstance(value, Several) else () if isinstance(value, Descent) else (value,):
-                entry = {"name": name, "stage": getattr(item, "stage", "source"), "key": getattr(item, "key", "")}
-                entry["digest"] = item.digest
-                entry |= {"path": str(item.path)} if with_path and isinstance(item, Artifact) else {}
-                entry |= {"sources": item.describe()} if hasattr(item, "describe") else {}
+                entry: StageInput = {
+                    "name": name,
+                    "stage": getattr(item, "stage", "source"),
+                    "key": getattr(item, "key", ""),
+                    "digest": item.digest,
+                }
+                if with_path and isinstance(item, Artifact):
+                    entry["path"] = str(item.path)
+                if hasattr(item, "describe"):
+                    entry["sources"] = item.describe()
                 entries.append(entry)
         return entries
 
@@ -331,7 +338,7 @@ class _Call:
                 "inputs": self.stage.listed(self.inputs),
                 "resources": self.run.resources.model_dump(),
                 "metrics": metrics,
-                "sources": self.run.store.sources_of(self.stage.listed(self.inputs)),
+                "sources": self.run.store.sources_of([dict(entry) for entry in self.stage.listed(self.inputs)]),
                 "seconds": seconds,
                 "kind": self.stage.kind,
                 "base": self.stage.base_key(self.inputs),

@@ -6,13 +6,17 @@ import json
 import math
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from mlflow import MlflowClient
 from mlflow.entities import Dataset, Metric
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+from tasks.running.events import Json, StageInput
 from tasks.running.tail import Tail
+from tasks.tracking.records import Lineage
 
 CURVE_POINTS = 2000
 """Longer curves are thinned to about so many steps (the whole curve stays in the artifact's metrics.jsonl)."""
@@ -31,7 +35,7 @@ class Building:
         if self.monitor:
             self.monitor.start()
 
-    def log_curve(self, client: Any, last: bool = False) -> None:
+    def log_curve(self, client: MlflowClient, last: bool = False) -> None:
         """Log what metrics.jsonl gained, as ``training/<name>`` over steps; steps that a resumed worker repeats are
         left out."""
         records = self.tail.read(last)
@@ -39,7 +43,7 @@ class Building:
             self.restarts, self.known_step = self.tail.restarts, self.last_step
         batch: list[Metric] = []
         for record in records:
-            step = _step(record)
+            step = _whole(record.get("step"))
             self.last_step = max(self.last_step, step)
             if step > self.known_step and self._shown(record, step):
                 when = milliseconds(_clock(record.get("time"), self.started))
@@ -51,11 +55,12 @@ class Building:
         for i in range(0, len(batch), 1000):
             client.log_batch(self.run_id, metrics=batch[i : i + 1000])
 
-    def _shown(self, record: dict[str, Any], step: int) -> bool:
-        stride = max(1, int(record.get("total_steps") or 0) // CURVE_POINTS)
-        return step % stride == 0 or step == record.get("total_steps") or any(name.startswith("val") for name in record)
+    def _shown(self, record: Mapping[str, Json], step: int) -> bool:
+        total = _whole(record.get("total_steps"))
+        stride = max(1, total // CURVE_POINTS)
+        return step % stride == 0 or step == total or any(name.startswith("val") for name in record)
 
-    def close(self, client: Any, published: Path | None) -> None:
+    def close(self, client: MlflowClient, published: Path | None) -> None:
         """Stop watching the machine and log the curve's end, which lies in the published artifact by now."""
         if self.monitor:
             self.monitor.finish()
@@ -64,38 +69,38 @@ class Building:
         self.log_curve(client, last=True)
 
 
-def _step(record: dict[str, Any]) -> int:
-    step = record.get("step")
-    return int(step) if isinstance(step, (int, float)) else 0
+def _whole(value: Json) -> int:
+    """A number that a worker wrote, or 0."""
+    return int(value) if isinstance(value, (int, float)) else 0
 
 
-def _clock(when: Any, started: float) -> float:
+def _clock(when: Json, started: float) -> float:
     """Seconds since the epoch; a worker may also write seconds since its start."""
     if not isinstance(when, (int, float)):
         return time.time()
     return when if when > 1e9 else started + when
 
 
-def flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
+def flat(value: Mapping[str, Json], prefix: str = "") -> dict[str, str]:
     """Nested config as ``{"optim.lr": "0.001"}``: MLflow's parameters are strings."""
-    found: dict[str, str] = {}
+    parameters: dict[str, str] = {}
     for name, item in value.items():
         if isinstance(item, dict):
-            found |= flat(item, f"{prefix}{name}.")
+            parameters |= flat(item, f"{prefix}{name}.")
         else:
-            found[as_key(prefix + name)] = item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
-    return found
+            parameters[as_key(prefix + name)] = item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
+    return parameters
 
 
-def numbers(value: dict[str, Any], prefix: str = "") -> dict[str, float]:
+def numbers(value: Mapping[str, Json], prefix: str = "") -> dict[str, float]:
     """The finite numbers of a nested dict by dotted names; truth values, text and lists are no metrics."""
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, item in value.items():
         if isinstance(item, dict):
-            found |= numbers(item, f"{prefix}{name}.")
+            metrics |= numbers(item, f"{prefix}{name}.")
         elif isinstance(item, (int, float)) and not isinstance(item, bool) and math.isfinite(item):
-            found[as_key(prefix + name)] = float(item)
-    return found
+            metrics[as_key(prefix + name)] = float(item)
+    return metrics
 
 
 def as_key(name: str) -> str:
@@ -104,7 +109,7 @@ def as_key(name: str) -> str:
     return re.sub(r"[^/\w.\- :]", "_", name)[:250]
 
 
-def as_tags(values: dict[str, Any]) -> dict[str, str]:
+def as_tags(values: Mapping[str, str | int]) -> dict[str, str]:
     """Tags within MLflow's limit of 8000 characters; empty ones left out."""
     return {as_key(k): str(v)[:7900] for k, v in values.items() if v not in (None, "")}
 
@@ -114,10 +119,10 @@ def milliseconds(seconds: float) -> int:
     return int(seconds * 1000)
 
 
-def as_datasets(given: dict[str, Any]) -> list[Dataset]:
+def as_datasets(item: StageInput) -> list[Dataset]:
     """An input of a stage as MLflow datasets: its sources one by one, or the artifact. Digests hold 36 characters
     there."""
-    if "sources" in given:
+    if "sources" in item:
         return [
             Dataset(
                 name=s["name"][:500],
@@ -126,14 +131,14 @@ def as_datasets(given: dict[str, Any]) -> list[Dataset]:
                 source=json.dumps({"name": s["name"]}),
                 profile=json.dumps({k: v for k, v in s.items() if k not in ("name", "digest")}),
             )
-            for s in given["sources"]
+            for s in item["sources"]
         ]
-    path = Path(given.get("path") or "")
-    stage = given.get("stage") or given["name"]
+    path = Path(item.get("path") or "")
+    stage = item["stage"] or item["name"]
     return [
         Dataset(
-            name=f"{stage}/{given.get('key', '')[:12]}",
-            digest=given["digest"][:36],
+            name=f"{stage}/{item['key'][:12]}",
+            digest=item["digest"][:36],
             source_type="local",
             source=json.dumps({"uri": str(path)}),
             schema=_schema(path),
@@ -147,12 +152,13 @@ def _schema(path: Path) -> str | None:
     part = next(iter(sorted(path.glob("*.parquet"))), None) if _there(path) else None
     if part is None:
         return None
-    import pyarrow.parquet as parquet
+    import pyarrow.parquet  # pyright: ignore[reportMissingTypeStubs]
 
-    names = {"int64": "long", "double": "double", "bool": "boolean"}
-    columns = [
-        {"name": field.name, "type": names.get(str(field.type), "string"), "required": not field.nullable}
-        for field in parquet.read_schema(part)
+    schema = cast(Any, pyarrow.parquet).read_schema(part)
+    types = {"int64": "long", "double": "double", "bool": "boolean"}
+    columns: list[dict[str, str | bool]] = [
+        {"name": field.name, "type": types.get(str(field.type), "string"), "required": not field.nullable}
+        for field in schema
     ]
     return json.dumps({"mlflow_colspec": columns})
 
@@ -169,15 +175,18 @@ def _there(path: Path) -> bool:
     return path != Path() and path.is_dir()
 
 
-def lineage_record(path: Path) -> dict[str, Any]:
-    """What an artifact's own lineage.json says, with the stage's section lifted out of its identity; {} when there is
-    none."""
+def lineage_of(path: Path) -> Lineage | None:
+    """What an artifact's own lineage.json says, with the stage's section lifted out of its identity."""
     try:
-        record = json.loads((path / "lineage.json").read_text("utf-8"))
+        written: dict[str, Any] = json.loads((path / "lineage.json").read_text("utf-8"))
     except (OSError, ValueError):
-        return {}
-    kept = {name: record[name] for name in ("inputs", "metrics", "kind", "base", "digest") if name in record}
-    return {**kept, "section": record.get("identity", {}).get("section", {}), "built_seconds": record.get("seconds")}
+        return None
+    return {
+        "section": written.get("identity", {}).get("section", {}),
+        "built_seconds": written.get("seconds"),
+        "inputs": written.get("inputs", []),
+        "metrics": written.get("metrics", {}),
+    }
 
 
 def local_server(home: Path) -> str | None:

@@ -1,13 +1,14 @@
 """Tracking beside the flow: a process of its own mirrors a run into MLflow, so that MLflow never delays or stops a run.
 
-The flow appends events to ``<home>/runs/<id>/events.jsonl``; :func:`start_tracker` starts ``python -m tasks.tracking.tracker
-<run dir>``, which follows that file and the training curves and writes them to MLflow (tasks/tracking/mirror.py, the
-only module that imports it; importing takes 1.5 s, which passes while the flow works). A pipe says when the flow is
-gone: without a ``run_finished`` event before, its runs become KILLED.
+The flow appends events to ``<home>/runs/<id>/events.jsonl``; :func:`start_tracker` starts ``python -m
+tasks.tracking.tracker <run dir>``, which follows that file and the training curves and writes them to MLflow (the other
+modules of this folder import it, this one only when it has something to write: importing takes 1.5 s, which passes
+while the flow works). A pipe says when the flow is gone: without a ``run_finished`` event before, its runs become
+KILLED.
 
 When MLflow cannot be reached the events stay where they are and are tried again every few seconds, by later runs, and
-by ``python -m tasks.tracking.tracker --sync <home>``. Applying an event twice changes nothing, so a part of a run that was
-already there is no obstacle. ``mlflow.json`` in the run's directory says what MLflow holds.
+by ``python -m tasks.tracking.tracker --sync <home>``. Applying an event twice changes nothing, so a part of a run that
+was already there is no obstacle. ``mlflow.json`` in the run's directory says what MLflow holds.
 
 Where: ``MLFLOW_TRACKING_URI``, or SQLite and a folder of artifacts under ``<home>/mlflow``.
 """
@@ -23,14 +24,16 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from storage.files import write_json
 from storage.places import ROOT
+from tasks.running.events import Event
 from tasks.running.tail import Tail
+from tasks.tracking.records import State
 
 if TYPE_CHECKING:
     from tasks.tracking.mirror import Mirror
@@ -55,7 +58,7 @@ class Tracker:
     def __init__(self, run_dir: Path, process: subprocess.Popen[bytes], pipe: int) -> None:
         self.run_dir, self.process, self.pipe = run_dir, process, pipe
 
-    def close(self, timeout: float = 60.0) -> dict[str, Any]:
+    def close(self, timeout: float = 60.0) -> State:
         """Wait until MLflow has the run (``run_finished`` must have been written) and say where it is.
 
         Returns ``{"tracking_uri", "experiment_id", "parent_run_id", "stages": {stage: {"run_id", "model_id"}},
@@ -97,7 +100,7 @@ def start_tracker(run_dir: Path) -> Tracker:
     return Tracker(run_dir, process, write)
 
 
-def summary(run_dir: Path) -> dict[str, Any]:
+def summary(run_dir: Path) -> State:
     """What MLflow holds of a run, as the tracker last wrote it; {} when nothing yet."""
     try:
         return json.loads((run_dir / "mlflow.json").read_text("utf-8"))
@@ -112,14 +115,14 @@ def tracking_uri(home: Path) -> str:
 
 def follow(run_dir: Path, pipe: int | None) -> bool:
     """Mirror a run into MLflow while it lasts; ``pipe`` None mirrors what is there. True when MLflow has all of it."""
-    tail, waiting, mirror = Tail(run_dir / "events.jsonl"), deque(), None
+    tail, waiting = Tail(run_dir / "events.jsonl"), deque[Event]()
+    mirror: Mirror | None = None
     again, tries = 0.0, 0
-    over = pipe is None
+    over = False
     while True:
-        over = over or _closed(
-            pipe, POLL_SECONDS if mirror else 0.0
-        )  # at first MLflow's import is all there is to wait for
-        waiting.extend(tail.read(last=over))
+        # at first MLflow's import is all there is to wait for
+        over = over or pipe is None or _closed(pipe, POLL_SECONDS if mirror else 0.0)
+        waiting.extend(cast("list[Event]", tail.read(last=over)))
         over = over or any(event["event"] == "run_finished" for event in waiting)
         if time.monotonic() < again:
             continue
@@ -144,7 +147,7 @@ def follow(run_dir: Path, pipe: int | None) -> bool:
             again = time.monotonic() + (1.0 if over else RETRY_SECONDS)
 
 
-def _apply(mirror: Mirror, waiting: deque[dict[str, Any]]) -> None:
+def _apply(mirror: Mirror, waiting: deque[Event]) -> None:
     """Apply events in order; one is dropped only after it went through, so an outage in the middle repeats it."""
     while waiting:
         mirror.apply(waiting[0])
@@ -164,7 +167,7 @@ def _closed(pipe: int, seconds: float) -> bool:
 
 
 @contextmanager
-def _lock(run_dir: Path) -> Iterator[bool]:
+def _lock(run_dir: Path) -> Generator[bool]:
     """Hold the run's tracker lock; False when another tracker has it. Released by the system when the process ends."""
     with open(run_dir / "tracker.lock", "w") as file:
         try:
@@ -178,7 +181,7 @@ def _lock(run_dir: Path) -> Iterator[bool]:
 def sync(home: Path) -> dict[str, bool]:
     """Fill MLflow with every run under ``home`` that it does not have whole yet. Returns {run id: whether it has
     now}."""
-    done = {}
+    done: dict[str, bool] = {}
     for run_json in sorted([*(home / "runs").glob("*/run.json"), *(home / "sweeps").glob("*/run.json")]):
         run_dir = run_json.parent
         if summary(run_dir).get("complete"):

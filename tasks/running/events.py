@@ -1,0 +1,125 @@
+"""What a run tells of itself: the events of ``events.jsonl`` as types, for those who write and for those who read.
+
+:meth:`tasks.running.run.Run.emit` writes them; the console, the Prefect log and the tracker read. ``…Fields`` is an
+event without what ``emit`` adds: its name and its time (seconds since the epoch).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NotRequired, TypeAlias, TypedDict
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+Section: TypeAlias = "dict[str, Json]"
+
+
+class Source(TypedDict):
+    """A source from outside, as an input's entry tells it."""
+
+    name: str
+    digest: str
+    files: NotRequired[int]
+    bytes: NotRequired[int]
+
+
+class StageInput(TypedDict):
+    """An input of a stage: an artifact of another stage, or ``sources`` from outside (stage "source", no key)."""
+
+    name: str
+    stage: str
+    key: str
+    digest: str
+    path: NotRequired[str]
+    sources: NotRequired[list[Source]]
+
+
+class StartedFields(TypedDict):
+    """A stage begins to be built, into the folder ``partial``."""
+
+    stage: str
+    key: str
+    section: Section
+    partial: str
+    resources: Section
+    inputs: list[StageInput]
+
+
+class FinishedFields(TypedDict):
+    """A stage was built, taken from the cache, or failed (then without digest, and ``path`` is the partial folder)."""
+
+    stage: str
+    key: str
+    kind: str
+    base: str | None
+    state: Literal["ran", "cached", "failed"]
+    digest: str | None
+    path: str
+    seconds: float
+    built_seconds: NotRequired[float]
+    metrics: Section
+    error: str | None
+
+
+class RunFinishedFields(TypedDict):
+    """The run is over."""
+
+    state: Literal["completed", "failed", "cancelled"]
+    seconds: float
+    error: str | None
+
+
+class ComparisonFields(TypedDict):
+    """A sweep compared its children: what it wrote, and the number of every child by its run id."""
+
+    files: list[str]
+    metric: str
+    runs: dict[str, float | None]
+
+
+class NoteFields(TypedDict):
+    """A line for the person who watches."""
+
+    stage: NotRequired[str]
+    text: str
+
+
+class ProgressFields(TypedDict):
+    """How far a stage is, for watching only."""
+
+    stage: str
+    done: int
+    total: int | None
+    unit: str
+    metrics: NotRequired[Section]
+
+
+class StageStarted(StartedFields):
+    event: Literal["stage_started"]
+    time: float
+
+
+class StageFinished(FinishedFields):
+    event: Literal["stage_finished"]
+    time: float
+
+
+class RunFinished(RunFinishedFields):
+    event: Literal["run_finished"]
+    time: float
+
+
+class Comparison(ComparisonFields):
+    event: Literal["comparison"]
+    time: float
+
+
+class Note(NoteFields):
+    event: Literal["note"]
+    time: float
+
+
+class Progress(ProgressFields):
+    event: Literal["progress"]
+    time: float
+
+
+Event: TypeAlias = StageStarted | StageFinished | RunFinished | Comparison | Note | Progress
