@@ -22,12 +22,15 @@ help:  ## list the verbs
 demo: .venv/.ready  ## make a small bilingual model from raw text, on this machine, and talk to it (PRESET=tiny)
 	$(BIN)/pipeline run $(PRESET)
 
-test: .venv/.ready-dev  ## run all tests (real Prefect, MLflow, torchrun, DeepSpeed)
+test: .venv/.ready-dev  ## run all tests (real Prefect, MLflow, torchrun, DeepSpeed processes)
 	$(BIN)/pip check
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # the long files come first by name
 
-lint: .venv/.ready-dev  ## check style
+lint: .venv/.ready-dev  ## check format, style, file sizes and types; nothing is changed
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python .ci/file_sizes.py
+	$(BIN)/pyright
 
 up: .venv/.ready  ## start Prefect, MLflow and a worker here, and deploy the flow
 	$(BIN)/pipeline up

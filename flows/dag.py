@@ -9,6 +9,7 @@ import functools
 from typing import Any
 
 from pipeline.config.tree import Config
+from pipeline.evaluation.names import model_name
 from tasks.chats import chats
 from tasks.clean import clean
 from tasks.decontaminate import decontaminate
@@ -67,6 +68,11 @@ def stage_names() -> tuple[str, ...]:
 def of_kind(*kinds: str) -> tuple[str, ...]:
     """Names of the stages that make one of these kinds of artifact, in the order of the DAG."""
     return tuple(stage.name for stage in stages() if stage.kind in kinds)
+
+
+def model_names() -> tuple[str, ...]:
+    """What the models are called in scores, in the order of the DAG."""
+    return tuple(model_name(stage) for stage in of_kind("model"))
 
 
 def trains(until: str | None) -> bool:

@@ -47,8 +47,7 @@ def full_pipeline(
     """Raw text in, an aligned, evaluated, exported language model out.
 
     Args:
-        preset: name of a preset (tiny, gpt-teacher, minimind-small, minimind2, gpt2-124m, gpu) or the path of a TOML
-            file.
+        preset: name of a preset (`pipeline presets` lists them) or the path of a TOML file.
         overrides: config overrides as ``section.key=value``.
         until: stop after this stage.
         refresh: stages to build again although they are cached.

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from flows.console import Watch, duration, summary_lines
+from flows.dag import model_names, of_kind
 from flows.environment import say
 from flows.services import ensure_mlflow, ensure_prefect, run_page
 from flows.zombies import bury_dead
@@ -117,20 +118,18 @@ SCORES = (
 def score_lines(metrics: dict[str, Any]) -> list[str]:
     """The models side by side, from the evaluate stage's flat metrics (``<model>.<score>``, with ``.n`` and ``.chance``
     where it counts); no lines without any. A star marks what guessing would do as well."""
-    models = [
-        name for name in ("base", "sft", "dpo") if f"{name}.bits_per_byte" in metrics or f"{name}.choices" in metrics
-    ]
-    if not models:
+    scored = [name for name in model_names() if f"{name}.bits_per_byte" in metrics or f"{name}.choices" in metrics]
+    if not scored:
         return []
-    lines, guessed = ["  " + " " * 38 + "".join(f"{name:>9}" for name in models)], False
+    lines, guessed = ["  " + " " * 38 + "".join(f"{name:>9}" for name in scored)], False
     for score, label, form, chance in SCORES:
-        cells = [metrics.get(f"{name}.{score}") for name in models]
+        cells = [metrics.get(f"{name}.{score}") for name in scored]
         if all(cell is None for cell in cells):
             continue
-        asked = {metrics.get(f"{name}.{score}.n", metrics.get(f"exam_{score}")) for name in models} - {None, 0}
+        asked = {metrics.get(f"{name}.{score}.n", metrics.get(f"exam_{score}")) for name in scored} - {None, 0}
         label += f" (of {max(asked):,})" if asked and "%" in form else ""
         texts = []
-        for name, cell in zip(models, cells, strict=True):
+        for name, cell in zip(scored, cells, strict=True):
             by_luck = cell is not None and _by_luck(
                 cell, metrics.get(f"{name}.{score}.chance", chance), max(asked, default=0)
             )
@@ -152,7 +151,7 @@ def sample_lines(evaluated: Path) -> list[str]:
     for lang in ("zh", "en"):
         asked = [a for a in answers if a["lang"] == lang and a["set"] != "training"]
         for answer in asked[:: max(1, len(asked) // 2)][:2]:
-            model = next(name for name in ("dpo", "sft", "base") if name in answer["said"])
+            model = next(name for name in reversed(model_names()) if name in answer["said"])
             lines += [
                 f"  > {answer['question']}",
                 f"    {answer['said'][model] or '(nothing)'}  {'✓' if answer['right'][model] else '✗'}",
@@ -185,7 +184,7 @@ def _summary(
     ]
     if tracking_ui:
         rows += [("MLflow", run_page(tracking_ui, result.get("mlflow") or {}))]
-    if "dpo" in by_name or "sft" in by_name or "export" in by_name:
+    if any(name in by_name for name in (*of_kind("model")[1:], *of_kind("release"))):
         rows += [("talk to it", f"{command()} chat {args.preset}")]
     rows += [("made from", f"{command()} lineage {args.preset}"), ("this run", result["run_id"])]
     if lost:

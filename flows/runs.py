@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.dag import of_kind
+from flows.dag import model_names, of_kind
 from storage.places import home
 from tasks.running.run import is_alive
 
@@ -72,7 +72,7 @@ def facts(directory: Path) -> RunFacts:
     )
     found.state = "running" if is_alive(directory) else "completed" if summary else ended(directory) or "killed"
     evaluated = next((s["metrics"] for s in found.stages if s["name"] == "evaluate"), {})
-    last = next((name for name in ("dpo", "sft", "base") if f"{name}.bits_per_byte" in evaluated), "")
+    last = next((name for name in reversed(model_names()) if f"{name}.bits_per_byte" in evaluated), "")
     found.scores = {
         name: evaluated[f"{last}.{name}"] for name, _ in SHOWN if evaluated.get(f"{last}.{name}") is not None
     }

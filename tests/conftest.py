@@ -20,10 +20,10 @@ MICRO = str(ROOT / "tests" / "micro.toml")
 
 
 class Home:
-    """A pipeline home of its own, and the command line in it; ``more`` goes into its environment."""
+    """A pipeline home of its own, and the command line in it, run in ``root``; ``more`` goes into its environment."""
 
-    def __init__(self, path, **more):
-        self.path = path
+    def __init__(self, path, root=ROOT, **more):
+        self.path, self.root = path, root
         self.env = (
             {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
             | {"PIPELINE_HOME": str(path), "COLUMNS": "160"}
@@ -36,7 +36,7 @@ class Home:
     def __call__(self, *args, code=0, timeout=600):
         """Run ``pipeline args…``; returns the finished process and checks its exit code."""
         done = subprocess.run(
-            self.command(*args), cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=timeout
+            self.command(*args), cwd=self.root, env=self.env, capture_output=True, text=True, timeout=timeout
         )
         assert done.returncode == code, (
             f"pipeline {' '.join(map(str, args))} -> {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"

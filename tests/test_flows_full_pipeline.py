@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import MICRO, ROOT
 from safetensors.torch import load_file
+from test_readme import pipelines
 
 from flows.dag import stage_names
 
@@ -195,13 +196,16 @@ def test_kill_9_of_the_flow_leaves_no_process_and_resumes_to_the_same_weights(ho
     assert whole["by"]["pretrain"]["digest"] == resumed["by"]["pretrain"]["digest"]
 
 
-def test_every_readme_command_is_one_the_command_line_knows():
-    import shlex
-
-    from flows.parser import parsed, parser
-
-    lines = [line.split("#")[0].strip() for line in (ROOT / "README.md").read_text().splitlines()]
-    commands = [line for line in lines if line.startswith("pipeline ")]
-    assert len(commands) >= 8
-    for line in commands:
-        parsed(parser(), shlex.split(line)[1:])
+def test_what_the_readme_looks_at_is_there_after_a_run(home, first):
+    """Its commands that only look at a run (and pin it), with this run's preset in the place of the demo's."""
+    said = {
+        words[0]: home(*(MICRO if word == "tiny" else word for word in words)).stdout
+        for words in pipelines("README.md")
+        if words[0] in ("lineage", "runs", "verify", "pin", "gc", "adopt")
+        and not {"--down", "pretrain/3fa9"} & {*words}
+    }
+    model = first["by"]["dpo"]["key"][:12]
+    assert f"dpo/{model}" in said["lineage"] and "source python-docs" in said["lineage"]
+    assert first["run_id"] in said["runs"] and "pinned" in said["pin"]
+    assert "sound" in said["verify"] and f"dpo/{model}" not in said["gc"] and "nothing to adopt" in said["adopt"]
+    assert home("unpin", MICRO).stdout

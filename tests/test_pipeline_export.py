@@ -17,8 +17,8 @@ from pipeline.release.export import export, from_bf16, to_bf16
 FACTS = {
     "sources": {"teaching": {"files": 4, "bytes": 12345, "digest": "ab" * 32, "stage": "ingest"}},
     "stages": {
-        "sft": {"digest": "cd" * 32, "section": {"optim": {"lr": 0.001}, "epochs": 3}},
-        "pretrain": {"digest": "ef" * 32, "section": {}},
+        "sft": {"digest": "cd" * 32, "kind": "model", "section": {"optim": {"lr": 0.001}, "epochs": 3}},
+        "pretrain": {"digest": "ef" * 32, "kind": "model", "section": {}},
     },
 }
 

@@ -1,4 +1,4 @@
-"""What every config section is: frozen, typed, with unknown keys refused (design: a section is what one stage reads).
+"""What every config section is: frozen, typed, with unknown keys refused. A section is what one stage reads.
 
 A section's fields decide the bytes a stage makes, so they are part of its cache key. Fields made with :func:`where`
 say where things are or how fast to make them; they are left out of the key and recorded beside it.

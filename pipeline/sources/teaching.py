@@ -2,8 +2,8 @@
 
 One fact a line in ``pipeline/teaching/facts-*.jsonl``: per language four trained questions, two held-out paraphrases,
 the answer, keyword groups that tell a right answer, a wrong answer with its reason, and four choices. From a fact come
-texts, chats, preferences and choices; the held-out paraphrases come out of :func:`teaching_heldout` alone and are in
-none of the others.
+texts, chats and preferences; the held-out paraphrases come out of :func:`teaching_heldout` alone and are in none of the
+others.
 """
 
 from __future__ import annotations
