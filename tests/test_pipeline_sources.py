@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-from pipeline.data.records import Losses, read_chats, read_preferences
+from pipeline.data.chat_records import read_chats
+from pipeline.data.preference_records import read_preferences
+from pipeline.data.records import Losses
 from pipeline.sources import resolve
 from pipeline.sources.python_docs import list_python_docs, read_run, runs
 from pipeline.sources.state import SourceChanged, unchanged

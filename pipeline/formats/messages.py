@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from model.tokens.template import Message, turns
+from model.tokens.turns import Message, turns
 from pipeline.formats.bad import BadRecord
 from pipeline.formats.calls import calls_of, parse_if_json, results_of, tools_text
 from pipeline.formats.fields import BESIDE_TURNS, SWITCHES, learnt, refuse_unused

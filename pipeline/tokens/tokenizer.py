@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.tokens.chat import CHAT_SPECIALS, ChatTokenizer
+from model.tokens.chat import ChatTokenizer
 from model.tokens.imported import read_tokenizer
+from model.tokens.turns import CHAT_SPECIALS
 from pipeline.config.base import Progress, quiet
 from pipeline.config.tokens import TokenizerSection, tokenizer_file
 from pipeline.tokens.bpe import extend_merges, learn_merges, to_tokenizers
