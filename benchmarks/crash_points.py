@@ -30,13 +30,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from flows.dag import chats, clean, decontaminate, dedup, encode, ingest, language, preferences, shard, tokenizer
-from pipeline.config.resources import Resources
-from pipeline.config.tree import load
-from pipeline.sources import resolve
-from storage.room import DiskFull, room
-from storage.store import Artifact, Store, StoreError
-from tasks.running.sources import SourceSet
+from flows.dag import chats, clean, decontaminate, dedup, encode, ingest, language, preferences, shard, tokenizer  # noqa: E402
+from pipeline.config.resources import Resources  # noqa: E402
+from pipeline.config.tree import load  # noqa: E402
+from pipeline.sources import resolve  # noqa: E402
+from storage.room import DiskFull, room  # noqa: E402
+from storage.store import Artifact, Store, StoreError  # noqa: E402
+from tasks.running.sources import SourceSet  # noqa: E402
 
 KEY = "c" * 32
 KILLED, FULL, OTHER = 9, 3, 4

@@ -25,7 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from specs import spec as make_spec  # noqa: E402
+from specs import spec as make_spec
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -50,7 +50,7 @@ from model.tokens.chat import ChatTokenizer  # noqa: E402
 from pipeline.tokens.chats import encode_chats  # noqa: E402
 from pipeline.tokens.encoder import dataset_meta, write_meta  # noqa: E402
 from pipeline.tokens.pairs import encode_pairs  # noqa: E402
-from tasks.running.launch import MALLOC  # noqa: E402
+from tasks.running.environment import MALLOC  # noqa: E402
 
 SHAPES = {  # 26m and 256x4 as MiniMind has them (feed-forward pi times the width), teacher as GPT_teacher has it
     "26m": {"dim": 512, "layers": 8, "heads": 8, "kv_heads": 4, "ffn": 1664},

@@ -29,7 +29,7 @@ from tokens import ROOT, corpus, train_ours
 
 from model.tokens.chat import ChatTokenizer
 from pipeline.tokens.encoder import Encoder, dataset_meta, write_meta
-from tasks.running.launch import MALLOC
+from tasks.running.environment import MALLOC
 
 SHAPE = {"dim": 256, "layers": 4, "heads": 4, "kv_heads": 2, "ffn": 704}
 MINIMIND = {

@@ -20,9 +20,9 @@ from flows.services import mlflow_address, run_page
 from pipeline.config.tree import ConfigError
 from pipeline.pages.funnel.page import write_funnel
 from storage.places import home
+from tasks.running.prefect_run import PrefectRun
 from tasks.running.run import WATCHERS
 from tasks.running.sources import asked, notes, withdrawn
-from tasks.running.stage import PrefectRun
 from tasks.tracking.tracker import start_tracker, summary
 
 StageName = Literal[stage_names()]  # type: ignore[valid-type]
@@ -39,10 +39,10 @@ def run_name() -> str:
 @flow(name="full-pipeline", flow_run_name=run_name, log_prints=False, persist_result=False)
 def full_pipeline(
     preset: str = "tiny",
-    overrides: list[str] = [],
+    overrides: list[str] = [],  # noqa: B006 - never changed, and the UI's form shows it
     until: StageName | None = None,
-    refresh: list[StageName] = [],
-    tags: dict[str, str] = {},
+    refresh: list[StageName] = [],  # noqa: B006
+    tags: dict[str, str] = {},  # noqa: B006
 ) -> dict[str, Any]:
     """Raw text in, an aligned, evaluated, exported language model out.
 

@@ -162,7 +162,7 @@ def _merged(values: list[ast.expr]) -> Iterator[ast.expr]:
 def _lines(value: object, indent: str) -> Iterator[str]:
     """A syntax tree as lines: a node's name, then its fields by name; what is empty or None is left out."""
     if isinstance(value, ast.Constant):
-        yield f"{indent}{type(value.value).__name__} {ascii(value.value)}"  # printable is a matter of the version
+        yield f"{indent}{type(value.value).__name__} {value.value!a}"  # printable is a matter of the version
     elif isinstance(value, ast.AST):
         yield f"{indent}{type(value).__name__}"
         for name, field in sorted(ast.iter_fields(value)):

@@ -153,7 +153,8 @@ def _is_input(entry: Any) -> bool:
 
 def _are_sources(entries: Any) -> bool:
     return isinstance(entries, list) and all(
-        isinstance(s, dict) and isinstance(s.get("name"), str) and isinstance(s.get("digest"), str)  # pyright: ignore[reportUnknownMemberType]
+        # pyright: ignore[reportUnknownMemberType]
+        isinstance(s, dict) and isinstance(s.get("name"), str) and isinstance(s.get("digest"), str)
         for s in cast(list[Any], entries)
     )
 

@@ -10,7 +10,7 @@ from pipeline.config.evaluation import EvaluateSection
 from pipeline.config.resources import Resources
 from pipeline.evaluation.names import model_name
 from storage.store import Artifact
-from tasks.running.inputs import Several, several
+from tasks.running.inputs import Several
 from tasks.running.launch import launch
 from tasks.running.sources import SourceSet, unchanged
 from tasks.running.stage import Report, stage
@@ -31,7 +31,7 @@ def evaluate(
     models: Several,
     tokens: Artifact,
     exams: SourceSet | None = None,
-    learnt: Several = several(),
+    learnt: Several | None = None,
     *,
     on: Resources,
     out: Path,
@@ -42,13 +42,14 @@ def evaluate(
     from pipeline.data.jsonl import read_jsonl
     from pipeline.evaluation.selection import taken, write_exams
 
+    data_of = learnt.items if learnt else ()
     named = {model_name(model.stage): model for model in models.items}
-    chats = [data.path / "records.jsonl" for data in learnt.items if data.stage == "chats"]
+    chats = [data.path / "records.jsonl" for data in data_of if data.stage == "chats"]
     asked = (row for path in chats for row in read_jsonl(path))
-    contamination = [data.path / "contamination.jsonl" for data in learnt.items]
+    contamination = [data.path / "contamination.jsonl" for data in data_of]
     with unchanged(exams):
         counts = write_exams(cfg, exams.sources if exams else (), out / "_run" / "exams", asked, contamination)
-    gone = taken({data.stage: data.path for data in learnt.items})
+    gone = taken({data.stage: data.path for data in data_of})
     for line in [*_taken(gone), *_unread(counts)]:
         report.note(f"evaluate: {line}")
     settings = cfg.model_dump(include={"max_new_tokens", "batch", "bits_tokens", "seq_len", "seed"})

@@ -16,8 +16,9 @@ from pipeline.sources import Source
 from storage.digest import sha256_json
 from tasks.running.adopt import AdoptRun, adopt
 from tasks.running.plan import PlanRun
+from tasks.running.prefect_run import PrefectRun
 from tasks.running.sources import SourceSet
-from tasks.running.stage import PrefectRun, stage
+from tasks.running.stage import stage
 
 ROOT = Path(__file__).parent.parent
 

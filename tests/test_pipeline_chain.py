@@ -25,11 +25,33 @@ from pipeline.sources import resolve
 EXAM = "Which of the seven bridges of the old harbour was built last, and who paid for the stones of it?"
 ODD = "\u0000\u0007\u00ad\u200b\u200d\u202e\u2028\u3000\ufeff\ufffd\U000e0041\U0010ffff👩‍👩‍👧é\u0301ﬁ한글ไทยñß"
 JUNK = (
-    b'{"text": ', b'{"text": 1}', b'{"text": null}', b'{"text": ""}', b'{"text": "  "}', b"[]", b"3", b"null", b'"x"', b"\xff\xfe\xfa", b"\0\0\0",
-    b'{"text": "\xed\xa0\x80"}', b'{"text": "caf\xe9"}', b'{"text": "\\ud83d alone"}', b"[[[[" * 500, b'{"messages": 3}', b'{"messages": [{"role": []}]}',
-    b'{"text": {"a": [1]}}', b"NaN", b'{"id": 7}', b'{"text": "a", "text": 2}', b"{'text': 'x'}", b'{"text": "' + b"\\n" * 3000 + b'"}',
-    b'{"text": "' + b"long " * 250_000 + b'"}', b'{"text": "' + "长".encode() * 200_000 + b'"}', b'{"text": "<html><body>' + b"<div>" * 400 + b'"}',
-)  # fmt: skip
+    b'{"text": ',
+    b'{"text": 1}',
+    b'{"text": null}',
+    b'{"text": ""}',
+    b'{"text": "  "}',
+    b"[]",
+    b"3",
+    b"null",
+    b'"x"',
+    b"\xff\xfe\xfa",
+    b"\0\0\0",
+    b'{"text": "\xed\xa0\x80"}',
+    b'{"text": "caf\xe9"}',
+    b'{"text": "\\ud83d alone"}',
+    b"[[[[" * 500,
+    b'{"messages": 3}',
+    b'{"messages": [{"role": []}]}',
+    b'{"text": {"a": [1]}}',
+    b"NaN",
+    b'{"id": 7}',
+    b'{"text": "a", "text": 2}',
+    b"{'text': 'x'}",
+    b'{"text": "' + b"\\n" * 3000 + b'"}',
+    b'{"text": "' + b"long " * 250_000 + b'"}',
+    b'{"text": "' + "长".encode() * 200_000 + b'"}',
+    b'{"text": "<html><body>' + b"<div>" * 400 + b'"}',
+)
 
 
 def hostile(seed: int, count: int):
@@ -70,13 +92,18 @@ def chain(source: Path, root: Path, workers: int) -> list[dict[str, float]]:
     how = {"workers": workers}
     exams = [{"id": "1", "set": "made", "text": EXAM}]
     return [
-        ingest(data.IngestSection(max_bad_share=1, max_record_mb=1, part_mb=1), resolve([str(source)], "text"), root / "ingest", **how),
+        ingest(
+            data.IngestSection(max_bad_share=1, max_record_mb=1, part_mb=1),
+            resolve([str(source)], "text"),
+            root / "ingest",
+            **how,
+        ),
         clean(cleaning.CleanSection(), root / "ingest", root / "clean", **how),
         language(cleaning.LanguageSection(), root / "clean", root / "language", **how),
         dedup(cleaning.DedupSection(), root / "language", root / "dedup", **how),
         decontaminate(cleaning.DecontaminateSection(), root / "dedup", exams, root / "decontaminate", **how),
         shard(data.ShardSection(), root / "decontaminate", root / "shard", **how),
-    ]  # fmt: skip
+    ]
 
 
 def test_a_thousand_hostile_records_are_all_accounted_for(tmp_path):

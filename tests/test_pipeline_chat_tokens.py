@@ -115,9 +115,11 @@ def test_copies_stay_on_one_side_and_the_split_is_stable(tmp_path):
     train, val = {t for t, _ in rows(tmp_path / "a")}, {t for t, _ in rows(tmp_path / "a", "val")}
     assert not train & val
     assert len(val) >= 6
-    digest = lambda name: [
-        hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((tmp_path / name).iterdir()) if p.is_file()
-    ]
+
+    def digest(name):
+        files = sorted(p for p in (tmp_path / name).iterdir() if p.is_file())
+        return [hashlib.sha256(p.read_bytes()).hexdigest() for p in files]
+
     assert digest("a") == digest("b")
 
 

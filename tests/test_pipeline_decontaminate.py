@@ -49,8 +49,13 @@ def test_documents_that_hold_items_are_dropped_and_items_judged(tmp_path):
     stats = decontaminate(cfg, docs, EVALS, tmp_path / "out")
     assert [r["line"] for r in rows(tmp_path / "out")] == [3, 4]
     assert results(tmp_path / "out") == {
-        "1": ("overlapping", 1), "2": ("overlapping", 1), "3": ("clean", 0), "4": ("clean", 0), "5": ("too_short", 0), "6": ("in_distribution", 1),
-    }  # fmt: skip
+        "1": ("overlapping", 1),
+        "2": ("overlapping", 1),
+        "3": ("clean", 0),
+        "4": ("clean", 0),
+        "5": ("too_short", 0),
+        "6": ("in_distribution", 1),
+    }
     assert stats["dropped/contaminated"] == 2 and stats["items/clean"] == 2
     sample = json.loads((tmp_path / "out" / "samples.jsonl").read_text().splitlines()[0])
     assert "evaluation item quiz/" in sample["why"]

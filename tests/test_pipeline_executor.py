@@ -103,9 +103,9 @@ def test_unfit_functions_and_engines_are_refused(tmp_path):
 
 def test_workers_end_with_their_parent(tmp_path):
     program = (
-        "import os, signal, sys; from pathlib import Path; from pipeline.running import executor; from pipeline.data.documents"
-        " import parts\nworker = executor._take(); print(worker.process.pid, flush=True); os.kill(os.getpid(),"
-        " signal.SIGKILL)"
+        "import os, signal, sys; from pathlib import Path; from pipeline.running import executor;"
+        " from pipeline.data.documents import parts\n"
+        "worker = executor._take(); print(worker.process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -65,13 +65,15 @@ def test_chat_forms(name):
 
 
 def test_tools_are_folded_into_contents():
-    record = {"conversations": [
-        {"role": "system", "content": "", "tools": '[{"name": "f"}]'},
-        user("q"),
-        {"role": "assistant", "content": "", "tool_calls": '[{"name": "f", "arguments": {"x": 1}}]'},
-        {"role": "tool", "content": "3"},
-        assistant("a"),
-    ]}  # fmt: skip
+    record = {
+        "conversations": [
+            {"role": "system", "content": "", "tools": '[{"name": "f"}]'},
+            user("q"),
+            {"role": "assistant", "content": "", "tool_calls": '[{"name": "f", "arguments": {"x": 1}}]'},
+            {"role": "tool", "content": "3"},
+            assistant("a"),
+        ]
+    }
     system, *turns = as_chat(record)["messages"]
     assert system["role"] == "system" and '<tools>\n{"name": "f"}\n</tools>' in system["content"]
     assert turns[1] == assistant('<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>')
@@ -81,8 +83,12 @@ def test_tools_are_folded_into_contents():
         as_chat({"messages": [user("q"), {"role": "assistant", "content": None, "tool_calls": openai}]})["messages"][1]
         == turns[1]
     )
-    sharegpt = [{"from": "human", "value": "q"}, {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
-                {"from": "observation", "value": "3"}, {"from": "gpt", "value": "a"}]  # fmt: skip
+    sharegpt = [
+        {"from": "human", "value": "q"},
+        {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
+        {"from": "observation", "value": "3"},
+        {"from": "gpt", "value": "a"},
+    ]
     assert as_chat({"conversations": sharegpt})["messages"] == turns
 
 
@@ -224,8 +230,10 @@ def test_a_turn_that_says_what_cannot_be_used_is_refused_by_name(turn, reason):
 
 
 def test_null_keys_are_absent_keys():
-    turns = [{"role": None, "from": "human", "content": None, "value": "q", "weight": None, "tool_calls": None},
-             {"role": "assistant", "from": None, "content": "a", "value": None, "reasoning_content": ""}]  # fmt: skip
+    turns = [
+        {"role": None, "from": "human", "content": None, "value": "q", "weight": None, "tool_calls": None},
+        {"role": "assistant", "from": None, "content": "a", "value": None, "reasoning_content": ""},
+    ]
     assert as_chat({"messages": turns, "tools": None, "system": None, "label": None})["messages"] == QA
     union = {"messages": QA, "chosen": None, "rejected": None, "weight": float("nan")}
     assert kind_of(union, FIELDS) == "chat" and as_chat(union)["messages"] == QA
@@ -235,10 +243,34 @@ def test_null_keys_are_absent_keys():
 
 WORDS = st.integers(0, 10**6).map(lambda n: f"the words {n}")
 ASKED = st.dictionaries(
-    st.sampled_from("instruction input output prompt completion question answer response context system system_prompt "
-                    "history query passage hint text title chosen rejected document reasoning_content".split()),
-    WORDS, min_size=2,
-)  # fmt: skip
+    st.sampled_from(
+        [
+            "instruction",
+            "input",
+            "output",
+            "prompt",
+            "completion",
+            "question",
+            "answer",
+            "response",
+            "context",
+            "system",
+            "system_prompt",
+            "history",
+            "query",
+            "passage",
+            "hint",
+            "text",
+            "title",
+            "chosen",
+            "rejected",
+            "document",
+            "reasoning_content",
+        ]
+    ),
+    WORDS,
+    min_size=2,
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -249,13 +281,22 @@ def test_no_text_of_a_record_is_lost_without_a_word(record):
             found = read(record)
         except BadRecord:
             continue
-        begins = os.path.commonprefix([record.get("chosen", ""), record.get("rejected", "")])  # an implicit prompt
+        begins = os.path.commonprefix([record.get("chosen", ""), record.get("rejected", "")])  # noqa: RUF071 - an implicit prompt
         assert all(text.removeprefix(begins) in json.dumps(found) for text in record.values())
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["system", "user", "assistant", "tool", "function_call"]), WORDS,
-                          st.sampled_from([None, 0, 1])), min_size=1, max_size=8))  # fmt: skip
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["system", "user", "assistant", "tool", "function_call"]),
+            WORDS,
+            st.sampled_from([None, 0, 1]),
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
 def test_the_normal_form_is_read_as_itself(turns):
     given = [
         {"role": role, "content": said} | ({"weight": weight} if role == "assistant" else {})
@@ -318,34 +359,49 @@ def test_preference_forms(name):
     assert as_preference(record) == expected
 
 
-@pytest.mark.parametrize(("record", "reason"), [
-    ({"messages": [user("q")]}, "no_answer"),
-    ({"messages": [user(""), assistant("a")]}, "empty_message"),
-    ({"messages": [{"role": "wizard", "content": "q"}, assistant("a")]}, "unknown_role"),
-    ({"messages": [user(3), assistant("a")]}, "wrong_type"),
-    ({"messages": ["q", "a"]}, "wrong_type"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, assistant("a")]}, "not_text"),
-    ({"instruction": "q", "output": "a", "history": ["q0"]}, "wrong_type"),
-    ([], "no_answer"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"messages": [user("q")]}, "no_answer"),
+        ({"messages": [user(""), assistant("a")]}, "empty_message"),
+        ({"messages": [{"role": "wizard", "content": "q"}, assistant("a")]}, "unknown_role"),
+        ({"messages": [user(3), assistant("a")]}, "wrong_type"),
+        ({"messages": ["q", "a"]}, "wrong_type"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, assistant("a")]},
+            "not_text",
+        ),
+        ({"instruction": "q", "output": "a", "history": ["q0"]}, "wrong_type"),
+        ([], "no_answer"),
+    ],
+)
 def test_bad_chats_say_why(record, reason):
     with pytest.raises(BadRecord) as error:
         as_chat(record)
     assert error.value.reason == reason
 
 
-@pytest.mark.parametrize(("record", "reason"), [
-    ({"prompt": "the sea", "chosen": "the sea is", "rejected": "the sea was"}, "prompt_in_answers"),
-    ({"prompt": "q", "completion": "a", "label": True}, "unpaired_answer"),
-    ({"prompt": "q", "chosen": "c", "rejected": "r", "passage": "A boat lies here."}, "unused_field"),
-    ({"prompt": "q", "chosen": [user("q1"), assistant("c")], "rejected": [user("q1"), assistant("r")]}, "two_prompts"),
-    ({"prompt": "q", "chosen": [{**assistant("c"), "weight": 0}], "rejected": "r"}, "not_to_learn"),
-    ({"prompt": "q", "chosen": "c", "rejected": "c "}, "same_answers"),
-    ({"prompt": "q", "chosen": "", "rejected": "r"}, "empty_message"),
-    ({"chosen": "yes", "rejected": "no"}, "no_prompt"),
-    ({"prompt": "q", "chosen": 1, "rejected": "r"}, "wrong_type"),
-    ({"chosen": [user("q"), assistant("c"), user("x"), assistant("y")], "rejected": [user("q"), assistant("r")]}, "not_one_answer"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"prompt": "the sea", "chosen": "the sea is", "rejected": "the sea was"}, "prompt_in_answers"),
+        ({"prompt": "q", "completion": "a", "label": True}, "unpaired_answer"),
+        ({"prompt": "q", "chosen": "c", "rejected": "r", "passage": "A boat lies here."}, "unused_field"),
+        (
+            {"prompt": "q", "chosen": [user("q1"), assistant("c")], "rejected": [user("q1"), assistant("r")]},
+            "two_prompts",
+        ),
+        ({"prompt": "q", "chosen": [{**assistant("c"), "weight": 0}], "rejected": "r"}, "not_to_learn"),
+        ({"prompt": "q", "chosen": "c", "rejected": "c "}, "same_answers"),
+        ({"prompt": "q", "chosen": "", "rejected": "r"}, "empty_message"),
+        ({"chosen": "yes", "rejected": "no"}, "no_prompt"),
+        ({"prompt": "q", "chosen": 1, "rejected": "r"}, "wrong_type"),
+        (
+            {"chosen": [user("q"), assistant("c"), user("x"), assistant("y")], "rejected": [user("q"), assistant("r")]},
+            "not_one_answer",
+        ),
+    ],
+)
 def test_bad_preferences_say_why(record, reason):
     with pytest.raises(BadRecord) as error:
         as_preference(record)

@@ -59,9 +59,16 @@ def put(path, data):
 DOCS = [{"text": f"document {i} 文档", "id": i} for i in range(5)]
 
 
-@pytest.mark.parametrize(("name", "squeeze"), [
-    ("a.jsonl", lambda d: d), ("a.jsonl.gz", gzip.compress), ("a.ndjson.zst", zstandard.compress), ("a.jsonl.bz2", bz2.compress), ("a.jsonl.xz", lzma.compress),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "squeeze"),
+    [
+        ("a.jsonl", lambda d: d),
+        ("a.jsonl.gz", gzip.compress),
+        ("a.ndjson.zst", zstandard.compress),
+        ("a.jsonl.bz2", bz2.compress),
+        ("a.jsonl.xz", lzma.compress),
+    ],
+)
 def test_json_lines_plain_and_compressed(tmp_path, name, squeeze):
     path = put(tmp_path / name, squeeze(lines(*DOCS[:2])) + squeeze(b"\n" + lines(*DOCS[2:])))
     metrics, found = run(tmp_path, path)
@@ -75,10 +82,14 @@ def test_json_lines_plain_and_compressed(tmp_path, name, squeeze):
 
 def test_json_files_of_every_shape(tmp_path):
     shapes = {
-        "array.json": json.dumps(DOCS).encode(), "pretty.json": json.dumps(DOCS, indent=2).encode(), "lines.json": lines(*DOCS),
-        "misnamed.jsonl": json.dumps(DOCS, indent=2).encode(), "bom.jsonl": b"\xef\xbb\xbf" + lines(*DOCS),
-        "windows.jsonl": lines(*DOCS).replace(b"\n", b"\r\n"), "utf16.jsonl": lines(*DOCS).decode().encode("utf-16"),
-    }  # fmt: skip
+        "array.json": json.dumps(DOCS).encode(),
+        "pretty.json": json.dumps(DOCS, indent=2).encode(),
+        "lines.json": lines(*DOCS),
+        "misnamed.jsonl": json.dumps(DOCS, indent=2).encode(),
+        "bom.jsonl": b"\xef\xbb\xbf" + lines(*DOCS),
+        "windows.jsonl": lines(*DOCS).replace(b"\n", b"\r\n"),
+        "utf16.jsonl": lines(*DOCS).decode().encode("utf-16"),
+    }
     for name, data in shapes.items():
         _, found = run(tmp_path, put(tmp_path / name, data), name="out-" + name)
         assert [r["text"] for r in found] == [d["text"] for d in DOCS], name
@@ -132,9 +143,15 @@ def test_tables(tmp_path):
     (tmp_path / "f.parquet").write_bytes(b"PAR1 not really")
     metrics, found = run(tmp_path, *sorted(tmp_path.glob("?.*")))
     assert [(r["path"], r["line"], r["origin_id"], r["text"][:12]) for r in found] == [
-        ("a.csv", 2, "1", "two\nlines, a"), ("a.csv", 4, "2", "plain"), ("a.csv", 7, "5", "last"), ("b.tsv", 2, "1", "x"), ("c.csv", 2, "1", "x"),
-        ("d.parquet", 1, "1", "a"), ("d.parquet", 3, "3", "b"), ("e.parquet", 1, None, "<|im_start|>"),
-    ]  # fmt: skip
+        ("a.csv", 2, "1", "two\nlines, a"),
+        ("a.csv", 4, "2", "plain"),
+        ("a.csv", 7, "5", "last"),
+        ("b.tsv", 2, "1", "x"),
+        ("c.csv", 2, "1", "x"),
+        ("d.parquet", 1, "1", "a"),
+        ("d.parquet", 3, "3", "b"),
+        ("e.parquet", 1, None, "<|im_start|>"),
+    ]
     losses = {k.removeprefix("dropped/"): v for k, v in metrics.items() if k.startswith("dropped/")}
     assert losses == {"wrong_columns": 1, "invalid_utf8": 1, "empty_text": 1, "broken_parquet": 1}
 
@@ -199,8 +216,15 @@ def test_losses_are_counted_by_reason_and_sampled_with_their_line(tmp_path):
     assert metrics["docs_in"] == 9 and found[1]["text"] == "half \ufffd pair" and metrics["changed/lone_surrogate"] == 1
     samples = {s["rule"]: s for s in map(json.loads, (tmp_path / "out/samples.jsonl").read_text().splitlines())}
     assert {rule: s["line"] for rule, s in samples.items()} == {
-        "broken_json": 2, "invalid_utf8": 3, "not_an_object": 4, "unknown_form": 5, "wrong_type": 6, "empty_text": 7, "lone_surrogate": 8, "too_long": 9,
-    }  # fmt: skip
+        "broken_json": 2,
+        "invalid_utf8": 3,
+        "not_an_object": 4,
+        "unknown_form": 5,
+        "wrong_type": 6,
+        "empty_text": 7,
+        "lone_surrogate": 8,
+        "too_long": 9,
+    }
     assert samples["broken_json"]["path"] == "a.jsonl" and samples["broken_json"]["before"] == "{broken"
 
 
@@ -327,9 +351,12 @@ def test_objects_of_an_s3_store(tmp_path, s3):
     table = io.BytesIO()
     pq.write_table(pa.table({"text": ["in a table"]}), table)
     objects = {
-        "en/a.jsonl": lines(*DOCS), "en/deep/b.jsonl.gz": gzip.compress(lines(*DOCS)), "en/c.parquet": table.getvalue(), "en/x.bin": b"x",
+        "en/a.jsonl": lines(*DOCS),
+        "en/deep/b.jsonl.gz": gzip.compress(lines(*DOCS)),
+        "en/c.parquet": table.getvalue(),
+        "en/x.bin": b"x",
         "zh/d.txt": "文".encode(),
-    }  # fmt: skip
+    }
     for key, data in objects.items():
         s3.put_object(Bucket="texts", Key=key, Body=data)
     _, found = run(tmp_path, "s3://texts/en/", "s3://texts/zh/d.txt")
@@ -421,14 +448,35 @@ def mutants(seed):
         warc_record(b"response", b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<p>x</p>", b"application/http") * 2
     )
     bases = {
-        "jsonl": lines(*DOCS, chat), "json": json.dumps([*DOCS, chat], indent=1).encode(), "csv": b"id,text\n" + b"1,x\n2,y\n" * 5,
-        "parquet": table.getvalue(), "txt": "正文 text\n\nmore\n".encode() * 5, "html": b"<html><body><p>hello</p></body></html>", "warc": warc,
-    }  # fmt: skip
+        "jsonl": lines(*DOCS, chat),
+        "json": json.dumps([*DOCS, chat], indent=1).encode(),
+        "csv": b"id,text\n" + b"1,x\n2,y\n" * 5,
+        "parquet": table.getvalue(),
+        "txt": "正文 text\n\nmore\n".encode() * 5,
+        "html": b"<html><body><p>hello</p></body></html>",
+        "warc": warc,
+    }
     junk = [
-        b"\xff\xfe", b"\0" * 9, b'{"text": 1}\n', b"[[[[" * 600, b'"', b"]", b"}\n{", b"\xed\xa0\x80", b'{"text": "\\ud800"}\n', b"\n\n\n", b"NaN\n",
-        b'{"messages": 3}\n', b'{"text": null}\n', b'{"chosen": [], "rejected": []}\n', b"1e999\n", b'{"messages": [{"role": []}]}\n',
-        b'{"prompt": {}, "completion": "x"}\n', b'{"prompt": "q", "completion": ["x"]}\n', b'{"conversations": [1], "chosen": 2, "rejected": null}\n',
-    ]  # fmt: skip
+        b"\xff\xfe",
+        b"\0" * 9,
+        b'{"text": 1}\n',
+        b"[[[[" * 600,
+        b'"',
+        b"]",
+        b"}\n{",
+        b"\xed\xa0\x80",
+        b'{"text": "\\ud800"}\n',
+        b"\n\n\n",
+        b"NaN\n",
+        b'{"messages": 3}\n',
+        b'{"text": null}\n',
+        b'{"chosen": [], "rejected": []}\n',
+        b"1e999\n",
+        b'{"messages": [{"role": []}]}\n',
+        b'{"prompt": {}, "completion": "x"}\n',
+        b'{"prompt": "q", "completion": ["x"]}\n',
+        b'{"conversations": [1], "chosen": 2, "rejected": null}\n',
+    ]
     squeezes = [("", bytes)] * 3 + [
         (".gz", gzip.compress),
         (".zst", zstandard.compress),

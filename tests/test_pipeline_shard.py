@@ -18,9 +18,18 @@ def documents(path, rows, per_part=1000):
     """A document artifact of (source, kind, text) rows."""
     path.mkdir(parents=True)
     made = [
-        {"id": hashlib.sha256(f"{i}".encode()).hexdigest()[:32], "text": text, "lang": "zh" if i % 3 == 0 else "en", "source": source, "path": "p", "line": i,
-         "origin_id": None, "kind": kind} for i, (source, kind, text) in enumerate(rows)
-    ]  # fmt: skip
+        {
+            "id": hashlib.sha256(f"{i}".encode()).hexdigest()[:32],
+            "text": text,
+            "lang": "zh" if i % 3 == 0 else "en",
+            "source": source,
+            "path": "p",
+            "line": i,
+            "origin_id": None,
+            "kind": kind,
+        }
+        for i, (source, kind, text) in enumerate(rows)
+    ]
     for index, start in enumerate(range(0, len(made), per_part)):
         write_part(path, index, pa.Table.from_pylist(made[start : start + per_part], SCHEMA))
     return made
@@ -76,12 +85,15 @@ def test_a_document_stays_where_it_is_when_others_come(tmp_path):
     assert {r["id"] for r in read(tmp_path / "seeded", "val")} != few
 
 
-@pytest.mark.parametrize(("rows", "train", "val"), [
-    ([("a", "text", "t")], 1, 0),
-    ([("a", "text", "t")] * 2, 1, 1),
-    ([("a", "text", "t"), ("a", "chat", "c")], 1, 1),
-    ([("a", "text", "t")] * 3 + [("a", "chat", "c")] * 2, 3, 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rows", "train", "val"),
+    [
+        ([("a", "text", "t")], 1, 0),
+        ([("a", "text", "t")] * 2, 1, 1),
+        ([("a", "text", "t"), ("a", "chat", "c")], 1, 1),
+        ([("a", "text", "t")] * 3 + [("a", "chat", "c")] * 2, 3, 2),
+    ],
+)
 def test_small_sets_have_both_splits(tmp_path, rows, train, val):
     documents(tmp_path / "docs", rows)
     metrics = shard(ShardSection(val_share=1e-9), tmp_path / "docs", tmp_path / "out")

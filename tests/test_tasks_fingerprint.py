@@ -137,8 +137,9 @@ def test_the_fingerprint_is_the_same_under_every_python_and_for_every_formatting
         if python is None:
             return fingerprint(("pkg.mod",), tmp_path, frozenset({"pkg"}), frozenset())["pkg/mod.py"]
         code = (
-            f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from storage.code import fingerprint;"
-            f"print(fingerprint(('pkg.mod',), Path({str(tmp_path)!r}), frozenset({{'pkg'}}), frozenset())['pkg/mod.py'])"
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from storage import code;"
+            f"found = code.fingerprint(('pkg.mod',), Path({str(tmp_path)!r}), frozenset({{'pkg'}}), frozenset());"
+            "print(found['pkg/mod.py'])"
         )
         return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 

@@ -19,13 +19,15 @@ import pytest
 
 from pipeline.config.resources import Resources
 from tasks.running import launch as launching
+from tasks.running.environment import worker_environment
 from tasks.running.failure import WorkerFailed, explain
-from tasks.running.launch import launch, launcher_command, worker_environment
+from tasks.running.launch import launch, launcher_command
 
 WORKER = """
 import argparse, json, os, signal, subprocess, sys, time
 parser = argparse.ArgumentParser(); parser.add_argument("--spec"); spec = json.load(open(parser.parse_args().spec))
-run, rank, world = os.path.join(spec["out"], "_run"), int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+run = os.path.join(spec["out"], "_run")
+rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 open(os.path.join(spec["out"], f"rank{rank}.pid"), "w").write(str(os.getpid()))
 def log(step):
     if rank == 0:
@@ -51,7 +53,8 @@ elif do in ("raise", "kill", "hang"):
     time.sleep(300)
 elif do == "train":
     for step in range(spec.get("steps", 3)): log(step)
-    if rank == 0: json.dump({"steps": spec.get("steps", 3), "world": world}, open(os.path.join(run, "result.json"), "w"))
+    result = {"steps": spec.get("steps", 3), "world": world}
+    if rank == 0: json.dump(result, open(os.path.join(run, "result.json"), "w"))
 """
 
 
@@ -230,7 +233,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 from pipeline.config.resources import Resources
 from tasks.running.launch import launch
 out = Path(sys.argv[1])
-launch("tiny_worker", {"out": str(out), "do": "hang", "stray": True}, out, Resources(nproc=2, device="cpu"), lambda record: None)
+spec = {"out": str(out), "do": "hang", "stray": True}
+launch("tiny_worker", spec, out, Resources(nproc=2, device="cpu"), lambda record: None)
 """
 
 

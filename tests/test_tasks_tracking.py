@@ -303,9 +303,11 @@ def test_a_resumed_curve_shows_every_step_once(home, client, tmp_path):
 
     run_id = client.create_run(summary(home / "runs" / "first")["experiment_id"]).info.run_id
     building = Building(run_id, tmp_path, live=False)
-    write = lambda steps: (tmp_path / "metrics.jsonl").write_text(
-        "".join(f'{{"step": {s}, "loss": 1.0}}\n' for s in steps)
-    )
+
+    def write(steps):
+        lines = (f'{{"step": {s}, "loss": 1.0}}\n' for s in steps)
+        (tmp_path / "metrics.jsonl").write_text("".join(lines))
+
     write(range(1, 21))
     building.log_curve(client)
     write(range(1, 11))  # the worker went back to its checkpoint at step 10 …
@@ -343,7 +345,7 @@ def test_a_copied_home_writes_into_itself_alone(home, client, tmp_path, monkeypa
 
 def test_the_flow_side_does_not_load_mlflow():
     code = (
-        "import sys, tasks.tracking.tracker; sys.exit(any(m.partition('.')[0] in ('mlflow', 'torch', 'pandas', 'pyarrow') for m"
-        " in sys.modules))"
+        "import sys, tasks.tracking.tracker; heavy = {'mlflow', 'torch', 'pandas', 'pyarrow'};"
+        " sys.exit(any(m.partition('.')[0] in heavy for m in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,4 +1,5 @@
-"""Specs as files: frozen dataclasses to JSON and back, every value checked when an object is made. No torch or pydantic.
+"""Specs as files: frozen dataclasses to JSON and back, every value checked when an object is made. No torch or
+pydantic.
 
 The ValueError of a wrong value names the field and the knob.
 """

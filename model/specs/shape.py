@@ -18,10 +18,7 @@ class ModelConfig:
     rope_original_len``.
     """
 
-    __pydantic_config__ = {
-        "extra": "forbid",
-        "use_attribute_docstrings": True,
-    }
+    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # noqa: RUF012 - read by pydantic
 
     vocab_size: int = 0
     """0 takes the tokenizer's."""

@@ -118,7 +118,7 @@ class DeepSpeed(Engine):
             places = itertools.accumulate(each, initial=0)
             return [
                 Span(i, begin, 0, at, min(e, n - begin))
-                for i, (at, e, begin, n) in enumerate(zip(places, each, begins, sizes))
+                for i, (at, e, begin, n) in enumerate(zip(places, each, begins, sizes, strict=True))
             ]
         length, pieces = self.local(group)[0].numel(), []  # the group lies in a row and is cut in equal parts
         for i, (at, n) in enumerate(zip(self.zero.round_robin_bit16_offsets[group["index"]], sizes, strict=True)):

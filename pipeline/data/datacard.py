@@ -110,7 +110,6 @@ def _readme(card: dict[str, Any]) -> str:
     ]
     lines += _table(
         ("source", "documents in", "documents out", "weight", "licence"),
-        # fmt: skip
         [(name, s["docs_in"], s["docs_out"], s["weight"], s["licence"]) for name, s in card["sources"].items()],
     )
     for part, title in (("lang", "Languages"), ("kind", "Kinds")):

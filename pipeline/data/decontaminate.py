@@ -33,9 +33,15 @@ from pipeline.running.executor import run_shards
 
 
 def decontaminate(
-    cfg: DecontaminateSection, docs: Path, evals: Sequence[dict[str, Any]], out: Path,
-    *, workers: int = 1, engine: str = "local", progress: Progress = quiet,
-) -> dict[str, float]:  # fmt: skip
+    cfg: DecontaminateSection,
+    docs: Path,
+    evals: Sequence[dict[str, Any]],
+    out: Path,
+    *,
+    workers: int = 1,
+    engine: str = "local",
+    progress: Progress = quiet,
+) -> dict[str, float]:
     """Write `docs` without the documents that hold evaluation texts, and ``contamination.jsonl``; returns flat metrics.
 
     Args:
@@ -82,9 +88,12 @@ def _item_grams(cfg: DecontaminateSection, texts: list[str]) -> dict[str, np.nda
     grams, owner = _grams(hashes, starts, size)
     anchors = _grams(hashes, starts, np.where(size > 0, least, 0))[0]
     return {
-        "grams": grams, "starts": np.searchsorted(owner, np.arange(len(texts) + 1)), "sizes": np.unique(size[size > 0]).astype(np.int64),
-        "anchors": np.unique(anchors), "anchor_sizes": np.unique(least[size > 0]).astype(np.int64),
-    }  # fmt: skip
+        "grams": grams,
+        "starts": np.searchsorted(owner, np.arange(len(texts) + 1)),
+        "sizes": np.unique(size[size > 0]).astype(np.int64),
+        "anchors": np.unique(anchors),
+        "anchor_sizes": np.unique(least[size > 0]).astype(np.int64),
+    }
 
 
 def _grams(hashes: np.ndarray, starts: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -245,7 +245,25 @@ def url_share(f: Facts, c: CleanSection) -> Verdict:
 
 
 RULES: tuple[Callable[[Facts, CleanSection], Verdict], ...] = (
-    empty, spam, unrepaired_text, too_short, too_long, letters, word_length, symbols, bullet_lines, ellipsis_lines, function_words, lorem_ipsum,
-    duplicate_lines, duplicate_line_characters, top_ngram, duplicate_ngrams, sentence_ends, short_lines, line_breaks, url_share,
-)  # fmt: skip
+    empty,
+    spam,
+    unrepaired_text,
+    too_short,
+    too_long,
+    letters,
+    word_length,
+    symbols,
+    bullet_lines,
+    ellipsis_lines,
+    function_words,
+    lorem_ipsum,
+    duplicate_lines,
+    duplicate_line_characters,
+    top_ngram,
+    duplicate_ngrams,
+    sentence_ends,
+    short_lines,
+    line_breaks,
+    url_share,
+)
 """Asked in this order; the first that fails names the reason."""

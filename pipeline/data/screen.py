@@ -1,11 +1,11 @@
 """Chats and preference pairs on their way to training: read in any form, searched for evaluation texts, written in
 normal form.
 
-A record's texts are searched as documents are (:mod:`pipeline.data.decontaminate`): what a model is asked must come from its
-fine-tuning data no more than from its text. Short questions, which have no n-gram to look for, count when a message is
-that question and nothing else; case and punctuation aside. The artifact holds ``records.jsonl`` (one record of the
-normal form a line, in source, file and line order), ``stats.json``, ``samples.jsonl`` and ``contamination.jsonl`` like
-the document stages'.
+A record's texts are searched as documents are (:mod:`pipeline.data.decontaminate`): what a model is asked must come
+from its fine-tuning data no more than from its text. Short questions, which have no n-gram to look for, count when a
+message is that question and nothing else; case and punctuation aside. The artifact holds ``records.jsonl`` (one record
+of the normal form a line, in source, file and line order), ``stats.json``, ``samples.jsonl`` and
+``contamination.jsonl`` like the document stages'.
 """
 
 from __future__ import annotations
@@ -41,9 +41,16 @@ _SHORT = 80
 
 
 def screen(
-    cfg: DecontaminateSection, read: Read, sources: Sequence[Source], evals: Sequence[dict[str, Any]], out: Path,
-    *, workers: int = 1, engine: str = "local", progress: Progress = quiet,
-) -> dict[str, float]:  # fmt: skip
+    cfg: DecontaminateSection,
+    read: Read,
+    sources: Sequence[Source],
+    evals: Sequence[dict[str, Any]],
+    out: Path,
+    *,
+    workers: int = 1,
+    engine: str = "local",
+    progress: Progress = quiet,
+) -> dict[str, float]:
     """Write what ``read`` (read_chats or read_preferences) finds in ``sources`` to ``out``, without records that hold
     an item of ``evals``.
 
@@ -164,10 +171,18 @@ def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
 def _table(records: Sequence[Record], told: Sequence[str], first: int) -> pa.Table:
     """Records as documents: their texts a line each, the number of the record as origin."""
     rows = [
-        (_name(line), whole(_text(record)), None, record["source"], record["path"],
-         record["line"], str(first + i), "chat")
+        (
+            _name(line),
+            whole(_text(record)),
+            None,
+            record["source"],
+            record["path"],
+            record["line"],
+            str(first + i),
+            "chat",
+        )
         for i, (record, line) in enumerate(zip(records, told, strict=True))
-    ]  # fmt: skip
+    ]
     columns = zip(zip(*rows, strict=True), SCHEMA, strict=True)
     return pa.Table.from_arrays([pa.array(column, field.type) for column, field in columns], schema=SCHEMA)
 

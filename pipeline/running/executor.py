@@ -5,8 +5,9 @@ caller's ``__main__`` (which would pull an orchestrator into every process). Eac
 ``done/<i>.json`` that holds the job and its result; a run that finds the marker of the same job takes the result from
 it. So a killed worker costs its unfinished jobs and nothing else. Results come back in job order, whatever the engine.
 
-Local workers are ``python -m pipeline.running.worker`` processes that speak JSON lines over a pipe. They stay for a minute
-after their last job, because the next stage wants them again and starting one costs most of a second (numba, pyarrow).
+Local workers are ``python -m pipeline.running.worker`` processes that speak JSON lines over a pipe. They stay for a
+minute after their last job, because the next stage wants them again and starting one costs most of a second (numba,
+pyarrow).
 """
 
 from __future__ import annotations

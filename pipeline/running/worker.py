@@ -1,4 +1,5 @@
-"""A local worker process of :mod:`pipeline.running.executor`: reads jobs as JSON lines, answers each with one JSON line.
+"""A local worker process of :mod:`pipeline.running.executor`: reads jobs as JSON lines, answers each with one JSON
+line.
 
 It ends when its input closes, after a minute without work, or within a second of its parent's death, so that a flow
 killed with -9 leaves nothing behind.

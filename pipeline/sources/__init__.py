@@ -1,7 +1,8 @@
 """Where documents come from: two built-in sources and whatever the user names.
 
 :func:`resolve` turns names into :class:`Source` objects without reading the data: it lists files and knows the digest
-of each, which is what a cache key needs. Reading is the business of :mod:`pipeline.data.ingest` and :mod:`pipeline.data.records`.
+of each, which is what a cache key needs. Reading is the business of :mod:`pipeline.data.ingest` and
+:mod:`pipeline.data.records`.
 """
 
 from __future__ import annotations

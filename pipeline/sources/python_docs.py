@@ -29,10 +29,31 @@ from pipeline.sources import SourceFile
 LOCATION = "python-docs"
 VERSION = 1
 """Raise when the documents made from the same installation change."""
-PACKAGES = frozenset({
-    "boto3", "botocore", "deepspeed", "fastapi", "matplotlib", "mlflow", "numba", "numpy", "pandas", "prefect", "pyarrow", "pydantic", "requests", "rich",
-    "safetensors", "scikit_learn", "scipy", "sqlalchemy", "torch", "transformers", "urllib3",
-})  # fmt: skip
+PACKAGES = frozenset(
+    {
+        "boto3",
+        "botocore",
+        "deepspeed",
+        "fastapi",
+        "matplotlib",
+        "mlflow",
+        "numba",
+        "numpy",
+        "pandas",
+        "prefect",
+        "pyarrow",
+        "pydantic",
+        "requests",
+        "rich",
+        "safetensors",
+        "scikit_learn",
+        "scipy",
+        "sqlalchemy",
+        "torch",
+        "transformers",
+        "urllib3",
+    }
+)
 """Distributions that come with the project itself. Others are left out: installing one must not make a new corpus of
 the same machine."""
 _SKIP = frozenset(

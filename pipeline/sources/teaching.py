@@ -82,28 +82,45 @@ def _origin(fact: dict[str, Any], lang: str) -> dict[str, Any]:
 def teaching_chats() -> list[dict[str, Any]]:
     """Every trained question with its answer, in the chat normal form."""
     return [
-        {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": block["answer"]}], **_origin(fact, lang)}
-        for fact, lang, block in _blocks() for question in block["questions"]
-    ]  # fmt: skip
+        {
+            "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": block["answer"]}],
+            **_origin(fact, lang),
+        }
+        for fact, lang, block in _blocks()
+        for question in block["questions"]
+    ]
 
 
 def teaching_preferences() -> list[dict[str, Any]]:
     """Every trained question with the right answer and the wrong one, in the preference normal form, with the
     ``reason``."""
     return [
-        {"prompt": [{"role": "user", "content": question}], "chosen": block["answer"], "rejected": block["rejected"], "reason": block["reason"],
-         **_origin(fact, lang)}
-        for fact, lang, block in _blocks() for question in block["questions"]
-    ]  # fmt: skip
+        {
+            "prompt": [{"role": "user", "content": question}],
+            "chosen": block["answer"],
+            "rejected": block["rejected"],
+            "reason": block["reason"],
+            **_origin(fact, lang),
+        }
+        for fact, lang, block in _blocks()
+        for question in block["questions"]
+    ]
 
 
 def teaching_heldout() -> list[dict[str, Any]]:
     """Held-out paraphrases: ``question`` (in no training form), ``answer``, ``rejected``, ``keywords`` (an answer is
     right when of every group at least one alternative occurs in it, case-insensitively)."""
     return [
-        {"question": question, "answer": block["answer"], "rejected": block["rejected"], "keywords": block["keywords"], **_origin(fact, lang)}
-        for fact, lang, block in _blocks() for question in block["heldout"]
-    ]  # fmt: skip
+        {
+            "question": question,
+            "answer": block["answer"],
+            "rejected": block["rejected"],
+            "keywords": block["keywords"],
+            **_origin(fact, lang),
+        }
+        for fact, lang, block in _blocks()
+        for question in block["heldout"]
+    ]
 
 
 def teaching_texts() -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ from pipeline.sources.state import unchanged as files_unchanged
 from storage.digest import digest_of, sha256_file, sha256_json
 from storage.lineage import PLAIN, SourceListing
 from storage.store import Store
-from tasks.running.launch import lacking
+from tasks.running.environment import lacking
 
 
 @dataclass(frozen=True)
