@@ -163,7 +163,9 @@ def test_a_worker_that_ended_for_want_of_work_while_it_was_taken_is_replaced(tmp
         worker = take()
         if next(calls) == 0:
             worker.close()
-            worker.process = subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            pipe = subprocess.PIPE
+            worker.process = subprocess.Popen([sys.executable, "-c", ""], stdin=pipe, stdout=pipe)
+            worker.jobs, worker.answers = worker.process.stdin, worker.process.stdout
         return worker
 
     monkeypatch.setattr(executor, "_take", late)

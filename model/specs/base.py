@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 Spec = TypeVar("Spec")
 
@@ -29,18 +29,15 @@ def parse(kind: type[Spec], values: dict[str, Any], path: str = "") -> Spec:
     """A config dataclass from JSON values; ValueError with the field's path for an unknown key, a wrong type or
     value."""
     hints = get_type_hints(kind)
-    names = {f.name for f in dataclasses.fields(kind)}
+    fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(cast(Any, kind))
+    names = {f.name for f in fields}
     given: dict[str, Any] = {}
     for name, value in values.items():
         where = f"{path}{name}"
         need(name in names, f"{where}: unknown key; {kind.__name__} has {', '.join(sorted(names))}")
         given[name] = _read(hints[name], value, where)
     unset = dataclasses.MISSING
-    missing = [
-        f.name
-        for f in dataclasses.fields(kind)
-        if f.name not in given and f.default is unset and f.default_factory is unset
-    ]
+    missing = [f.name for f in fields if f.name not in given and f.default is unset and f.default_factory is unset]
     need(not missing, f"{path or kind.__name__}: missing {', '.join(missing)}")
     try:
         return kind(**given)
@@ -55,7 +52,7 @@ def _read(hint: Any, value: Any, where: str) -> Any:
     hint = next(option for option in options if option is not type(None))
     if dataclasses.is_dataclass(hint):
         need(isinstance(value, dict), f"{where}: must be a table, not {value!r}")
-        return parse(hint, value, f"{where}.")
+        return parse(cast(type[Any], hint), cast(dict[str, Any], value), f"{where}.")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     kind = hint if isinstance(hint, type) else str  # a Literal of strings

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from model.network.hf_config import from_hf, to_hf
 from model.tokens.imported import check_template
@@ -41,21 +41,21 @@ class ConfigError(ValueError):
 class Config(Section):
     """One section per stage, and the resources they run on."""
 
-    ingest: IngestSection = Field(default_factory=IngestSection)
-    clean: CleanSection = Field(default_factory=CleanSection)
-    language: LanguageSection = Field(default_factory=LanguageSection)
-    dedup: DedupSection = Field(default_factory=DedupSection)
-    decontaminate: DecontaminateSection = Field(default_factory=DecontaminateSection)
-    shard: ShardSection = Field(default_factory=ShardSection)
-    tokenizer: TokenizerSection = Field(default_factory=TokenizerSection)
-    encode: EncodeSection = Field(default_factory=EncodeSection)
-    pretrain: PretrainSection = Field(default_factory=PretrainSection)
-    sft: SftSection = Field(default_factory=SftSection)
-    dpo: DpoSection = Field(default_factory=DpoSection)
-    evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
-    report: ReportSection = Field(default_factory=ReportSection)
-    export: ExportSection = Field(default_factory=ExportSection)
-    resources: Resources = Field(default_factory=Resources)
+    ingest: IngestSection = IngestSection()
+    clean: CleanSection = CleanSection()
+    language: LanguageSection = LanguageSection()
+    dedup: DedupSection = DedupSection()
+    decontaminate: DecontaminateSection = DecontaminateSection()
+    shard: ShardSection = ShardSection()
+    tokenizer: TokenizerSection = TokenizerSection()
+    encode: EncodeSection = EncodeSection()
+    pretrain: PretrainSection = PretrainSection()
+    sft: SftSection = SftSection()
+    dpo: DpoSection = DpoSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    report: ReportSection = ReportSection()
+    export: ExportSection = ExportSection()
+    resources: Resources = Resources()
 
     @model_validator(mode="after")
     def _one_vocabulary(self) -> Config:

@@ -231,14 +231,16 @@ class _Worker:
             env=env,
             cwd=os.getcwd(),
         )
+        assert self.process.stdin and self.process.stdout
+        self.jobs, self.answers = self.process.stdin, self.process.stdout
 
     def do(self, name: str, job: Job, index: int, done: str) -> Job:
         """Send one job and wait for its result; ShardFailed when it raised or the process died under it, _Retired when
         it was gone before."""
         try:
-            self.process.stdin.write(json.dumps([name, job, index, done]).encode() + b"\n")
-            self.process.stdin.flush()
-            answer = self.process.stdout.readline()
+            self.jobs.write(json.dumps([name, job, index, done]).encode() + b"\n")
+            self.jobs.flush()
+            answer = self.answers.readline()
         except OSError:
             answer = b""
         if not answer:
@@ -258,7 +260,7 @@ class _Worker:
         return result
 
     def close(self) -> None:
-        self.process.stdin.close()
+        self.jobs.close()
         self.process.terminate()
         self.process.wait()
 

@@ -104,8 +104,9 @@ def adopt(store: Store, record: Record, plan: Planned, force: bool = False) -> A
 
 
 def _against(store: Store, record: Record, plan: Planned, force: bool) -> list[str]:
-    """What speaks against taking ``record`` for ``plan``, a line each."""
-    found = differences_by_kind(record["identity"], plan.identity or {})
+    """What speaks against taking ``record`` for ``plan``, a line each. An option that came later, at its default,
+    is a matter of code."""
+    found = differences_by_kind(record["identity"], plan.identity or {}, plan.usual)
     found["inputs"] = _other_inputs(store, record, plan)
     return [
         line

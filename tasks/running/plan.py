@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from storage.lineage import LineageRecord
@@ -23,8 +24,8 @@ FILES_SHOWN = 8
 
 @dataclass
 class Planned:
-    """A stage call as planned. ``digest`` is known for a hit only; ``identity``, ``listed`` (inputs) and ``base`` when
-    all inputs are."""
+    """A stage call as planned. ``digest`` is known for a hit only; ``identity``, ``listed`` (inputs), ``usual`` (its
+    options' defaults) and ``base`` when all inputs are."""
 
     stage: str
     state: str
@@ -37,6 +38,7 @@ class Planned:
     listed: list[StageInput] = field(default_factory=list)
     base: str | None = None
     kind: str = ""
+    usual: dict[str, Any] = field(default_factory=dict)
 
     def result(self) -> Planned:
         return self
@@ -84,6 +86,7 @@ class PlanRun(Run):
             listed=stage.listed(inputs),
             base=stage.base_key(inputs),
             kind=stage.kind,
+            usual=flatten(type(cfg)().identity()),
         )
         if stage.name in self.refresh:
             return replace(plan, reasons=["refresh asked for"], seconds=self._cost(stage, earlier))
@@ -127,9 +130,13 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [line for lines in differences_by_kind(old, new).values() for line in lines]
 
 
-def differences_by_kind(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[str]]:
-    """Readable differences by the part of the identity they are in: section, inputs, code, libs, version."""
-    before, after = flatten(old["section"]), flatten(new["section"])
+def differences_by_kind(
+    old: dict[str, Any], new: dict[str, Any], usual: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, list[str]]:
+    """Readable differences by the part of the identity they are in: section, inputs, code, libs, version. ``usual`` are
+    values that an option had before it existed, by dotted name."""
+    before, after = {**usual, **flatten(old["section"])}, flatten(new["section"])
+    before = {name: value for name, value in before.items() if name in after or name not in usual}
     found = {
         "section": [
             f"{new['stage']}.{name}: {_short(before.get(name))} → {_short(after.get(name))}"
