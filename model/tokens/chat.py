@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from model.tokens.template import CHAT_SPECIALS, CHAT_TEMPLATE, END_OF_TEXT, IM_END, IM_START, Message, turns
 
@@ -69,7 +69,7 @@ class ChatTokenizer:
         self._newline = self.encode("\n")
 
     @classmethod
-    def load(cls, directory: str | Path) -> ChatTokenizer:
+    def load(cls, directory: str | Path) -> Self:
         """Open a tokenizer (or model) directory. Raises FileNotFoundError or ValueError naming what is wrong."""
         from tokenizers import Tokenizer
 
