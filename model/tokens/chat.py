@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from model.tokens.template import CHAT_TEMPLATE
 from model.tokens.turns import CHAT_SPECIALS, END_OF_TEXT, IM_END, IM_START, Message, turns
@@ -52,7 +52,7 @@ class ChatTokenizer:
         self._newline = self.encode("\n")
 
     @classmethod
-    def load(cls, directory: str | Path) -> ChatTokenizer:
+    def load(cls, directory: str | Path) -> Self:
         """Open a tokenizer (or model) directory. Raises FileNotFoundError or ValueError naming what is wrong."""
         from tokenizers import Tokenizer
 

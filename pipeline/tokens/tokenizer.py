@@ -65,7 +65,10 @@ def sample_texts(cfg: TokenizerSection, docs: Path, *, progress: Progress = quie
     sharding."""
     import pyarrow.compute as pc
 
-    total = sum(pc.sum(pc.utf8_length(batch.column("text"))).as_py() or 0 for batch in _batches(docs, ["text"]))
+    columns = (batch.column("text") for batch in _batches(docs, ["text"]))
+    # pyarrow makes these functions on import
+    sizes = (pc.sum(pc.utf8_length(column)) for column in columns)  # pyright: ignore[reportAttributeAccessIssue]
+    total = sum(size.as_py() or 0 for size in sizes)
     if total == 0:
         raise ValueError(f"{docs}: no text to train a tokenizer on; every document was dropped before this stage")
     share = min(1.0, cfg.sample_chars / total)
