@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from pipeline.config.base import Progress, quiet
 from pipeline.config.cleaning import LanguageSection
-from pipeline.data import terms
+from pipeline.data import words
 from pipeline.data.batches import batches
 from pipeline.data.documents import SCHEMA, Tally, finish, flat, plan, read_job, write_part
 from pipeline.kernels import alphabet, scripts
@@ -53,7 +53,7 @@ _SCRIPT_OF = {
 }
 _DENSITY = {HAN: 2.5, HANGUL: 2.5, KANA: 2.0}
 """How many Latin letters say as much as one character of the script."""
-_ENGLISH = frozenset(terms.ENGLISH.split("|"))
+_ENGLISH = frozenset(words.ENGLISH.split("|"))
 _ENGLISH_SHARE = 0.3
 _NOT_PROSE = re.compile(r"(?<!\S)[^\s_{}<>=\\|/@#$()\[\]]*+[_{}<>=\\|/@#$()\[\]]\S*|\d+")
 """Words that hold signs of code (URLs too), looked at once from their start, and numbers."""
