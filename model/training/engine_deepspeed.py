@@ -115,7 +115,7 @@ class DeepSpeed(Engine):
         ):  # each parameter is cut in equal parts; a rank's lie in a row, with padding after the last rank's
             each = [-(-n // self.world) for n in sizes]
             begins = [min(rank * e, n) for e, n in zip(each, sizes, strict=True)]
-            places = itertools.accumulate(each, initial=0)
+            places = list(itertools.accumulate(each, initial=0))[:-1]  # the last sum is nobody's place
             return [
                 Span(i, begin, 0, at, min(e, n - begin))
                 for i, (at, e, begin, n) in enumerate(zip(places, each, begins, sizes, strict=True))
