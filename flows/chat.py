@@ -13,6 +13,7 @@ from storage.places import home
 
 if TYPE_CHECKING:
     from model.generation.generate import Sampling
+    from model.tokens.template import Message
 
 
 def chat(args: Any) -> int:
@@ -27,7 +28,7 @@ def chat(args: Any) -> int:
             erase_whole_characters()
             converse(talk, args.system)
         else:
-            told = [{"role": "system", "content": args.system}] if args.system else []
+            told: list[Message] = [{"role": "system", "content": args.system}] if args.system else []
             print(talk.answer([*told, {"role": "user", "content": args.prompt}]))
     except LookupError as error:
         print(f"error: {error.args[0]}", file=sys.stderr)

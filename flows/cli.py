@@ -243,9 +243,9 @@ def _pin(args: argparse.Namespace) -> int:
 
 
 def _completion(args: argparse.Namespace) -> int:
-    import argcomplete
+    from argcomplete.shell_integration import shellcode
 
-    print(argcomplete.shellcode(["pipeline"], shell=args.shell))
+    print(shellcode(["pipeline"], shell=args.shell))
     return 0
 
 

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from flows.inspect import files_called, find_record, store
-from storage.lineage import describe
+from storage.lineage import LineageRecord, describe
 from storage.places import home
 from storage.withdrawal import rule_for
 
@@ -68,7 +68,7 @@ def _adopt_run(preset: str, overrides: list[str], look: bool) -> int:
     return 0
 
 
-def _asked(record: dict[str, Any]) -> tuple[str, list[str]]:
+def _asked(record: LineageRecord) -> tuple[str, list[str]]:
     """Preset and overrides of the run that made an artifact. Raises LookupError when it is not known here."""
     path = home() / "runs" / str(record.get("run")) / "run.json"
     if not path.is_file():
@@ -127,6 +127,7 @@ def invalidate(what: str, reason: str | None) -> int:
         return 2
     place.withdrawals.add(rule)
     for stage, key, _ in rule["artifacts"]:
+        assert stage and key  # the run alone may be unknown
         print(f"  {stage}/{key[:12]}  {describe(records[stage, key])}")
     print(
         f"withdrawn: {rule['what']}"

@@ -19,11 +19,16 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def settle() -> None:
     """Prepare streams, signals and proxy variables; first thing in the process."""
     sys.stdout, sys.stderr = Steady(sys.stdout), Steady(sys.stderr)  # type: ignore[assignment]
-    if sys.stdin is not None and hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(errors="replace")
+    _replace_errors(sys.stdin)
     os.environ["PYTHONIOENCODING"] = "utf-8:backslashreplace"  # what children print goes to logs, which are UTF-8
     hang_up_like_terminate()
     spare_loopback()
+
+
+def _replace_errors(stream: TextIO | None) -> None:
+    """Let a stream that can be told so show what it cannot encode or decode as a mark."""
+    if reconfigure := getattr(stream, "reconfigure", None):
+        reconfigure(errors="replace")
 
 
 class Steady:
@@ -34,8 +39,7 @@ class Steady:
 
     def __init__(self, stream: TextIO | None) -> None:
         self.stream, self.lost = stream, None if stream else OSError(errno.EBADF, "there is no such stream")
-        if stream is not None and hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+        _replace_errors(stream)
 
     def write(self, text: str) -> int:
         if self.stream and not self.lost:
@@ -57,6 +61,7 @@ class Steady:
 
     def _leave(self, error: Exception) -> None:
         """Nothing more is written there; the descriptor is turned away so that what is still buffered harms nobody."""
+        assert self.stream is not None  # it was written to
         self.lost = error if isinstance(error, OSError) else OSError(errno.EBADF, str(error))
         with contextlib.suppress(OSError, ValueError, AttributeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())

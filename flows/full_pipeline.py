@@ -8,10 +8,11 @@ import os
 import secrets
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from prefect import flow, get_run_logger, runtime
+from prefect import flow, get_run_logger
 from prefect.artifacts import create_link_artifact
+from prefect.runtime import flow_run
 
 from flows.console import duration, headline, losses
 from flows.dag import full, of_kind, stage_names, stages, trains
@@ -25,12 +26,15 @@ from tasks.running.run import WATCHERS
 from tasks.running.sources import asked, notes, withdrawn
 from tasks.tracking.tracker import start_tracker, summary
 
-StageName = Literal[stage_names()]  # type: ignore[valid-type]
+if TYPE_CHECKING:
+    StageName = str
+else:  # what the UI's form offers to choose from
+    StageName = Literal[stage_names()]
 
 
 def run_name() -> str:
     """What a flow run is called in Prefect: what was asked for, so that runs are told apart."""
-    asked = runtime.flow_run.parameters or {}
+    asked = flow_run.parameters or {}
     until = [f"--until {asked['until']}"] if asked.get("until") else []
     name = " ".join([Path(str(asked.get("preset", "tiny"))).stem, *(asked.get("overrides") or []), *until])
     return name if len(name) <= 200 else name[:199] + "…"
@@ -72,9 +76,9 @@ def full_pipeline(
         refresh=list(refresh),
         tags=tags,
         prefect={
-            "flow_run_id": str(runtime.flow_run.id),
-            "flow_run_name": runtime.flow_run.name,
-            "url": runtime.flow_run.ui_url,
+            "flow_run_id": str(flow_run.id),
+            "flow_run_name": flow_run.name,
+            "url": flow_run.ui_url,
         },
     )
     tracker = start_tracker(run.directory)
@@ -95,9 +99,7 @@ def full_pipeline(
         run.emit("run_finished", state=state, seconds=round(time.monotonic() - began, 3), error=error)
         tracking = tracker.close(timeout=60)
         run.settle()
-    return run.summary(
-        preset=preset, seconds=time.monotonic() - began, mlflow=tracking, flow_run_id=str(runtime.flow_run.id)
-    )
+    return run.summary(preset=preset, seconds=time.monotonic() - began, mlflow=tracking, flow_run_id=str(flow_run.id))
 
 
 def _funnel(run: PrefectRun) -> None:

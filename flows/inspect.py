@@ -16,6 +16,7 @@ from storage.digest import sha256_file
 from storage.lineage import (
     FileUse,
     LineageRecord,
+    Node,
     Records,
     ancestors,
     descendants,
@@ -87,7 +88,12 @@ def _range(node: Any, name: str, value: Any) -> str:
         return ""
     allowed = tuple(_allows(node, name, type(value)(number)) for number in (-1, 0, 1, 2))
     least = " >= 1" if isinstance(value, int) else " > 0"
-    known = {(0, 0, 1, 1): least, (0, 1, 1, 1): " >= 0", (0, 1, 1, 0): " >= 0 and <= 1", (0, 1, 0, 0): " >= 0 and < 1"}
+    known: dict[tuple[bool, ...], str] = {
+        (False, False, True, True): least,
+        (False, True, True, True): " >= 0",
+        (False, True, True, False): " >= 0 and <= 1",
+        (False, True, False, False): " >= 0 and < 1",
+    }
     return known.get(allowed, "")
 
 
@@ -131,16 +137,16 @@ def show(ref: str, as_json: bool) -> int:
         return 0
     print(
         f"{record['stage']}/{record['key']}\n  digest   {record['digest']}\n  path     {path}\n  made    "
-        f" {record['created']} in {duration(record['seconds'])}, run {record['run']}\n  what    "
-        f" {headline(record['metrics'])}"
+        f" {record['created']} in {duration(record.get('seconds', 0.0))}, run {record.get('run')}\n  what    "
+        f" {headline(record.get('metrics', {}))}"
     )
     if "adopted_from" in record:
         print(
             f"  adopted  from {record['stage']}/{record['adopted_from']['key'][:12]}, although"
             f" {'; '.join(record['adopted_from']['differences'])}"
         )
-    if record.get("withdrawn"):
-        print(f"  WITHDRAWN  {record['withdrawn']}")
+    if withdrawn := record.get("withdrawn"):
+        print(f"  WITHDRAWN  {withdrawn}")
     for given in record["inputs"]:
         print(f"  from     {given['name']}: {given['stage']}/{given['key'][:12] or given['digest'][:12]}")
     for listing in read_listings(path):
@@ -151,7 +157,7 @@ def show(ref: str, as_json: bool) -> int:
     return 0
 
 
-def find_record(ref: str) -> dict[str, Any]:
+def find_record(ref: str) -> LineageRecord:
     """The record that a preset's name, a run's id, a stage or a reference means. Raises LookupError in words."""
     run = meant(ref)
     model = run.model if run else None
@@ -240,10 +246,10 @@ def _file_line(use: FileUse) -> str:
     return f"{use['source']}: {use['file']['path']}  {use['file']['bytes']:,} bytes, sha256 {use['file']['sha256']}"
 
 
-def _print_tree(node: dict[str, Any], indent: str, last: bool, root: bool = False) -> None:
+def _print_tree(node: Node, indent: str, last: bool, root: bool = False) -> None:
     mark = "" if root else ("└─ " if last else "├─ ")
     label = f"{node['stage']}/{node['key'][:12]}" if node["key"] else f"source {node['name']}"
-    print(f"{indent}{mark}{label}  {node.get('what', '')}".rstrip())
+    print(f"{indent}{mark}{label}  {node['what']}".rstrip())
     below = indent if root else indent + ("   " if last else "│  ")
     for i, child in enumerate(node["links"]):
         _print_tree(child, below, i == len(node["links"]) - 1)
@@ -307,7 +313,7 @@ def collect(keep: int, dry_run: bool) -> int:
     return 0
 
 
-def _model_of(record: dict[str, Any] | None) -> str:
+def _model_of(record: LineageRecord | None) -> str:
     """What is lost with a model: of which run it is, and what was asked for there; nothing for other artifacts."""
     if not record or record["stage"] not in model_stages():
         return ""

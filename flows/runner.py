@@ -126,7 +126,7 @@ def score_lines(metrics: dict[str, Any]) -> list[str]:
         cells = [metrics.get(f"{name}.{score}") for name in scored]
         if all(cell is None for cell in cells):
             continue
-        asked = {metrics.get(f"{name}.{score}.n", metrics.get(f"exam_{score}")) for name in scored} - {None, 0}
+        asked = [n for name in scored if (n := metrics.get(f"{name}.{score}.n", metrics.get(f"exam_{score}")))]
         label += f" (of {max(asked):,})" if asked and "%" in form else ""
         texts = []
         for name, cell in zip(scored, cells, strict=True):
@@ -141,7 +141,9 @@ def score_lines(metrics: dict[str, Any]) -> list[str]:
 
 def _by_luck(share: float, chance: float | None, n: int) -> bool:
     """Whether a share of ``n`` is within 1.96 standard errors of what guessing gives; never without n and chance."""
-    return bool(chance and n) and share - chance <= 1.96 * math.sqrt(chance * (1 - chance) / n)
+    if not chance or not n:
+        return False
+    return share - chance <= 1.96 * math.sqrt(chance * (1 - chance) / n)
 
 
 def sample_lines(evaluated: Path) -> list[str]:

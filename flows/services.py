@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def ensure_mlflow(home: Path, wait: bool = True) -> str:
     return ensure(home, "mlflow", MLFLOW_PORT, _mlflow, wait)["url"]
 
 
-def run_page(base: str, tracking: dict[str, Any]) -> str:
+def run_page(base: str, tracking: Mapping[str, Any]) -> str:
     """The page of a run on an MLflow server, in the part of its UI that is for training."""
     if not tracking.get("parent_run_id"):
         return base

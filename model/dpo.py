@@ -20,11 +20,10 @@ from model.training.trainer import work
 from model.training.tuner import Tuner
 
 
-class DpoTrainer(Tuner):
+class DpoTrainer(Tuner[DpoSpec]):
     """Preference pairs against the initial model, whose log-probabilities are computed once."""
 
     SPEC = DpoSpec
-    spec: DpoSpec
 
     def rows(self, split: Split, whole: bool) -> Packed:
         """Pairs packed into rows, both answers in one row."""
@@ -38,14 +37,16 @@ class DpoTrainer(Tuner):
         """Log-probabilities of every answer under the initial model, once, kept by weights and data."""
         key = f"{prints['init']} {prints['data']} {self.spec.seq_len} {loop.choices.dtype}"
         name = hashlib.sha256(key.encode()).hexdigest()[:16]
+        objective = loop.objective
+        assert isinstance(objective, Preference)
         reference: dict[str, NDArray] = {}
-        for split, values in loop.objective.reference.items():
+        for split, values in objective.reference.items():
             path = self.run / f"reference-{split}-{name}.npy"
             reference[split] = np.load(path) if path.is_file() else answers(loop, split, len(values))
             if self.ranks.rank == 0 and not path.is_file():
                 with replacing(path) as temporary, open(temporary, "wb") as handle:
                     np.save(handle, reference[split])
-        loop.objective.reference = reference
+        objective.reference = reference
 
 
 def answers(loop: Loop, split: str, count: int) -> NDArray:

@@ -19,11 +19,10 @@ from model.training.trainer import prepare, work
 from model.training.tuner import Tuner
 
 
-class SftTrainer(Tuner):
+class SftTrainer(Tuner[SftSpec]):
     """Next-token prediction at the assistant's tokens, alone or with a teacher."""
 
     SPEC = SftSpec
-    spec: SftSpec
 
     def rows(self, split: Split, whole: bool) -> Packed:
         """Whole conversations packed into rows."""

@@ -22,6 +22,7 @@ from model.generation.generate import generate
 from model.network.transformer import Transformer
 from model.running.files import write_json
 from model.tokens.chat import ChatTokenizer
+from model.tokens.template import Message
 
 TOLERANCE = 2e-3
 """Largest difference of two logits, relative to their spread: fp32 sums in another order, through tens of layers."""
@@ -37,7 +38,7 @@ def compare(directory: str | Path, prompts: list[str], new_tokens: int = 24) -> 
     tokenizer = AutoTokenizer.from_pretrained(directory)
     agreement: dict[str, Any] = {"logit_difference": 0.0, "greedy_equal": True, "template_equal": True}
     for prompt in prompts:
-        messages = [{"role": "user", "content": prompt}]
+        messages: list[Message] = [{"role": "user", "content": prompt}]
         ids = chat.prompt(messages)
         batch = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
@@ -50,7 +51,7 @@ def compare(directory: str | Path, prompts: list[str], new_tokens: int = 24) -> 
         )
         stop = {chat.eos_id, chat.end_of_text_id}
         said = generate(own, [ids], stop=stop, max_new_tokens=new_tokens)[0]
-        full = theirs.generate(
+        full = theirs.generate(  # pyright: ignore[reportAttributeAccessIssue] - transformers' types deny what its models can
             torch.tensor([ids]),
             attention_mask=torch.ones(1, len(ids), dtype=torch.long),
             do_sample=False,

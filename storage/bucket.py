@@ -1,5 +1,8 @@
 """A bucket of an S3 server as the store uses it: the few operations, below one prefix, and leases as objects."""
 
+# boto3 comes without types
+# pyright: reportMissingTypeStubs=false
+
 from __future__ import annotations
 
 import contextlib

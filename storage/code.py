@@ -15,6 +15,7 @@ import functools
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import cast
 
 MEANINGLESS = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
 """Fields of syntax nodes that say nothing, or the same as another."""
@@ -120,7 +121,7 @@ def _simplify(node: ast.AST) -> None:
     """Take from a node what does not change what the code does."""
     for name, value in ast.iter_fields(node):
         if isinstance(value, list) and value and isinstance(value[0], ast.stmt):
-            setattr(node, name, [s for s in value if not _says_nothing(s)])
+            setattr(node, name, [s for s in cast(list[ast.stmt], value) if not _says_nothing(s)])
     if isinstance(node, FUNCTIONS):
         node.returns = None
         for inner in ast.walk(node):
@@ -170,7 +171,7 @@ def _lines(value: object, indent: str) -> Iterator[str]:
                 yield f"{indent} .{name}"
                 yield from _lines(field, indent + "  ")
     elif isinstance(value, list):
-        for item in value:
+        for item in cast(list[object], value):
             yield from _lines(item, indent)
             yield f"{indent},"
     else:

@@ -152,11 +152,14 @@ def _is_input(entry: Any) -> bool:
 
 
 def _are_sources(entries: Any) -> bool:
-    return isinstance(entries, list) and all(
-        # pyright: ignore[reportUnknownMemberType]
-        isinstance(s, dict) and isinstance(s.get("name"), str) and isinstance(s.get("digest"), str)
-        for s in cast(list[Any], entries)
-    )
+    return isinstance(entries, list) and all(_is_source(entry) for entry in cast(list[Any], entries))
+
+
+def _is_source(entry: Any) -> bool:
+    if not isinstance(entry, dict):
+        return False
+    source = cast(dict[str, Any], entry)
+    return isinstance(source.get("name"), str) and isinstance(source.get("digest"), str)
 
 
 def read_listings(artifact: Path) -> list[SourceListing]:

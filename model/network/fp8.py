@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from model.network.transformer import Linear
+from model.network.transformer import Linear, Transformer
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 
 
-def use_fp8(model: nn.Module) -> int:
+def use_fp8(model: Transformer) -> int:
     """Let the matrices of a model's blocks multiply in fp8, where both sides are multiples of 16; how many they are."""
     found = [
         m
@@ -44,8 +44,8 @@ def check_fp8(device: torch.device) -> None:
 class Fp8Linear(Linear):
     """A matrix without bias; [..., inputs] in bf16 to [..., outputs], with as many rows as a multiple of 16."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return _Product.apply(x.reshape(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
+    def forward(self, input: Tensor) -> Tensor:
+        return _Product.apply(input.reshape(-1, input.shape[-1]), self.weight).view(*input.shape[:-1], -1)
 
 
 class _Product(torch.autograd.Function):
@@ -60,7 +60,7 @@ class _Product(torch.autograd.Function):
         return multiply(x8, x_scale, w8.t(), w_scale, x.dtype, fast=True)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride] - torch's is variadic
         x8, x_scale, w8, w_scale = ctx.saved_tensors
         x_dtype, w_dtype = ctx.dtypes
         g8, g_scale = quantize(grad, E5M2)

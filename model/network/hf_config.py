@@ -115,7 +115,7 @@ def _rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
 def from_hf(values: dict[str, Any], where: str = "config.json") -> ModelConfig:
     """The ModelConfig of a ``config.json``. Raises ValueError naming what this decoder cannot compute."""
     kind = values.get("model_type") if isinstance(values, dict) else None
-    if kind not in ARCHITECTURES.values():
+    if not isinstance(kind, str) or kind not in ARCHITECTURES.values():
         raise ValueError(
             f"{where}: model_type {kind!r} is not supported; supported are {', '.join(ARCHITECTURES.values())}"
         )

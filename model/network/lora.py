@@ -29,8 +29,8 @@ class LoraLinear(Linear):
     lora_B: Linear
     scale: float
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype)) + self.lora_B(self.lora_A(x)) * self.scale
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight.to(input.dtype)) + self.lora_B(self.lora_A(input)) * self.scale
 
 
 def add_lora(model: Transformer, config: LoraConfig, seed: int) -> int:
@@ -49,6 +49,7 @@ def add_lora(model: Transformer, config: LoraConfig, seed: int) -> int:
     for module in found:
         outputs, inputs = module.weight.shape
         module.__class__ = LoraLinear
+        assert isinstance(module, LoraLinear)  # as of now
         module.scale = config.scale
         module.lora_A, module.lora_B = Linear(inputs, config.rank), Linear(config.rank, outputs)
         with torch.no_grad():
@@ -72,7 +73,7 @@ def merge(model: Transformer, adapter: dict[str, Tensor], config: LoraConfig) ->
         for name, b in adapter.items():
             if name.endswith(".lora_B.weight"):
                 stem = name.removesuffix(".lora_B.weight")
-                own[f"{stem}.weight"] += config.scale * (b @ adapter[f"{stem}.lora_A.weight"])
+                own[f"{stem}.weight"].add_(config.scale * (b @ adapter[f"{stem}.lora_A.weight"]))
 
 
 def save_adapter(adapter: dict[str, Tensor], config: LoraConfig, path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,7 +73,7 @@ def _shape(state: dict[str, Tensor], where: Path) -> ModelConfig:
     ffn = state[first + ("mlp." if router is None else "mlp.experts.0.") + "gate_proj.weight"].shape[0]
     output = state.get("lm_head.weight")
     layers = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("model.layers."))
-    experts = {}
+    experts: dict[str, Any] = {}
     if router is not None:
         count = router.shape[0]
         experts = {"experts": count, "experts_per_token": experts_a_token(where, count), "expert_ffn": ffn}

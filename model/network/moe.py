@@ -34,7 +34,7 @@ class Experts(nn.Module):
             ends = counts.cumsum(0).int()
             hidden = F.silu(F.grouped_mm(x, gate.mT, offs=ends)) * F.grouped_mm(x, up.mT, offs=ends)
             return F.grouped_mm(hidden, down.mT, offs=ends)
-        return _one_by_one(x, counts, gate, up, down)
+        return _one_by_one(x, counts, gate, up, down)  # pyright: ignore[reportCallIssue] - torch's decorator has no types
 
 
 @torch.compiler.disable  # sizes that depend on the data; compiled around

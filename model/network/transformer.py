@@ -10,11 +10,12 @@ rotary attention sees differences only.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.network.moe import MoE, balance_loss
 from model.network.rope import rope_tables, rotate
@@ -60,8 +61,8 @@ class Linear(nn.Linear):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight.to(input.dtype))
 
 
 class RMSNorm(nn.Module):
@@ -188,7 +189,7 @@ class Transformer(nn.Module):
         for layer, block in enumerate(self.model.layers):
             # a checkpointed block keeps its input alone and is computed again in the backward pass
             if self.checkpointing and torch.is_grad_enabled():
-                x = torch.utils.checkpoint.checkpoint(block, x, rope, mask, use_reentrant=False)
+                x = checkpoint(block, x, rope, mask, use_reentrant=False)
             elif cache is None:
                 x = block(x, rope, mask)
             else:
@@ -211,7 +212,9 @@ class Transformer(nn.Module):
         if not self.config.experts:
             return 0.0
         real = None if doc is None else doc >= 0
-        return self.config.router_aux * balance_loss([block.mlp.routed for block in self.model.layers], real)
+        mixtures = [cast(MoE, block.mlp) for block in self.model.layers]
+        routed = [mixture.routed for mixture in mixtures if mixture.routed is not None]
+        return self.config.router_aux * balance_loss(routed, real)
 
     def cache(self, batch: int, capacity: int, pad: Tensor | None = None) -> KVCache:
         """An empty cache that fits this model."""

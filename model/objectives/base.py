@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -38,7 +38,9 @@ class Batch:
         if device.type == "cpu":
             return self
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {k: v if v is None else v.pin_memory().to(device, non_blocking=True) for k, v in values.items()}
+        moved: dict[str, Any] = {
+            k: v if v is None else v.pin_memory().to(device, non_blocking=True) for k, v in values.items()
+        }
         return type(self)(**moved)
 
 

@@ -20,6 +20,7 @@ class Distill(NextToken):
     temperature, times its square)."""
 
     names = ("loss", "divergence", "targets")
+    spec: SftSpec
 
     def __init__(self, model: Transformer, spec: SftSpec, teacher: Transformer) -> None:
         super().__init__(model, spec)

@@ -20,22 +20,26 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
     StorageMeta,
     TensorProperties,
+    TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import LoadPlan, SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from model.running.files import sync, write_json
 
@@ -68,6 +72,11 @@ def _by_place(pieces: Iterable[Piece]) -> dict[tuple[str, int], Piece]:
     return {(p.name, p.begin): p for p in pieces if p.values.numel()}
 
 
+def _place(index: MetadataIndex) -> tuple[str, int]:
+    assert index.offset is not None  # every item is a part of a tensor
+    return index.fqn, index.offset[0]
+
+
 class _Write(DefaultSavePlanner):
     """Tells DCP which part of each tensor this rank writes; DCP checks that together they are all of it."""
 
@@ -90,7 +99,7 @@ class _Write(DefaultSavePlanner):
         )
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
-        return self.pieces[index.fqn, index.offset[0]].values
+        return self.pieces[_place(index)].values
 
 
 class _Read(DefaultLoadPlanner):
@@ -101,7 +110,9 @@ class _Read(DefaultLoadPlanner):
         self.pieces = _by_place(pieces)
 
     def create_local_plan(self) -> LoadPlan:
-        known = self.metadata.state_dict_metadata
+        assert self.metadata is not None  # DCP sets the planner up before it asks
+        # an index can hold nothing else, see _INDEX
+        known = cast(dict[str, TensorStorageMetadata], self.metadata.state_dict_metadata)
         return LoadPlan(
             [
                 item
@@ -111,7 +122,7 @@ class _Read(DefaultLoadPlanner):
         )
 
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:
-        return self.pieces[index.fqn, index.offset[0]].values
+        return self.pieces[_place(index)].values
 
 
 _INDEX = frozenset(
@@ -142,7 +153,7 @@ class _Index(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-class _Reader(dcp.FileSystemReader):
+class _Reader(FileSystemReader):
     """DCP's reader with an index that cannot run code."""
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
@@ -165,7 +176,8 @@ class Checkpoints:
 
     def __init__(self, root: Path, keep: int, fingerprints: dict[str, Any], rank: int = 0, world: int = 1) -> None:
         self.root, self.keep, self.fingerprints, self.rank, self.world = root, keep, fingerprints, rank, world
-        self._group = dist.new_group(backend="gloo") if world > 1 else None
+        # every rank is in it, so that it is no number
+        self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo")) if world > 1 else None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -198,18 +210,18 @@ class Checkpoints:
         final = self.root / f"step-{state['step']:08d}"
         partial = self.root / f".{final.name}.tmp"
         try:
-            dcp.save(
+            save(
                 {},
-                storage_writer=dcp.FileSystemWriter(partial),
+                storage_writer=FileSystemWriter(partial),
                 planner=_Write(pieces),
                 process_group=self._group,
                 no_dist=self.world == 1,
             )
             if self.rank == 0:
                 self._publish(partial, final, state)
-        except (OSError, dcp.CheckpointException) as error:
+        except (OSError, CheckpointException) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            why = next(iter(error.failures.values()))[0] if isinstance(error, dcp.CheckpointException) else error
+            why = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
             raise OSError(
                 f"checkpoint {final} could not be written ({why}); free disk space and run again; earlier checkpoints"
                 " are whole"
@@ -262,7 +274,7 @@ class Checkpoints:
                     f"{path} was made from another {name} ({was}, now {value}); remove {self.root} to start anew"
                 )
         _Reader(path).read_metadata()  # DCP would bury what is wrong with it
-        dcp.load({}, storage_reader=_Reader(path), planner=_Read(pieces), no_dist=True)
+        load({}, storage_reader=_Reader(path), planner=_Read(pieces), no_dist=True)
         return state
 
     def _newest(self) -> Path | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 from model.tokens.template import CHAT_TEMPLATE
 from model.tokens.turns import CHAT_SPECIALS, END_OF_TEXT, IM_END, IM_START, Message, turns
@@ -47,7 +47,8 @@ class ChatTokenizer:
             )
         tokenizer.encode_special_tokens = True  # "<|im_end|>" typed by a user must not end the turn
         self.backend = tokenizer
-        self.pad_id, self.bos_id, self.eos_id = (tokenizer.token_to_id(token) for token in CHAT_SPECIALS)
+        ids = cast(list[int], [tokenizer.token_to_id(token) for token in CHAT_SPECIALS])  # none is missing
+        self.pad_id, self.bos_id, self.eos_id = ids
         self.vocab_size = tokenizer.get_vocab_size()
         self._newline = self.encode("\n")
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import abc
 import itertools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,9 @@ from model.running.checkpoint import Piece
 from model.specs.train import TrainSpec
 from model.training.optim import MuonAdamW, gather, groups, orthogonalize
 
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
 UNLIMITED = torch.tensor(float("inf"))
 AT_ONCE = 1 << 28
 """Elements of matrices that are made whole together for Newton-Schulz: what a rank needs besides its share of a model
@@ -34,10 +37,10 @@ STATES = {"muon": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
 
 
 class Span(NamedTuple):
-    """Elements ``begin`` to ``begin + length`` of a group's flattened parameter ``index`` lie from ``at`` on in a
-    rank's tensor number ``tensor``."""
+    """Elements ``begin`` to ``begin + length`` of a group's flattened parameter ``param`` (its number) lie from ``at``
+    on in a rank's tensor number ``tensor``."""
 
-    index: int
+    param: int
     begin: int
     tensor: int
     at: int
@@ -103,8 +106,8 @@ class Engine(abc.ABC):
             # whole matrices, some at a time, because all of them would not fit
             done = self.orthogonal(self.whole(group, tensors, chosen))
             for s in spans:
-                if s.index in chosen:
-                    flat[s.tensor][s.at : s.at + s.length] = done[s.index - chosen.start].reshape(-1)[
+                if s.param in chosen:
+                    flat[s.tensor][s.at : s.at + s.length] = done[s.param - chosen.start].reshape(-1)[
                         s.begin : s.begin + s.length
                     ]
         return out
@@ -118,7 +121,7 @@ class Engine(abc.ABC):
         Collective unless replicated."""
         shapes, flat = group["shapes"][chosen.start : chosen.stop], [t.detach().reshape(-1) for t in tensors]
         ranks = [self.rank] if self.replicated else range(self.world)
-        spans = {r: [s for s in self.spans(group, r) if s.index in chosen] for r in ranks}
+        spans = {r: [s for s in self.spans(group, r) if s.param in chosen] for r in ranks}
         # what this rank holds of the chosen parameters, in a row
         mine = torch.cat([flat[s.tensor][s.at : s.at + s.length] for s in spans[self.rank]] or [flat[0][:0]]).to(
             self.device
@@ -135,7 +138,7 @@ class Engine(abc.ABC):
             for s, values in zip(
                 held, part[: sum(s.length for s in held)].split([s.length for s in held]), strict=True
             ):
-                cut[s.index - chosen.start].append(values)
+                cut[s.param - chosen.start].append(values)
         return [
             (torch.cat(values) if len(values) > 1 else values[0]).view(shape)
             for values, shape in zip(cut, shapes, strict=True)
@@ -149,9 +152,9 @@ class Engine(abc.ABC):
             for key in ("param", *STATES[group["kind"]]):
                 flat = [(p if key == "param" else self._state(p, key)).detach().view(-1) for p in params]
                 for s in self.spans(group, self.rank):
-                    total = torch.Size(group["shapes"][s.index]).numel()
+                    total = torch.Size(group["shapes"][s.param]).numel()
                     yield Piece(
-                        f"{key}:{group['names'][s.index]}", s.begin, total, flat[s.tensor][s.at : s.at + s.length]
+                        f"{key}:{group['names'][s.param]}", s.begin, total, flat[s.tensor][s.at : s.at + s.length]
                     )
 
     def written(self) -> Iterator[Piece]:
@@ -289,7 +292,8 @@ class Fsdp(Engine):
         for block in objective.lm.model.layers:
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(objective, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-        self.sharded = dict(objective.lm.named_parameters())
+        # what fully_shard made of them
+        self.sharded = cast("dict[str, DTensor]", dict(objective.lm.named_parameters()))
         flat_groups = [
             {**g, "params": [nn.Parameter(self.sharded[n].to_local().detach()) for n in g["names"]]}
             for g in self.groups
@@ -316,14 +320,14 @@ class Fsdp(Engine):
         for group in self.optimizer.param_groups:
             for name, p in zip(group["names"], group["params"], strict=True):
                 # gradients come sharded like their parameters
-                p.grad = self.sharded[name].grad.to_local()
+                p.grad = cast("DTensor", self.sharded[name].grad).to_local()
                 square += p.grad.pow(2).sum()
         dist.all_reduce(square)
         norm = square.sqrt()
         self.rates(factor)
         if fine(norm, limit):
             if self.spec.optim.clip and norm > self.spec.optim.clip:
-                torch._foreach_mul_(
+                torch._foreach_mul_(  # pyright: ignore[reportPrivateImportUsage] - torch has no public name for it
                     [p.grad for g in self.optimizer.param_groups for p in g["params"]],
                     self.spec.optim.clip / (norm + 1e-6),
                 )

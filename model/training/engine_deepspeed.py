@@ -14,7 +14,7 @@ import itertools
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class _Guarded(MuonAdamW):
             grads = [p.grad for g in self.param_groups for p in g["params"]]
             self.norm = torch.stack([torch.linalg.vector_norm(g) for g in grads]).norm()
             if self.config.clip and self.norm > self.config.clip:
-                torch._foreach_mul_(grads, self.config.clip / (self.norm + 1e-6))
+                torch._foreach_mul_(grads, self.config.clip / (self.norm + 1e-6))  # pyright: ignore[reportPrivateImportUsage] - torch has no public name for it
         if fine(self.norm, self.limit):
             super().step()
 
@@ -48,12 +48,16 @@ class _Guarded(MuonAdamW):
 class DeepSpeed(Engine):
     """An engine over ``deepspeed.initialize`` with a client optimizer."""
 
+    # DeepSpeed says nothing of their types: they are of a dozen classes, by configuration, with attributes of their own
+    engine: Any
+    zero: Any
+
     def __init__(self, objective: Objective, spec: TrainSpec, device: torch.device, rank: int, world: int) -> None:
         sys.modules.setdefault("mlflow", None)  # type: ignore[arg-type]  # its autotuner would import that: 2.4 s a rank, for nothing
         import deepspeed
 
         # A helper for inference on CPUs; building it takes minutes and a C++ compiler.
-        importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
+        cast(Any, importlib.import_module("deepspeed.comm.torch")).build_shm_op = lambda: None
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         super().__init__(objective, spec, device, rank, world)
         self.stage = spec.how.zero_stage
@@ -115,7 +119,7 @@ class DeepSpeed(Engine):
         ):  # each parameter is cut in equal parts; a rank's lie in a row, with padding after the last rank's
             each = [-(-n // self.world) for n in sizes]
             begins = [min(rank * e, n) for e, n in zip(each, sizes, strict=True)]
-            places = itertools.accumulate(each, initial=0)
+            places = list(itertools.accumulate(each, initial=0))[:-1]  # the last sum is nobody's place
             return [
                 Span(i, begin, 0, at, min(e, n - begin))
                 for i, (at, e, begin, n) in enumerate(zip(places, each, begins, sizes, strict=True))

@@ -71,7 +71,7 @@ class InForward(torch.autograd.Function):
             loss += part
             sums = sums + plain
             torch.mm(grad, w, out=gh[rows])
-            if learns:
+            if gw is not None:
                 _add_product(gw, grad, h[rows])
             del grad  # or it lives beside the next chunk's logits
         ctx.save_for_backward(gh, gw)
@@ -80,7 +80,7 @@ class InForward(torch.autograd.Function):
         return loss, sums
 
     @staticmethod
-    def backward(ctx, g: Tensor, _: Tensor):
+    def backward(ctx, g: Tensor, _: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride] - torch's is variadic
         gh, gw = ctx.saved_tensors
         return (
             # both gradients were made for a loss of weight 1
@@ -98,7 +98,7 @@ class _LogProbs(torch.autograd.Function):
         return log_probs_now(h, head, targets, chunk)
 
     @staticmethod
-    def backward(ctx, g: Tensor):
+    def backward(ctx, g: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride] - torch's is variadic
         h, head, targets = ctx.saved_tensors
         w, chunk, learns = head.to(h.dtype), ctx.chunk, ctx.needs_input_grad[1]
         gh, gw = torch.empty_like(h), torch.zeros_like(head, dtype=torch.float32) if learns else None
@@ -107,10 +107,10 @@ class _LogProbs(torch.autograd.Function):
             # log-probability is minus the loss, so its gradient is the loss's at weight -g
             _, _, grad = eager_gradient(h[rows], w, targets[rows], -g[rows], 0.0)
             torch.mm(grad, w, out=gh[rows])
-            if learns:
+            if gw is not None:
                 _add_product(gw, grad, h[rows])
             del grad  # or it lives beside the next chunk's logits
-        return gh, gw.to(head.dtype) if learns else None, None, None
+        return gh, gw.to(head.dtype) if gw is not None else None, None, None
 
 
 def cross_entropy(

@@ -11,7 +11,7 @@ momentum and weight decay work on whatever piece there is. Equal to ``torch.opti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +94,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self.config, self.updates = config, updates
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] - takes no closure
         """One update from ``.grad``; parameters without one are left alone."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
@@ -103,14 +103,14 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def _muon(self, group: dict[str, Any], params: list[Tensor]) -> None:
         beta, lr = self.config.momentum, group["lr"]
-        grads = [p.grad for p in params]
+        grads = _grads(params)
         for p in params:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         momenta = [self.state[p]["momentum_buffer"] for p in params]
-        torch._foreach_lerp_(momenta, grads, 1 - beta)
+        torch._foreach_lerp_(momenta, grads, 1 - beta)  # pyright: ignore[reportPrivateImportUsage] - no public name
         # Nesterov: the gradient counts once more, beside its share of the momentum
-        updates = self.updates(group, torch._foreach_lerp(grads, momenta, beta))
+        updates = self.updates(group, list(torch._foreach_lerp(grads, momenta, beta)))  # pyright: ignore[reportPrivateImportUsage] - as above
         for p, update in zip(params, updates, strict=True):
             # decay is decoupled (AdamW) and of the rate, as in the other groups
             p.mul_(1 - lr * group["weight_decay"])
@@ -127,7 +127,7 @@ class MuonAdamW(torch.optim.Optimizer):
         states = [self.state[p] for p in params]
         adamw(
             params,
-            [p.grad for p in params],
+            _grads(params),
             [s["exp_avg"] for s in states],
             [s["exp_avg_sq"] for s in states],
             [],
@@ -141,6 +141,11 @@ class MuonAdamW(torch.optim.Optimizer):
             eps=self.config.eps,
             maximize=False,
         )
+
+
+def _grads(params: list[Tensor]) -> list[Tensor]:
+    """Gradients of parameters that have one, as all have that :meth:`MuonAdamW.step` passes on."""
+    return cast(list[Tensor], [p.grad for p in params])
 
 
 def groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ import traceback
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -41,13 +41,15 @@ from model.tokens.vocabulary import check_tokens
 from model.training.engine import make_engine
 from model.training.loop import Data, Loop, Plan
 
+Spec = TypeVar("Spec", bound=TrainSpec)
 
-class Trainer:
+
+class Trainer(Generic[Spec]):
     """Pretraining as it is; subclasses say what their objective reads, trains and leaves differently."""
 
     SPEC: type[TrainSpec] = TrainSpec
 
-    def __init__(self, spec: TrainSpec, ranks: Ranks) -> None:
+    def __init__(self, spec: Spec, ranks: Ranks) -> None:
         self.spec, self.ranks = spec, ranks
         self.run = Path(spec.out) / "_run"
 
@@ -198,7 +200,7 @@ def describe(loop: Loop, config: ModelConfig) -> None:
     )
 
 
-def main(trainer: type[Trainer], arguments: list[str] | None = None) -> None:
+def main(trainer: type[Trainer[Any]], arguments: list[str] | None = None) -> None:
     """Train what the spec on the command line says."""
     name = trainer.SPEC.NAME
     parser = argparse.ArgumentParser(prog=f"python -m model.{name}", description=f"Worker of the {name} stage.")
@@ -210,7 +212,7 @@ def main(trainer: type[Trainer], arguments: list[str] | None = None) -> None:
     ranks.close()
 
 
-def work(trainer: type[Trainer]) -> None:
+def work(trainer: type[Trainer[Any]]) -> None:
     """:func:`main`, then leave at once: everything is written, and gloo's threads can abort the interpreter's own way
     out."""
     faulthandler.enable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,11 +15,11 @@ from model.specs.shape import ModelConfig
 from model.specs.tune import TuneSpec
 from model.training.trainer import Trainer, initial_model
 
+Tuned = TypeVar("Tuned", bound=TuneSpec)
 
-class Tuner(Trainer):
+
+class Tuner(Trainer[Tuned]):
     """What SFT and DPO share."""
-
-    spec: TuneSpec
 
     def adapt(self, model: Transformer, choices: Choices) -> None:
         """Freeze the model and add adapters, when the spec gives them a rank."""

@@ -10,19 +10,17 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from storage.digest import RECORDS, VOLATILE
-from storage.lineage import LineageRecord, Place
+from storage.lineage import Input, LineageRecord, Place
 from storage.store import Artifact, Store
 from tasks.running.inputs import Descent, Made, descent_of
 from tasks.running.plan import Planned, PlanRun, differences_by_kind
 from tasks.running.stage import Stage
-
-Record = dict[str, Any]
 
 HARMLESS = ("code", "libs")
 """What may differ without being forced."""
@@ -42,7 +40,7 @@ class AdoptRun(PlanRun):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.taken: list[tuple[Planned, Record]] = []
+        self.taken: list[tuple[Planned, LineageRecord]] = []
         self._sources: dict[tuple[str, str], str] = {}
 
     def call(self, stage: Stage, cfg: Any, inputs: dict[str, Any]) -> Planned:
@@ -52,7 +50,7 @@ class AdoptRun(PlanRun):
             return plan
         self._sources[plan.stage, plan.key] = record["key"]
         path = self.store.directory(plan.stage, record["key"])
-        adopted = replace(plan, state="adopt", digest=record["digest"], path=path, seconds=record["seconds"])
+        adopted = replace(plan, state="adopt", digest=record["digest"], path=path, seconds=record.get("seconds"))
         self.planned[-1] = adopted
         self.taken.append((adopted, record))
         return adopted
@@ -69,7 +67,7 @@ class AdoptRun(PlanRun):
         return descent_of(record_of, made)
 
 
-def _earlier(store: Store, plan: Planned) -> Record | None:
+def _earlier(store: Store, plan: Planned) -> LineageRecord | None:
     """The newest artifact of the stage that differs from what is planned in code and libraries alone, and is whole."""
     for record in reversed(list(store.records(plan.stage))):
         fits = not record.get("withdrawn") and not _against(store, record, plan, force=False)
@@ -78,21 +76,21 @@ def _earlier(store: Store, plan: Planned) -> Record | None:
     return None
 
 
-def adopt(store: Store, record: Record, plan: Planned, force: bool = False) -> Artifact:
+def adopt(store: Store, record: LineageRecord, plan: Planned, force: bool = False) -> Artifact:
     """Publish the artifact of ``record`` under the key that ``plan`` computed. Raises NotAdopted with everything that
     speaks against it."""
-    if record.get("withdrawn"):
-        raise NotAdopted(f"{record['stage']}/{record['key'][:12]} was withdrawn: {record['withdrawn']}")
+    if withdrawn := record.get("withdrawn"):
+        raise NotAdopted(f"{record['stage']}/{record['key'][:12]} was withdrawn: {withdrawn}")
     against = _against(store, record, plan, force)
     if against:
-        hint = "" if _other_inputs(store, record, plan) else "\n--force adopts it all the same"
+        hint = "" if _against(store, record, plan, force=True) else "\n--force adopts it all the same"
         raise NotAdopted(
             "\n".join(against) + f"\nmore than code and libraries differs, so today's bytes would too{hint}"
         )
     problems = store.verify(record["stage"], record["key"])
     if problems:
         raise NotAdopted("\n".join(problems))
-    found = differences_by_kind(record["identity"], plan.identity or {})
+    found = differences_by_kind(record.get("identity", {}), plan.identity or {})
     with store.lease(plan.stage, plan.key) as lease:
         made = store.lookup(plan.stage, plan.key)
         if made is None:
@@ -103,9 +101,11 @@ def adopt(store: Store, record: Record, plan: Planned, force: bool = False) -> A
     return made
 
 
-def _against(store: Store, record: Record, plan: Planned, force: bool) -> list[str]:
+def _against(store: Store, record: LineageRecord, plan: Planned, force: bool) -> list[str]:
     """What speaks against taking ``record`` for ``plan``, a line each. An option that came later, at its default,
     is a matter of code."""
+    if "identity" not in record:
+        return [f"{record['stage']}/{record['key'][:12]}: its lineage does not tell how it was made"]
     found = differences_by_kind(record["identity"], plan.identity or {}, plan.usual)
     found["inputs"] = _other_inputs(store, record, plan)
     return [
@@ -116,7 +116,7 @@ def _against(store: Store, record: Record, plan: Planned, force: bool) -> list[s
     ]
 
 
-def _other_inputs(store: Store, record: Record, plan: Planned) -> list[str]:
+def _other_inputs(store: Store, record: LineageRecord, plan: Planned) -> list[str]:
     """Inputs of other content. They are compared by the digests in lineage and not by name: how a stage calls its
     inputs, and whether it declares an ancestor that it always read, is a matter of code."""
     known = _digests(record["inputs"])
@@ -134,17 +134,18 @@ def _other_inputs(store: Store, record: Record, plan: Planned) -> list[str]:
     return [f"input {name} changed" for name in dict.fromkeys([*changed, *sorted(gone)])]
 
 
-def _digests(entries: list[dict[str, Any]]) -> set[str]:
+def _digests(entries: Sequence[Input]) -> set[str]:
     """Digests of artifacts, and of each source for what comes from outside."""
     return {
         digest for e in entries for digest in ([s["digest"] for s in e["sources"]] if "sources" in e else [e["digest"]])
     }
 
 
-def _record(store: Store, old: dict[str, Any], plan: Planned, differences: list[str]) -> dict[str, Any]:
+def _record(store: Store, old: LineageRecord, plan: Planned, differences: list[str]) -> dict[str, Any]:
     """The lineage of the adopted artifact: today's identity and inputs, the numbers and the run of the one that made
     the bytes."""
-    kept = {name: old[name] for name in ("resources", "metrics", "seconds", "run")}
+    told: dict[str, Any] = {**old}
+    kept = {name: told[name] for name in ("resources", "metrics", "seconds", "run") if name in told}
     return {
         **kept,
         "kind": plan.kind,

@@ -8,28 +8,16 @@ from __future__ import annotations
 
 from typing import Literal, NotRequired, TypeAlias, TypedDict
 
+from storage.lineage import Input
+
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Section: TypeAlias = "dict[str, Json]"
 
 
-class Source(TypedDict):
-    """A source from outside, as an input's entry tells it."""
+class StageInput(Input):
+    """An input of a stage as lineage tells it, and the ``path`` where it lies on this machine."""
 
-    name: str
-    digest: str
-    files: NotRequired[int]
-    bytes: NotRequired[int]
-
-
-class StageInput(TypedDict):
-    """An input of a stage: an artifact of another stage, or ``sources`` from outside (stage "source", no key)."""
-
-    name: str
-    stage: str
-    key: str
-    digest: str
     path: NotRequired[str]
-    sources: NotRequired[list[Source]]
 
 
 class StartedFields(TypedDict):

@@ -76,7 +76,7 @@ def descent_of(record_of: Callable[[Place], LineageRecord | None], made: Made) -
         )
         for entry in record["inputs"]:
             for s in entry.get("sources", []):
-                facts = {"digest": s["digest"], "files": s["files"], "bytes": s["bytes"]}
+                facts = {"digest": s["digest"], "files": s.get("files", 0), "bytes": s.get("bytes", 0)}
                 sources[s["name"]] = facts | {"stage": record["stage"]}
     return Descent(sha256_json([list(stages), stages, sources]), stages, sources)
 

@@ -6,7 +6,7 @@ or the input that differs. How long it should take is told by the one with the m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -97,7 +97,7 @@ class PlanRun(Run):
                 state="hit",
                 reasons=[look.why or "unchanged"],
                 digest=look.artifact.digest,
-                seconds=look.record["seconds"],
+                seconds=look.record.get("seconds"),
                 path=look.artifact.path,
             )
         reasons = [look.why] if look.why else why(identity, earlier)
@@ -116,12 +116,13 @@ class PlanRun(Run):
         return expected(work, self.facts, self.resources, earlier, self.store)
 
 
-def why(identity: dict[str, Any], earlier: list[dict[str, Any]]) -> list[str]:
-    """The differences to the nearest of the earlier artifacts."""
-    if not earlier:
+def why(identity: dict[str, Any], earlier: Sequence[LineageRecord]) -> list[str]:
+    """The differences to the nearest of the earlier artifacts whose identity is on record."""
+    told = [(record["identity"], record) for record in earlier if "identity" in record]
+    if not told:
         return ["never built"]
-    nearest = min(reversed(earlier), key=lambda r: len(differences(r["identity"], identity)))
-    found = differences(nearest["identity"], identity)
+    old, nearest = min(reversed(told), key=lambda pair: len(differences(pair[0], identity)))
+    found = differences(old, identity)
     return found or [f"{nearest['stage']}/{nearest['key'][:12]} was removed or damaged"]
 
 

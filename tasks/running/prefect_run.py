@@ -102,7 +102,6 @@ class _Call:
 
         record = f"{self.stage.name}/{self.key}/{NAME}"
         return task(
-            lambda: self._build(),
             name=self.stage.name,
             description=inspect.getdoc(self.stage.fn),
             persist_result=True,
@@ -110,7 +109,7 @@ class _Call:
             result_storage=self.run.store.root,
             cache_key_fn=lambda context, parameters: record,
             refresh_cache=not self.hit,
-        )
+        )(lambda: self._build())
 
     def _build(self) -> dict[str, str]:
         """The body of the Prefect task: take the artifact if someone made it meanwhile, else make and publish it."""
@@ -155,7 +154,7 @@ class _Call:
                 "inputs": self.stage.listed(self.inputs),
                 "resources": self.run.resources.model_dump(),
                 "metrics": metrics,
-                "sources": self.run.store.sources_of([dict(entry) for entry in self.stage.listed(self.inputs)]),
+                "sources": self.run.store.sources_of(self.stage.listed(self.inputs)),
                 "seconds": seconds,
                 "kind": self.stage.kind,
                 "base": self.stage.base_key(self.inputs),
@@ -195,6 +194,7 @@ class _Call:
             raise error
         self.run.states[name, self.key] = state
         record = self.run.store.lineage(name, self.key)
+        seconds = record.get("seconds", 0.0)
         artifact = self.made = Artifact(name, self.key, record["digest"], self.run.store.directory(name, self.key))
         self.run.emit(
             "stage_finished",
@@ -202,9 +202,9 @@ class _Call:
             state="cached" if self.hit else "ran",
             digest=artifact.digest,
             path=str(artifact.path),
-            seconds=0.0 if self.hit else record["seconds"],
-            built_seconds=record["seconds"],
-            metrics=record["metrics"],
+            seconds=0.0 if self.hit else seconds,
+            built_seconds=seconds,
+            metrics=record.get("metrics", {}),
             error=None,
         )
         self.run.after(name)

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from pipeline.config.tree import Config, ConfigError, examine
 from pipeline.sources import Source, resolve
 from pipeline.sources.state import unchanged as files_unchanged
 from storage.digest import digest_of, sha256_file, sha256_json
-from storage.lineage import PLAIN, SourceListing
+from storage.lineage import PLAIN, SourceEntry, SourceListing
 from storage.store import Store
 from tasks.running.environment import lacking
 
@@ -30,7 +29,7 @@ class SourceSet:
     def digest(self) -> str:
         return sha256_json([[s.name, s.digest] for s in self.sources])
 
-    def describe(self) -> list[dict[str, Any]]:
+    def describe(self) -> list[SourceEntry]:
         """Name, digest, files and bytes of each source, for lineage."""
         return [
             {"name": s.name, "digest": s.digest, "files": len(s.files), "bytes": sum(f.bytes for f in s.files)}
@@ -128,6 +127,7 @@ def given(config: Config) -> Inputs:
 
 def _misnamed(config: Config, inputs: Inputs) -> list[str]:
     """Weights for a source that is not there, but nearly: a slip of the pen, which must not pass for no weight."""
+    assert inputs.text is not None  # every run reads text
     names = [source.name for source in inputs.text.sources]
     return [
         f"shard.weights  no source is named {stranger}; did you mean {close[0]}? sources are {', '.join(names)}"
@@ -138,6 +138,7 @@ def _misnamed(config: Config, inputs: Inputs) -> list[str]:
 
 def notes(config: Config, inputs: Inputs) -> list[str]:
     """What a person should know of a config before it runs, although nothing is wrong with it."""
+    assert inputs.text is not None  # every run reads text
     names = {source.name for source in inputs.text.sources}
     idle = sorted(set(config.shard.weights) - names)
     return (

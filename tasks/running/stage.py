@@ -106,10 +106,10 @@ class Stage:
                     "key": getattr(item, "key", ""),
                     "digest": item.digest,
                 }
-                if with_path and isinstance(item, Artifact):
-                    entry["path"] = str(item.path)
                 if hasattr(item, "describe"):
                     entry["sources"] = item.describe()
+                elif with_path and isinstance(item, Artifact):
+                    entry["path"] = str(item.path)
                 entries.append(entry)
         return entries
 

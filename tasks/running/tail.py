@@ -20,7 +20,7 @@ class Tail:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.bad = 0
-        self.restarts = 0
+        self.restarts: int = 0
         self.size = 0
         self._offset = 0
         self._inode = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 from mlflow.entities import DatasetInput, InputTag, LoggedModelInput, Metric
 
@@ -104,10 +105,13 @@ class Runs:
         """Run and model that made a cached artifact, if they are in this MLflow."""
         unknown: StageState = {"run_id": None, "model_id": None}
         try:
-            signed: dict[str, str | None] = json.loads((path / "_run" / "mlflow.json").read_text("utf-8"))
+            told: Any = json.loads((path / "_run" / "mlflow.json").read_text("utf-8"))
         except (OSError, ValueError):
             return unknown
-        if not isinstance(signed, dict) or not self._is_here(signed):
+        if not isinstance(told, dict):
+            return unknown
+        signed = cast(dict[str, str | None], told)
+        if not self._is_here(signed):
             return unknown
         maker: StageState = {"run_id": signed.get("run_id"), "model_id": signed.get("model_id")}
         if version := signed.get("version"):
