@@ -103,14 +103,19 @@ def losses(event: dict[str, Any]) -> list[str]:
     return lines + _unread(event)
 
 
+RECODED = "recoded_"
+
+
 def _unread(event: dict[str, Any]) -> list[str]:
     """Files that a source holds and nobody reads, which its statistics list."""
     try:
         stats = json.loads(Path(event["path"], "stats.json").read_text("utf-8"))
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    kinds = (("files_of_unknown_type", "files of no form that is read"), ("files_in_gb18030", "files read as GB18030"))
-    return [f"source {name}: {what}: {n:,}" for key, what in kinds for name, n in _counted(stats, key)]
+    unread = _counted(stats, "files_of_unknown_type")
+    recoded = [(name, n) for name, n in _counted(stats, "changed") if name.startswith(RECODED)]
+    lines = [f"source {name}: files of no form that is read: {n:,}" for name, n in unread]
+    return lines + [f"files read as {name.removeprefix(RECODED)}, not UTF-8: {n:,}" for name, n in recoded]
 
 
 def _counted(stats: dict[str, Any], key: str) -> list[tuple[str, int]]:
