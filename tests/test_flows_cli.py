@@ -169,7 +169,9 @@ def test_an_argument_that_is_no_text_is_named():
 
 
 def test_every_kind_of_loss_is_a_line_with_its_option(tmp_path):
-    (tmp_path / "stats.json").write_text(json.dumps({"files_of_unknown_type": {"mine": 3}}))
+    (tmp_path / "stats.json").write_text(
+        json.dumps({"files_of_unknown_type": {"mine": 3}, "changed": {"recoded_gb18030": 2, "email": 4}})
+    )
     assert losses(FINISHED | {"metrics": {"records": 40, "dropped": 38, "dropped_too_long": 38, "truncated": 1}}) == [
         "38 of 40 conversations dropped: too_long 38 (sft.seq_len)",
         "conversations that lost their oldest exchanges (sft.seq_len): 1",
@@ -178,6 +180,7 @@ def test_every_kind_of_loss_is_a_line_with_its_option(tmp_path):
     assert losses(FINISHED | {"stage": "ingest", "path": str(tmp_path), "metrics": ingested}) == [
         "3 of 10 documents dropped: bad_json 2, sampled_out 1 (ingest.sample)",
         "source mine: files of no form that is read: 3",
+        "files read as gb18030, not UTF-8: 2",
     ]
     assert losses(FINISHED | {"stage": "evaluate", "metrics": {"exam_skipped": 4, "lost/too_long": 1}}) == [
         "1 documents dropped: too_long 1",
