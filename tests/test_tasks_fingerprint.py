@@ -64,7 +64,7 @@ EDITS = [
     ("model/objectives/distill.py", "* temperature**2", "* temperature", {"sft"}),
     ("model/dpo.py", "together=2", "together=1", {"dpo"}),
     ("model/specs/dpo.py", "self.beta > 0", "self.beta > 1", {"dpo"}),
-    ("model/network/lora.py", "self.lora_A(x)", "self.lora_A(2 * x)", TUNING),
+    ("model/network/lora.py", "self.lora_A(input)", "self.lora_A(2 * input)", TUNING),
     ("model/training/optim.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", TRAINING),
     ("model/training/loop.py", "SKIP_LIMIT = 10", "SKIP_LIMIT = 11", TRAINING),
     ("model/network/transformer.py", "class Transformer", "EXTRA = 1\n\n\nclass Transformer", ALL_MODELS),
