@@ -36,6 +36,7 @@ from pipeline.config.tree import load  # noqa: E402
 from pipeline.sources import resolve  # noqa: E402
 from storage.room import DiskFull, room  # noqa: E402
 from storage.store import Artifact, Store, StoreError  # noqa: E402
+from tasks.running.inputs import several  # noqa: E402
 from tasks.running.sources import SourceSet  # noqa: E402
 
 KEY = "c" * 32
@@ -89,10 +90,10 @@ class Case:
                 made = store.lookup(name, KEY)
                 if made is None:
                     out = store.partial(name, KEY)
-                    self.stage.fn(self.section, *self.inputs, on=Resources(workers=1), out=out, report=_quiet)
+                    self.stage.fn(self.section, **given, on=Resources(workers=1), out=out, report=_quiet)
                     lease.confirm()
                     made = store.publish(
-                        name, KEY, {"inputs": self.stage.given(given), "created": ""}, self.stage.listings(given)
+                        name, KEY, {"inputs": self.stage.listed(given), "created": ""}, self.stage.listings(given)
                     )
         return made.digest
 
@@ -118,14 +119,20 @@ def cases(scratch: Path) -> Iterator[Case]:
     def made(case: Case) -> Artifact:
         return case.artifact(root, case.build(root))
 
+    history: list[Artifact] = []
     yield (case := Case(ingest, few, (SourceSet("text", tuple(resolve(texts.split(","), "text"))),)))
-    yield (case := Case(clean, cfg.clean, (made(case),)))
-    yield (case := Case(language, cfg.language, (made(case),)))
-    yield (case := Case(dedup, cfg.dedup, (made(case), SourceSet("documents"))))
-    yield (case := Case(decontaminate, cfg.decontaminate, (made(case), exams)))
+    for stage, section, more in (
+        (clean, cfg.clean, ()),
+        (language, cfg.language, ()),
+        (dedup, cfg.dedup, (None,)),
+        (decontaminate, cfg.decontaminate, (exams,)),
+    ):
+        history.append(made(case))
+        yield (case := Case(stage, section, (history[-1], *more)))
+    history.append(made(case))
     for stage, path, kind in ((chats, asked, "chat"), (preferences, liked, "preference")):
         yield Case(stage, cfg.decontaminate, (SourceSet(kind, tuple(resolve([str(path)], kind))), exams))
-    yield (case := Case(shard, cfg.shard, (made(case),)))
+    yield (case := Case(shard, cfg.shard, (history[-1], several(*history))))
     shards = made(case)
     yield (case := Case(tokenizer, cfg.tokenizer, (shards,)))
     yield Case(encode, cfg.encode, (shards, made(case)))

@@ -28,7 +28,8 @@ sys.path.insert(0, str(ROOT))
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers  # noqa: E402
 
-from model.tokens.chat import CHAT_SPECIALS, ChatTokenizer  # noqa: E402
+from model.tokens.chat import ChatTokenizer  # noqa: E402
+from model.tokens.turns import CHAT_SPECIALS  # noqa: E402
 from pipeline.tokens.bpe import learn_merges, to_tokenizers  # noqa: E402
 from pipeline.tokens.encoder import Encoder  # noqa: E402
 from pipeline.tokens.patterns import PRETOKEN_PATTERN  # noqa: E402

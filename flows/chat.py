@@ -13,7 +13,7 @@ from storage.places import home
 
 if TYPE_CHECKING:
     from model.generation.generate import Sampling
-    from model.tokens.template import Message
+    from model.tokens.turns import Message
 
 
 def chat(args: Any) -> int:

@@ -13,7 +13,8 @@ import torch
 from model.generation.generate import Sampling, stream
 from model.network.transformer import Transformer
 from model.tokens.chat import ChatTokenizer
-from model.tokens.template import Message, fit_history
+from model.tokens.history import fit_history
+from model.tokens.turns import Message
 
 COMMAND = re.compile(r"/[a-z]+")
 

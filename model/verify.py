@@ -22,7 +22,7 @@ from model.generation.generate import generate
 from model.network.transformer import Transformer
 from model.running.files import write_json
 from model.tokens.chat import ChatTokenizer
-from model.tokens.template import Message
+from model.tokens.turns import Message
 
 TOLERANCE = 2e-3
 """Largest difference of two logits, relative to their spread: fp32 sums in another order, through tens of layers."""

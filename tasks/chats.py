@@ -22,7 +22,7 @@ def chats(
     report: Report,
 ) -> dict[str, Any]:
     """Read chats, drop or report those that hold evaluation texts, and write them in normal form."""
-    from pipeline.data.records import read_chats
+    from pipeline.data.chat_records import read_chats
     from pipeline.data.screen import screen
     from pipeline.evaluation.exams import exam_items
 

@@ -22,7 +22,7 @@ def preferences(
     report: Report,
 ) -> dict[str, Any]:
     """Read preference pairs, drop or report those that hold evaluation texts, and write them in normal form."""
-    from pipeline.data.records import read_preferences
+    from pipeline.data.preference_records import read_preferences
     from pipeline.data.screen import screen
     from pipeline.evaluation.exams import exam_items
 

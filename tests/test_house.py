@@ -3,7 +3,10 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+from flows.dag import stages
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("flows", "tasks", "pipeline", "model", "storage")
@@ -115,3 +118,21 @@ def test_importing_the_dag_leaves_the_heavy_packages_unloaded():
     code = "import sys, flows.full_pipeline; print([m for m in ('torch', 'mlflow', 'pandas') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_every_stage_reaches_what_is_written_down_and_nothing_else():
+    pinned = tomllib.loads((ROOT / "tests" / "reach.toml").read_text())
+    wrong = []
+    for outlined in stages():
+        reached: dict[str, list[str]] = {}
+        for path in outlined.stage.code():
+            folder, _, name = path.rpartition("/")
+            reached.setdefault(folder, []).append(name.removesuffix(".py"))
+        now = {folder: " ".join(names) for folder, names in reached.items()}
+        for folder in sorted(now.keys() | pinned[outlined.name].keys()):
+            if now.get(folder) != pinned[outlined.name].get(folder):
+                wrong.append(f'[{outlined.name}] "{folder}" = "{now.get(folder, "")}"')
+    assert not wrong, "a stage's key reaches other files; if that is meant, write into tests/reach.toml:\n" + "\n".join(
+        wrong
+    )
+    assert {s.name for s in stages()} == pinned.keys()

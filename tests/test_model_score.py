@@ -13,8 +13,8 @@ from model.generation.judge import bootstrap_mean, by_accident, final_number, gr
 from model.generation.scorer import Scorer
 from model.network.weights import save_model
 from model.score import run
-from model.tokens.chat import CHAT_SPECIALS
 from model.tokens.rows import Windows, read_split
+from model.tokens.turns import CHAT_SPECIALS
 from pipeline.config.tokens import EncodeSection
 from pipeline.tokens.encode import encode_text
 

@@ -7,11 +7,15 @@ from hypothesis import strategies as st
 from token_helpers import tokenizer_dir
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
-from model.tokens.chat import CHAT_SPECIALS, ChatTokenizer, render_chat
+from model.tokens.chat import ChatTokenizer
+from model.tokens.history import fit_history
 from model.tokens.imported import other_parts
-from model.tokens.template import CHAT_TEMPLATE, fit_history, plain_template
+from model.tokens.render import render_chat
+from model.tokens.template import CHAT_TEMPLATE, plain_template
+from model.tokens.turns import CHAT_SPECIALS
 from pipeline.config.tree import ConfigError, load
-from pipeline.formats import BadRecord, as_chat
+from pipeline.formats.bad import BadRecord
+from pipeline.formats.chat import as_chat
 
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},

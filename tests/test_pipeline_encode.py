@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from token_helpers import EN, ZH, documents, tokenizer_dir, write_shards
 from tokenizers import Tokenizer, normalizers
 
-from model.tokens.chat import ChatTokenizer, render_chat
+from model.tokens.chat import ChatTokenizer
+from model.tokens.render import render_chat
 from pipeline.config.tokens import EncodeSection
 from pipeline.tokens import encode
 from pipeline.tokens.encode import encode_text

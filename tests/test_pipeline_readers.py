@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config.data import IngestSection
+from pipeline.data.chat_records import read_chats
 from pipeline.data.ingest import ingest
 from pipeline.data.jsonl import read_jsonl
-from pipeline.data.records import Losses, read_chats
+from pipeline.data.records import Losses
 from pipeline.readers import Fault, read
 from pipeline.readers.encodings import utf8
 from pipeline.sources import resolve

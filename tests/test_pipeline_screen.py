@@ -8,8 +8,9 @@ import pytest
 from documents import files
 
 from pipeline.config.cleaning import DecontaminateSection
+from pipeline.data.chat_records import read_chats
 from pipeline.data.jsonl import read_jsonl
-from pipeline.data.records import read_chats, read_preferences
+from pipeline.data.preference_records import read_preferences
 from pipeline.data.screen import screen
 from pipeline.evaluation.selection import overlaps
 from pipeline.sources import resolve

@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-from pipeline.data.records import Losses, read_chats, read_preferences
+from pipeline.data.chat_records import read_chats
+from pipeline.data.preference_records import read_preferences
+from pipeline.data.records import Losses
 from pipeline.sources import resolve
 from pipeline.sources.python_docs import list_python_docs, read_run, runs
 from pipeline.sources.state import SourceChanged, unchanged
@@ -55,6 +57,7 @@ def test_digest_follows_content_and_name_not_place(tmp_path):
 def test_digests_are_remembered_and_renewed_though_size_and_time_stay(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.sources.files._RACY_NS", 0)
     path = write(tmp_path / "a.jsonl", {"text": "x"})
+    (tmp_path / "home").mkdir()
     digest = resolve([str(path)], "text")[0].digest
     cache = tmp_path / "home/digests.json"
     assert len(json.loads(cache.read_text())) == 1

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from token_helpers import EN, ZH, documents, tokenizer_dir, write_shards
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from model.tokens.chat import ChatTokenizer, render_chat
+from model.tokens.chat import ChatTokenizer
+from model.tokens.render import render_chat
 from pipeline.config.tokens import TokenizerSection
 from pipeline.kernels.pretokens import count, split
 from pipeline.tokens.bpe import extend_merges, learn_merges, to_tokenizers

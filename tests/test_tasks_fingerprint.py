@@ -40,6 +40,15 @@ EDITS = [
     ("flows/console.py", "def duration", "def duration_of", set()),
     # data
     ("pipeline/data/rules.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"clean"}),
+    ("pipeline/data/terms.py", "GAMBLING = {", "GAMBLING = dict() or {", {"clean"}),
+    ("pipeline/data/words.py", "ENGLISH = ", "ENGLISH = '' + ", {"language"}),
+    ("pipeline/formats/preference.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"ingest", "preferences"}),
+    (
+        "model/tokens/template.py",
+        "CHAT_TEMPLATE = (",
+        "CHAT_TEMPLATE = '' + (",
+        {"tokenizer", "encode", "sft", "dpo", "evaluate", "export"},
+    ),
     ("pipeline/data/repairs.py", "fix_encoding=True", "fix_encoding=False", {"clean"}),
     ("pipeline/kernels/repeats.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"clean"}),
     ("pipeline/kernels/minhash.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"dedup"}),

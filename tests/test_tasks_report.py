@@ -10,27 +10,20 @@ from flows import dag
 from model.generation.judge import share
 from pipeline.config.evaluation import ReportSection
 from pipeline.config.resources import Resources
-from pipeline.config.tree import Config
 from storage.store import Artifact
 from tasks.report import report
+from tasks.running.inputs import several
 from tasks.running.stage import Stage
 
 
 def test_the_pages_are_in_the_key_of_the_report_alone():
-    config = Config()
     stages = [value for value in vars(dag).values() if isinstance(value, Stage)]
-    reaching = set()
-    for stage in stages:
-        section = getattr(config, stage.name, config.decontaminate)
-        if any(module.startswith("pipeline.pages") for module in stage.identity(section, {})["code"]):
-            reaching.add(stage.name)
+    reaching = {stage.name for stage in stages if any(path.startswith("pipeline/pages/") for path in stage.code())}
     assert len(stages) > 12 and reaching == {"report"}
 
 
 def test_a_report_reaches_no_page_but_its_own():
-    code = report.identity(ReportSection(), {})["code"]
-    pages = {module.split(".")[2] for module in code if module.startswith("pipeline.pages.")}
-    assert pages == {"report", "parts"}
+    assert {path.split("/")[2] for path in report.code() if path.startswith("pipeline/pages/")} == {"report", "parts"}
 
 
 def test_every_file_that_a_page_needs_is_shipped():
@@ -58,7 +51,7 @@ def test_it_is_made_from_the_scores_and_the_models_training(tmp_path):
     base = artifact("pretrain", _run__metrics='{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n')
     out = tmp_path / "out"
     out.mkdir()
-    found = report.fn(ReportSection(samples=1), scored, base, base, base, on=Resources(), out=out, report=None)
+    found = report.fn(ReportSection(samples=1), scored, several(base), on=Resources(), out=out, report=None)
     assert found == {"models": 1, "scores": 1, "samples": 1}
     page = Page((out / "report.html").read_text())
     page.is_whole_and_alone()

@@ -9,32 +9,15 @@ Torch-free; needs only ``tokenizers``. A tokenizer directory holds ``tokenizer.j
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Self, cast
 
-from model.tokens.template import CHAT_SPECIALS, CHAT_TEMPLATE, END_OF_TEXT, IM_END, IM_START, Message, turns
+from model.tokens.template import CHAT_TEMPLATE
+from model.tokens.turns import CHAT_SPECIALS, END_OF_TEXT, IM_END, IM_START, Message, turns
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-_LITERAL_SPECIAL = re.compile("|".join(re.escape(token) for token in CHAT_SPECIALS))
-
-
-def render_chat(messages: Sequence[Message]) -> str:
-    """A conversation as ChatML text, for documents of kind "chat".
-
-    A special token that somebody wrote *inside* a message gets a blank after its ``<``: it stays readable, and a data
-    file cannot forge the end of a turn.
-    """
-    return "".join(
-        f"{IM_START}{turn.role}\n{_LITERAL_SPECIAL.sub(_defuse, turn.content)}{IM_END}\n" for turn in turns(messages)
-    )
-
-
-def _defuse(match: re.Match[str]) -> str:
-    return "< " + match.group()[1:]
 
 
 def transformers_config(max_length: int) -> dict[str, object]:
@@ -70,7 +53,7 @@ class ChatTokenizer:
         self._newline = self.encode("\n")
 
     @classmethod
-    def load(cls, directory: str | Path) -> ChatTokenizer:
+    def load(cls, directory: str | Path) -> Self:
         """Open a tokenizer (or model) directory. Raises FileNotFoundError or ValueError naming what is wrong."""
         from tokenizers import Tokenizer
 

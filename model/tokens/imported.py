@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.tokens.chat import ChatTokenizer
-from model.tokens.template import CHAT_SPECIALS, CHAT_TEMPLATE, Message
+from model.tokens.template import CHAT_TEMPLATE
+from model.tokens.turns import CHAT_SPECIALS, Message
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

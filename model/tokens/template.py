@@ -10,14 +10,8 @@ convention: ``<tools>`` in the system turn, ``<tool_call>``, and ``<tool_respons
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, NotRequired, TypedDict
 
-END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-CHAT_SPECIALS = (END_OF_TEXT, IM_START, IM_END)
-"""Ids 0, 1, 2 of a tokenizer we train: document end and padding, start of a turn, end of a turn."""
-
-TOOLS_INTRO = 'Tools you can call, each by <tool_call>{"name": …, "arguments": …}</tool_call>:'
+from model.tokens.turns import TOOLS_INTRO
 
 CHAT_TEMPLATE = (
     r"""{%- macro text(content) -%}
@@ -76,70 +70,9 @@ CHAT_TEMPLATE = (
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"""
 )
-
 _GENERATION = re.compile(r"\{%-? *(?:end)?generation *-?%\}")
 
 
 def plain_template(template: str) -> str:
     """A template without the marks of what is trained, for engines whose Jinja does not know them."""
     return _GENERATION.sub("{#- -#}", template)
-
-
-class Message(TypedDict):
-    """One message of the normal form. Roles are system, user, assistant and tool; ``learn`` false makes an answer
-    context only."""
-
-    role: str
-    content: str
-    learn: NotRequired[bool]
-
-
-class Turn(NamedTuple):
-    """What stands between one ``<|im_start|>`` and its ``<|im_end|>``: ``messages`` are several where results of tools
-    follow each other."""
-
-    role: str
-    content: str
-    learn: bool
-    messages: int
-
-
-def turns(messages: Sequence[Message]) -> Iterator[Turn]:
-    """The turns that messages are written in, contents trimmed. An empty system message has none of its own: it counts
-    to the turn after it."""
-    waiting, skipped = [], 0
-    for message in messages:
-        if message["role"] == "tool":
-            waiting.append(f"<tool_response>\n{message['content']}\n</tool_response>")
-            continue
-        if waiting:
-            yield Turn("user", "\n".join(waiting), False, len(waiting) + skipped)
-            waiting, skipped = [], 0
-        role, content = message["role"], message["content"].strip()
-        if role == "system" and not content:
-            skipped += 1
-            continue
-        yield Turn(role, content, role == "assistant" and message.get("learn", True), 1 + skipped)
-        skipped = 0
-    if waiting:
-        yield Turn("user", "\n".join(waiting), False, len(waiting) + skipped)
-
-
-def fit_history(messages: Sequence[Message], sizes: Sequence[int], room: int) -> tuple[list[Message], int] | None:
-    """Leave out the oldest exchanges until the rest fits into ``room`` tokens; it and how many messages went.
-
-    ``sizes``: tokens of each message, see ``ChatTokenizer.sizes``. What stays begins at a question of the user, never
-    inside an exchange with tools. A leading system message and all from the last question on always stay; None when
-    even they do not fit.
-    """
-    head = 1 if messages and messages[0]["role"] == "system" else 0
-    room -= sum(sizes[:head])
-    size = sum(sizes[head:])
-    starts = [head, *(i for i in range(head + 1, len(messages)) if messages[i]["role"] == "user")]
-    at = head
-    for start in starts:
-        size -= sum(sizes[at:start])
-        at = start
-        if size <= room:
-            return [*messages[:head], *messages[start:]], start - head
-    return None

@@ -20,44 +20,50 @@ class EvaluateSection(Section):
             "none given takes the teaching set's, if the run learns from it"
         ),
     )
-    training_questions: int = Field(200, ge=0, description="questions that the sft stage trained on; 0 asks none")
-    heldout_questions: int = Field(400, ge=0, description="paraphrases and questions that no stage saw; 0 asks none")
-    choices: int = Field(400, ge=0, description="multiple-choice questions; 0 asks none")
-    preferences: int = Field(400, ge=0, description="preference pairs; 0 compares none")
+    training_questions: int = Field(
+        default=200, ge=0, description="questions that the sft stage trained on; 0 asks none"
+    )
+    heldout_questions: int = Field(
+        default=400, ge=0, description="paraphrases and questions that no stage saw; 0 asks none"
+    )
+    choices: int = Field(default=400, ge=0, description="multiple-choice questions; 0 asks none")
+    preferences: int = Field(default=400, ge=0, description="preference pairs; 0 compares none")
     max_bad_records: float = Field(
-        0.1, ge=0, le=1, description="share of the records of an exam that may be no items; more is refused"
+        default=0.1, ge=0, le=1, description="share of the records of an exam that may be no items; more is refused"
     )
     bits_tokens: int = Field(
-        200_000, ge=0, description="tokens of the validation split read for bits per byte; 0 reads all of them"
+        default=200_000, ge=0, description="tokens of the validation split read for bits per byte; 0 reads all of them"
     )
     seq_len: int = Field(
-        0, ge=0, description="window for bits per byte in tokens; 0 is the model's max_seq_len, at most 1024"
+        default=0, ge=0, description="window for bits per byte in tokens; 0 is the model's max_seq_len, at most 1024"
     )
-    max_new_tokens: int = Field(96, ge=1, le=4096, description="longest answer in tokens")
-    batch: int = Field(32, ge=1, le=1024, description="questions answered at once")
-    seed: int = Field(0, ge=0, description="seed of sampling from the sets and of the bootstrap")
+    max_new_tokens: int = Field(default=96, ge=1, le=4096, description="longest answer in tokens")
+    batch: int = Field(default=32, ge=1, le=1024, description="questions answered at once")
+    seed: int = Field(default=0, ge=0, description="seed of sampling from the sets and of the bootstrap")
 
 
 class ReportSection(Section):
     """What the report about the models shows."""
 
-    samples: int = Field(12, ge=0, description="answers shown in the report, model beside model; 0 shows none")
+    samples: int = Field(default=12, ge=0, description="answers shown in the report, model beside model; 0 shows none")
 
 
 class ExportSection(Section):
     """What the published model directory holds."""
 
-    dtype: Literal["bf16", "fp32"] = Field("bf16", description="precision of the published weights")
+    dtype: Literal["bf16", "fp32"] = Field(default="bf16", description="precision of the published weights")
     gguf: Literal["off", "bf16", "f16", "f32"] = Field(
-        "off", description="also write a GGUF file of this precision (llama.cpp, Ollama); needs the gguf package"
+        default="off",
+        description="also write a GGUF file of this precision (llama.cpp, Ollama); needs the gguf package",
     )
     verify: bool = Field(
-        True, description="check that transformers, where installed, gives equal logits and the same greedy answer"
+        default=True,
+        description="check that transformers, where installed, gives equal logits and the same greedy answer",
     )
-    title: str = Field("", description="heading of the model card; empty names the pipeline")
-    licence: str = Field("", description="licence of the model as its card states it; empty leaves it out")
+    title: str = Field(default="", description="heading of the model card; empty names the pipeline")
+    licence: str = Field(default="", description="licence of the model as its card states it; empty leaves it out")
     temperature: float = Field(
-        0.0, ge=0, le=2, description="sampling temperature in generation_config.json; 0 is greedy"
+        default=0.0, ge=0, le=2, description="sampling temperature in generation_config.json; 0 is greedy"
     )
-    top_p: float = Field(1.0, gt=0, le=1, description="nucleus size in generation_config.json")
-    max_new_tokens: int = Field(256, ge=1, description="longest answer in generation_config.json")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="nucleus size in generation_config.json")
+    max_new_tokens: int = Field(default=256, ge=1, description="longest answer in generation_config.json")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import fields
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -21,57 +21,62 @@ class Resources(Section):
         description="data preparation processes (default: the cores this process may use)",
     )
     engine: Literal["local", "ray"] = Field(
-        "local", description="what runs data shards: a local process pool, or a Ray cluster"
+        default="local", description="what runs data shards: a local process pool, or a Ray cluster"
     )
-    nproc: int = Field(1, ge=1, description="training processes (ranks) on this node")
-    nnodes: int = Field(1, ge=1, description="nodes that train together; `pipeline join` on each of the others")
+    nproc: int = Field(default=1, ge=1, description="training processes (ranks) on this node")
+    nnodes: int = Field(default=1, ge=1, description="nodes that train together; `pipeline join` on each of the others")
     rdzv_endpoint: str = Field(
-        "",
+        default="",
         description=(
             "host:port at which other nodes reach this one when nnodes > 1; default: its own address, a free port"
         ),
     )
     join_seconds: int = Field(
-        600,
+        default=600,
         ge=0,
         description="how long nnodes > 1 waits for the other nodes to join before the stage fails; 0 waits for ever",
     )
     hostfile: str = Field(
-        "",
+        default="",
         description=(
             "launcher = deepspeed: host file of nodes that its launcher reaches by ssh, instead of `pipeline join`"
         ),
     )
-    launcher: Literal["torchrun", "deepspeed"] = Field("torchrun", description="what starts the training processes")
-    parallel: Literal["ddp", "fsdp2"] = Field("ddp", description="how torchrun ranks share the model")
-    zero_stage: int = Field(1, ge=0, le=3, description="DeepSpeed ZeRO stage (launcher = deepspeed)")
-    offload: bool = Field(False, description="DeepSpeed: keep optimizer state in CPU memory")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA when there is a GPU")
+    launcher: Literal["torchrun", "deepspeed"] = Field(
+        default="torchrun", description="what starts the training processes"
+    )
+    parallel: Literal["ddp", "fsdp2"] = Field(default="ddp", description="how torchrun ranks share the model")
+    zero_stage: int = Field(default=1, ge=0, le=3, description="DeepSpeed ZeRO stage (launcher = deepspeed)")
+    offload: bool = Field(default=False, description="DeepSpeed: keep optimizer state in CPU memory")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes CUDA when there is a GPU")
     dtype: Literal["auto", "bf16", "fp32"] = Field(
-        "auto", description="compute type; auto is bf16 where the hardware multiplies it natively, else fp32"
+        default="auto", description="compute type; auto is bf16 where the hardware multiplies it natively, else fp32"
     )
     fp8: bool = Field(
-        False,
+        default=False,
         description=(
             "multiply the matrices inside blocks in fp8: GPUs from Ada and Hopper on, wide models (about 1B parameters"
             " and up)"
         ),
     )
     compile: Literal["auto", "on", "off"] = Field(
-        "auto", description="torch.compile; auto only where the run is long enough to earn it back"
+        default="auto", description="torch.compile; auto only where the run is long enough to earn it back"
     )
     micro_batch: int = Field(
-        0, ge=0, description="sequences a rank computes at once; 0 fits it to memory (the global batch stays)"
+        default=0, ge=0, description="sequences a rank computes at once; 0 fits it to memory (the global batch stays)"
     )
-    checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
-    threads: int = Field(0, ge=0, description="CPU threads a rank; 0 shares the cores evenly")
-    checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0 chooses about one a minute")
+    checkpointing: bool = Field(default=False, description="recompute activations in the backward pass to save memory")
+    threads: int = Field(default=0, ge=0, description="CPU threads a rank; 0 shares the cores evenly")
+    checkpoint_every: int = Field(
+        default=0, ge=0, description="steps between checkpoints; 0 chooses about one a minute"
+    )
     no_progress_seconds: int = Field(
-        900, ge=10, description="a worker silent for so long is ended and the stage fails, resumable"
+        default=900, ge=10, description="a worker silent for so long is ended and the stage fails, resumable"
     )
-    wall_seconds: int = Field(0, ge=0, description="longest time a training stage may take; 0 is no limit")
+    wall_seconds: int = Field(default=0, ge=0, description="longest time a training stage may take; 0 is no limit")
 
     def how(self) -> How:
         """The part that training workers are told."""
-        same = {f.name: getattr(self, f.name) for f in fields(How) if f.name in type(self).model_fields}
-        return How(**same | {"engine": "deepspeed" if self.launcher == "deepspeed" else self.parallel})
+        same: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(How) if f.name in type(self).model_fields}
+        same["engine"] = "deepspeed" if self.launcher == "deepspeed" else self.parallel
+        return How(**same)

@@ -17,22 +17,24 @@ class TokenizerSection(Section):
     """What the tokenizer is trained on, or which existing one is taken."""
 
     vocab_size: int = Field(
-        6400,
+        default=6400,
         ge=300,
         le=1_000_000,
         description="special and reserved tokens, 256 bytes and merges; fewer when the text has no more pairs",
     )
     reserved: int = Field(
-        13,
+        default=13,
         ge=0,
         le=256,
         description="unused special ids kept for later (tools, thinking, images) after the three of the chat format",
     )
     sample_chars: int = Field(
-        50_000_000, ge=10_000, description="characters to learn merges from; more text is sampled down by document hash"
+        default=50_000_000,
+        ge=10_000,
+        description="characters to learn merges from; more text is sampled down by document hash",
     )
     max_document_chars: int = Field(
-        100_000,
+        default=100_000,
         ge=1_000,
         description="most that is learned from one document, so that no single book decides the merges",
     )
@@ -45,7 +47,7 @@ class TokenizerSection(Section):
     )
 
     extend: int = Field(
-        0,
+        default=0,
         ge=0,
         le=1_000_000,
         description="tokens to add to the existing tokenizer, learnt from this run's text; its ids stay",
@@ -108,5 +110,5 @@ class EncodeSection(Section):
     """How documents become token ids."""
 
     append_end_of_text: bool = Field(
-        True, description="end every document with <|endoftext|>, so that packed documents stay apart"
+        default=True, description="end every document with <|endoftext|>, so that packed documents stay apart"
     )

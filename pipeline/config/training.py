@@ -24,11 +24,13 @@ from pipeline.sources.state import state_of
 class TrainSection(Section):
     """What every training stage reads."""
 
-    seq_len: int = Field(256, ge=8, description="slots in one packed row; longer sequences are cut")
-    batch_tokens: int = Field(8192, ge=8, description="global batch: slots in one update, whatever the number of ranks")
-    steps: int = Field(0, ge=0, description="updates; 0 derives them from epochs")
-    epochs: float = Field(1.0, gt=0, description="passes over the training split, when steps is 0")
-    seed: int = Field(0, ge=0, description="fixes initial weights and data order")
+    seq_len: int = Field(default=256, ge=8, description="slots in one packed row; longer sequences are cut")
+    batch_tokens: int = Field(
+        default=8192, ge=8, description="global batch: slots in one update, whatever the number of ranks"
+    )
+    steps: int = Field(default=0, ge=0, description="updates; 0 derives them from epochs")
+    epochs: float = Field(default=1.0, gt=0, description="passes over the training split, when steps is 0")
+    seed: int = Field(default=0, ge=0, description="fixes initial weights and data order")
     eval_every: int = where(
         0,
         ge=0,
@@ -36,7 +38,9 @@ class TrainSection(Section):
             "steps between validations on the way; 0 validates at the end only (sft, dpo: also before the first)"
         ),
     )
-    eval_tokens: int = Field(0, ge=0, description="most slots of the validation split a validation reads; 0 reads all")
+    eval_tokens: int = Field(
+        default=0, ge=0, description="most slots of the validation split a validation reads; 0 reads all"
+    )
 
 
 DEPTH_HELP = (
@@ -60,7 +64,7 @@ class PretrainSection(TrainSection):
     """Base model: next-token prediction over packed documents."""
 
     epochs: float = Field(
-        1.0,
+        default=1.0,
         ge=0,
         description="passes over the training split, when steps is 0; 0 with init takes those weights as they are",
     )
@@ -215,7 +219,7 @@ class SftSection(TrainSection):
     sources: list[str] = where(
         default_factory=lambda: ["teaching"], description="chat data: source names, files, globs, directories"
     )
-    epochs: float = Field(3.0, gt=0, description="passes over the conversations, when steps is 0")
+    epochs: float = Field(default=3.0, gt=0, description="passes over the conversations, when steps is 0")
     max_dropped: float = where(0.5, ge=0, le=1, description=DROPPED_HELP)
     optim: OptimConfig = Field(
         default_factory=lambda: OptimConfig(lr=1e-3), description="optimizer, rates and schedule"
@@ -247,12 +251,14 @@ class DpoSection(TrainSection):
     sources: list[str] = where(
         default_factory=lambda: ["teaching"], description="preference data: source names, files, globs, directories"
     )
-    beta: float = Field(0.1, gt=0, description="strength of the pull to the SFT model")
+    beta: float = Field(default=0.1, gt=0, description="strength of the pull to the SFT model")
     label_smoothing: float = Field(
-        0.0, ge=0, lt=0.5, description="share of pairs taken to be labelled the wrong way round"
+        default=0.0, ge=0, lt=0.5, description="share of pairs taken to be labelled the wrong way round"
     )
     nll_weight: float = Field(
-        0.1, ge=0, description="weight of the chosen answer's own cross-entropy; keeps it from becoming less likely"
+        default=0.1,
+        ge=0,
+        description="weight of the chosen answer's own cross-entropy; keeps it from becoming less likely",
     )
     max_dropped: float = where(0.5, ge=0, le=1, description=DROPPED_HELP)
     optim: OptimConfig = Field(

@@ -11,9 +11,10 @@ import json
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from model.network.hf_config import from_hf, to_hf
 from model.tokens.imported import check_template
@@ -155,7 +156,8 @@ def _mended(values: dict[str, Any]) -> tuple[Config | None, list[str]]:
                 problems.append(_explain(e))
         taken = [gone for place in dict.fromkeys(places) if (gone := _take_out(values, place))]
         if not taken:  # sections are sound and do not go together
-            sound = {name: info.annotation(**values.get(name, {})) for name, info in Config.model_fields.items()}
+            kinds = {name: cast(type[Section], info.annotation) for name, info in Config.model_fields.items()}
+            sound: dict[str, Any] = {name: kind(**values.get(name, {})) for name, kind in kinds.items()}
             return Config.model_construct(**sound), problems
         removed += taken
 
@@ -252,7 +254,7 @@ def _value(raw: str, names: list[str]) -> Any:
     return value
 
 
-def _explain(error: dict[str, Any]) -> str:
+def _explain(error: ErrorDetails) -> str:
     """One pydantic error as a line: path, what is wrong, and the name that was probably meant."""
     where = ".".join(str(p) for p in error["loc"])
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):

@@ -61,11 +61,14 @@ def _profiles() -> _Profiles:
 class _Detector(Detector):
     """The library's detector; what it does at every step, for all languages at once."""
 
+    ITERATION_LIMIT: int  # a constant in the library, set for each text here
+
     def __init__(self, profiles: _Profiles) -> None:
         super().__init__(profiles)
         self.rows = profiles.rows
 
-    def _init_probability(self) -> np.ndarray:
+    # the library is untyped: it writes a list, and asks only for numbers that can be indexed
+    def _init_probability(self) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
         return np.full(len(self.langlist), 1.0 / len(self.langlist))
 
     def _update_lang_prob(self, prob: np.ndarray, word: str, alpha: float) -> Any:

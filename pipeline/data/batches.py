@@ -15,7 +15,8 @@ BATCH_CHARACTERS = 8_000_000
 def batches(table: pa.Table) -> Iterator[pa.Table]:
     """Slices of at most BATCH_ROWS rows and about BATCH_CHARACTERS characters, so that a batch of books fits into
     memory too."""
-    sizes = np.cumsum(pc.binary_length(table["text"]).to_numpy())
+    lengths = pc.binary_length(table["text"])  # pyright: ignore[reportAttributeAccessIssue] - pyarrow makes it on import
+    sizes = np.cumsum(lengths.to_numpy())
     start = 0
     while start < table.num_rows:
         base = sizes[start - 1] if start else 0

@@ -73,9 +73,9 @@ class _Batch:
             return self.column
         where = np.zeros(len(self.column), bool)
         where[list(self.changed)] = True
-        return pc.replace_with_mask(
-            self.column, pa.array(where), pa.array([self.changed[i] for i in sorted(self.changed)], pa.string())
-        )
+        texts = pa.array([self.changed[i] for i in sorted(self.changed)], pa.string())
+        # pyarrow makes this function on import
+        return pc.replace_with_mask(self.column, pa.array(where), texts)  # pyright: ignore[reportAttributeAccessIssue]
 
     def change(
         self, rule: str, where: np.ndarray | list[int], repair: Callable[[str], str], why: str, action: str = "changed"
@@ -121,7 +121,7 @@ def _clean_batch(table: pa.Table, cfg: CleanSection, tally: Tally) -> pa.Table:
 def _repair(batch: _Batch, facts: rules.Facts) -> None:
     """HTML, wrong decoding, control characters, NFC, white space: in this order, each where the facts ask for it."""
     tags = np.flatnonzero(batch.plain & (facts[Stat.OPENS_WITH_TAG] > 0))
-    pages = [i for i in tags if repairs.is_html(batch[i])] if "html" not in batch.off else []
+    pages = [i for i in tags.tolist() if repairs.is_html(batch[i])] if "html" not in batch.off else []
     _measure_again(batch, facts, batch.change("html", pages, repairs.main_text, "an HTML page: its main text"))
     suspects = np.flatnonzero(facts[Stat.MOJIBAKE])
     _measure_again(

@@ -104,7 +104,7 @@ def _pieces(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
         whole = job["how"] != "groups" and _must_stay_whole(base["location"])
         runs = list(_groups(base, size)) if job["how"] == "groups" else []
     except (OSError, ValueError, Broken):
-        whole = True
+        whole, runs = True, []
     if whole:
         yield base
     elif job["how"] == "spool":

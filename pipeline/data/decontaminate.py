@@ -58,7 +58,8 @@ def decontaminate(
     grams = _item_grams(cfg, [e["text"] for e in evals])
     grams["drops"] = np.array([e["set"] not in cfg.in_distribution and cfg.action == "drop" for e in evals], bool)
     grams["names"] = np.array([f"{e['set']}/{e['id']}" for e in evals], str)
-    np.savez(out / "_run" / "evals.npz", **grams)
+    # no name among them is that of an option of savez
+    np.savez(out / "_run" / "evals.npz", **grams)  # pyright: ignore[reportArgumentType]
     told = {"out": str(out), "evals": str(out / "_run" / "evals.npz"), "cfg": cfg.model_dump(mode="json")}
     told["digest"] = hashlib.sha256(
         b"".join(array.tobytes() for array in grams.values())

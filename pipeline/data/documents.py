@@ -126,9 +126,11 @@ class Tally:
         import pyarrow.compute as pc
 
         self.numbers[f"docs_{side}"] += table.num_rows
-        self.numbers[f"chars_{side}"] += pc.sum(pc.utf8_length(table["text"])).as_py() or 0
+        # pyarrow makes these functions on import
+        total = pc.sum(pc.utf8_length(table["text"]))  # pyright: ignore[reportAttributeAccessIssue]
+        self.numbers[f"chars_{side}"] += total.as_py() or 0
         for key, column in (("by_source", "source"), ("by_lang", "lang")):
-            for entry in pc.value_counts(table[column]).to_pylist():
+            for entry in table[column].value_counts().to_pylist():
                 name = entry["values"] if entry["values"] is not None else "unknown"
                 self.by[key].setdefault(name, Counter())[f"docs_{side}"] += entry["counts"]
 

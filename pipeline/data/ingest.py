@@ -19,13 +19,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model.tokens.chat import render_chat
+from model.tokens.render import render_chat
 from pipeline.config.base import Progress, quiet
 from pipeline.config.data import IngestSection
 from pipeline.data.cut import cut_files, piece_bytes
 from pipeline.data.documents import ROW_GROUP, SCHEMA, WORKING, Tally, finish, flat
 from pipeline.data.text import whole
-from pipeline.formats import MARKS, BadRecord, as_chat, as_preference, kind_of, own_id, text_of
+from pipeline.formats.bad import BadRecord
+from pipeline.formats.chat import as_chat
+from pipeline.formats.ids import own_id
+from pipeline.formats.kinds import MARKS, kind_of, text_of
+from pipeline.formats.preference import as_preference
 from pipeline.readers import Fault, Text, read, recoded_rule, recoded_why
 from pipeline.running.executor import run_shards
 from pipeline.sources import Source

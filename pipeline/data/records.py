@@ -1,5 +1,4 @@
-"""Chats and preference pairs from sources, in normal form, for the stages that train on them and those that compare
-with them.
+"""Records from sources, in normal form, for the stages that train on them and those that compare with them.
 
 Every form of :mod:`pipeline.formats` is recognised; what cannot be used is counted by reason with an example each, and
 too much of it is an error.
@@ -8,15 +7,16 @@ too much of it is an error.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.formats import BadRecord, as_chat, as_preference, own_id
+from pipeline.formats.bad import BadRecord
+from pipeline.formats.ids import own_id
 from pipeline.readers import Fault, Text, read, recoded_rule, recoded_why
 from pipeline.sources import Source
 from pipeline.sources.kinds import format_of
-from pipeline.sources.teaching import FACTS, teaching_chats, teaching_preferences
+from pipeline.sources.teaching import FACTS
 
 EXAMPLES = 20
 _LIMITS = {"max_record": 64 << 20, "max_text": 1_000_000}
@@ -48,33 +48,28 @@ class Losses:
             self.samples.append({"rule": rule, "action": "changed", **place, "why": recoded_why(encoding)})
 
 
-def read_chats(
-    sources: Sequence[Source], *, max_bad_share: float = 0.1, ignored: Sequence[str] = (), losses: Losses | None = None
+@dataclass(frozen=True)
+class Kind:
+    """A kind of record: its name, how one becomes its normal form, and those of the built-in teaching set."""
+
+    name: str
+    normal: Callable[[Any, Sequence[str]], dict[str, Any]]
+    built_in: Callable[[], list[dict[str, Any]]]
+
+
+def read_records(
+    kind: Kind, sources: Sequence[Source], max_bad_share: float, ignored: Sequence[str], losses: Losses
 ) -> Iterator[dict[str, Any]]:
-    """``{"messages": [{"role", "content"}…], "source", "path", "line", "id"}`` of every usable record, in source, file
-    and line order.
+    """Every usable record in normal form with ``source``, ``path``, ``line`` and ``id``, in source, file and line
+    order.
 
     ``ignored`` names fields to leave out; ``losses`` is filled while reading. Raises ValueError after the last record
     of a source of which more than ``max_bad_share`` is unusable.
     """
-    return _read(sources, "chat", max_bad_share, ignored, losses or Losses())
-
-
-def read_preferences(
-    sources: Sequence[Source], *, max_bad_share: float = 0.1, ignored: Sequence[str] = (), losses: Losses | None = None
-) -> Iterator[dict[str, Any]]:
-    """``{"prompt": [messages], "chosen": str, "rejected": str, "source", "path", "line", "id"}``; else as
-    :func:`read_chats`."""
-    return _read(sources, "preference", max_bad_share, ignored, losses or Losses())
-
-
-def _read(
-    sources: Sequence[Source], kind: str, max_bad_share: float, ignored: Sequence[str], losses: Losses
-) -> Iterator[dict[str, Any]]:
     for source in sources:
         seen, bad = losses.seen, losses.dropped.total()
         if source.files and all(f.location.startswith(str(FACTS)) for f in source.files):
-            built_in = teaching_chats() if kind == "chat" else teaching_preferences()
+            built_in = kind.built_in()
             losses.seen += len(built_in)
             yield from built_in
             continue
@@ -90,18 +85,18 @@ def _read(
                 losses.note(piece["recoded"], {"source": source.name, "path": file.relpath, "line": 1})
         seen, bad = losses.seen - seen, losses.dropped.total() - bad
         if bad > max_bad_share * seen or bad == seen:
-            raise ValueError(_complaint(source, kind, seen, bad, max_bad_share, losses))
+            raise ValueError(_complaint(source, kind.name, seen, bad, max_bad_share, losses))
 
 
 def _normal(
-    record: Any, kind: str, ignored: Sequence[str], place: dict[str, Any], losses: Losses
+    record: Any, kind: Kind, ignored: Sequence[str], place: dict[str, Any], losses: Losses
 ) -> dict[str, Any] | None:
     try:
         if isinstance(record, Fault):
             raise BadRecord(record.reason, record.detail)
         if isinstance(record, Text):
             raise BadRecord("unknown_form", "plain text")
-        normal = as_chat(record, ignored) if kind == "chat" else as_preference(record, ignored)
+        normal = kind.normal(record, ignored)
     except BadRecord as error:
         losses.lose(error.reason, error.detail, place)
         return None

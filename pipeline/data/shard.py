@@ -104,14 +104,16 @@ def survey_job(job: dict[str, Any]) -> dict[str, Any]:
     hashes = _mixed(_hashes(table["id"]), job["seed"], _SPLIT)
     used = _looked_up(table["source"], job["weights"], 1, np.float64) > 0
     found = {}
-    for kind in sorted(pc.unique(table["kind"]).to_pylist()):
+    for kind in sorted(table["kind"].unique().to_pylist()):
         mine = hashes[used & _looked_up(table["kind"], {kind: True}, False, bool)]
         if len(mine):
             found[kind] = {"docs": len(mine), "min": int(mine.min()), "max": int(mine.max())}
+    # pyarrow makes these functions on import
+    size = pc.sum(pc.binary_length(table["text"])).as_py() or 0  # pyright: ignore[reportAttributeAccessIssue]
     return {
         "kinds": found,
-        "sources": sorted(pc.unique(table["source"]).to_pylist()),
-        "bytes": pc.sum(pc.binary_length(table["text"])).as_py() or 0,
+        "sources": sorted(table["source"].unique().to_pylist()),
+        "bytes": size,
     }
 
 
@@ -252,15 +254,17 @@ def gather_job(job: dict[str, Any]) -> dict[str, Any]:
         with pa.memory_map(path) as file:
             batches.append(pa.ipc.open_file(file).get_batch(batch))
     table = pa.Table.from_batches(batches, _ORDERED)
-    table = table.take(pc.sort_indices(table, [("order", "ascending"), ("id", "ascending")])).drop_columns("order")
+    table = table.sort_by([("order", "ascending"), ("id", "ascending")]).drop_columns("order")
     path = Path(job["out"], job["split"], f"part-{job['index']:05d}.parquet")
     with whole(path) as partial:
         pq.write_table(table, partial, row_group_size=job["rows"], **PARQUET)
     tally = Tally()
     tally.count("out", table)
-    composition = {"docs": table.num_rows, "chars": pc.sum(pc.utf8_length(table["text"])).as_py()}
+    # pyarrow makes these functions on import
+    characters = pc.sum(pc.utf8_length(table["text"])).as_py()  # pyright: ignore[reportAttributeAccessIssue]
+    composition = {"docs": table.num_rows, "chars": characters}
     for column in ("source", "lang", "kind"):
-        for found in pc.value_counts(table[column]).to_pylist():
+        for found in table[column].value_counts().to_pylist():
             composition[f"{column}/{found['values'] or 'unknown'}"] = found["counts"]
     return {**tally.json(), "composition": composition}
 

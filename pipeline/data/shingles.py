@@ -31,7 +31,7 @@ def exact_keys(data: np.ndarray, places: np.ndarray) -> np.ndarray:
     import xxhash
 
     bare, ends = alphabet.squeeze(data, places)
-    view, ends = memoryview(bare), ends.tolist()
+    view, ends = bare.data, ends.tolist()
     digests = [xxhash.xxh3_128_digest(view[start:end]) for start, end in itertools.pairwise(ends)]
     return np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
 
@@ -71,7 +71,9 @@ def survey_job(job: dict[str, Any]) -> dict[str, Any]:
     first = 0
     for batch in batches(table):
         data, places = alphabet.utf8(batch["text"])
-        lengths.append(pc.utf8_length(batch["text"]).to_numpy().astype(np.int64))
+        # pyarrow makes this function on import
+        counted = pc.utf8_length(batch["text"])  # pyright: ignore[reportAttributeAccessIssue]
+        lengths.append(counted.to_numpy().astype(np.int64))
         exact.append(exact_keys(data, places))
         if job["near"]:
             plain = np.array([kind != "chat" for kind in batch["kind"].to_pylist()], bool)

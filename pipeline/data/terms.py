@@ -87,11 +87,6 @@ FUNCTION_WORDS = (
     "the|be|to|of|and|that|have|with|in|is|for|it|this|are|you|le|la|les|des|et|est|une|que|dans|der|die|und|das|ist|nicht|el|los|de|en|y|por|con|para|"
     "di|il|che|non|per|em|um|uma|não|het|een|van|och|att|som|på|ve|bir|và|của|i|na|się|w|jest"
 )
-ENGLISH = (
-    "the|and|of|to|that|with|this|you|are|it|for|from|which|have|can|will|not|is|a|in|as|on|be|"
-    "or|by|if|an|we|was|has|but|its|your|when"
-)
-"""Words that make up four tenths of English prose. Other languages share some, never so many."""
 LOREM = "lorem ipsum|dolor sit amet"
 
 CATEGORIES = ("spam", "boilerplate", "lorem_ipsum")

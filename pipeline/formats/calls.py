@@ -11,7 +11,7 @@ import json
 import re
 from typing import Any
 
-from model.tokens.template import TOOLS_INTRO
+from model.tokens.turns import TOOLS_INTRO
 from pipeline.formats.bad import BadRecord
 
 _RESPONSES = re.compile(r"\s*(?:<tool_response>\n?.*?\n?</tool_response>\s*)+", re.DOTALL)

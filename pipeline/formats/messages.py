@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from model.tokens.template import Message, turns
+from model.tokens.turns import Message, turns
 from pipeline.formats.bad import BadRecord
 from pipeline.formats.calls import calls_of, parse_if_json, results_of, tools_text
 from pipeline.formats.fields import BESIDE_TURNS, SWITCHES, learnt, refuse_unused
@@ -169,7 +169,7 @@ def content_of(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, list):
-        parts = [part.get("text") if isinstance(part, dict) else part for part in value]
+        parts: list[Any] = [part.get("text") if isinstance(part, dict) else part for part in value]
         if all(isinstance(part, str) for part in parts):
             return "".join(parts)
         raise BadRecord("not_text", "a part of the content is not text")

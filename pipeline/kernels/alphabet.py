@@ -7,7 +7,6 @@ Classes are chosen for what the rules ask: which script, does it count as a lett
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -87,7 +86,7 @@ def _properties() -> np.ndarray:
     return bits
 
 
-def utf8(texts: Sequence[str] | pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+def utf8(texts: list[str] | pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """(data uint8 [bytes], places int64 [n + 1]): text i is ``data[places[i]:places[i + 1]]``.
 
     An Arrow string column without nulls is taken as it is, without a copy when it is in one piece. Lone surrogates in
@@ -98,12 +97,13 @@ def utf8(texts: Sequence[str] | pa.Array | pa.ChunkedArray) -> tuple[np.ndarray,
         places = np.zeros(len(texts) + 1, np.int64)
         np.cumsum(np.fromiter(map(len, encoded), np.int64, len(texts)), out=places[1:])
         return np.frombuffer(b"".join(encoded), np.uint8), places
+    column = texts
     if hasattr(texts, "chunks"):
-        texts = texts.chunk(0) if texts.num_chunks == 1 else texts.combine_chunks()
-    _, offsets, data = texts.buffers()
-    if not len(texts) or data is None:
-        return np.frombuffer(b"", np.uint8), np.zeros(len(texts) + 1, np.int64)
-    places = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+        column = texts.chunk(0) if texts.num_chunks == 1 else texts.combine_chunks()
+    _, offsets, data = column.buffers()
+    if not len(column) or data is None:
+        return np.frombuffer(b"", np.uint8), np.zeros(len(column) + 1, np.int64)
+    places = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
     data = np.frombuffer(data, np.uint8)
     data.flags.writeable = False  # as of Python strings: kernels are compiled for one type of array
     return data, places.astype(np.int64)

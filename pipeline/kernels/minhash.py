@@ -15,7 +15,7 @@ def permutations(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(a, b), uint32 [count]: the permutations that datasketch draws for this seed."""
     from datasketch import MinHash
 
-    a, b = MinHash(num_perm=count, seed=seed, scheme="affine32").permutations
+    a, b = np.asarray(MinHash(num_perm=count, seed=seed, scheme="affine32").permutations)
     return np.ascontiguousarray(a, np.uint32).reshape(-1), np.ascontiguousarray(b, np.uint32).reshape(-1)
 
 

@@ -4,7 +4,7 @@ out."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from pipeline.readers.encodings import utf8
 from pipeline.readers.streams import Broken, Fault, Readable, Text, chunks, excerpt, lines
@@ -78,7 +78,7 @@ def _decode(raw: bytes, charset: str | None) -> str:
     try:
         return raw.decode("utf-8-sig")  # most pages, whatever they say
     except UnicodeDecodeError:
-        return bytes_to_str(raw, charset or detect_encoding(raw, from_html_meta=True))
+        return bytes_to_str(raw, charset or detect_encoding(raw, from_html_meta=True) or "utf-8")
 
 
 def read_warc(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
@@ -90,10 +90,11 @@ def read_warc(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
     from fastwarc.warc import ArchiveIterator, WarcRecordType
 
     stream = Readable(chunks(piece))
+    binary = cast(BinaryIO, stream)  # a RawIOBase that blocks: its read() never returns None
     wanted = WarcRecordType.response | WarcRecordType.conversion | WarcRecordType.resource
     number = 0
     try:
-        for record in ArchiveIterator(stream, record_types=wanted, parse_http=True, auto_decode="all"):
+        for record in ArchiveIterator(binary, record_types=wanted, parse_http=True, auto_decode="all"):
             number += 1
             yield number, _page(record, piece["max_record"])
     except Exception as error:  # fastwarc raises OSError, ValueError and its own

@@ -87,8 +87,9 @@ def read_tensors(model: Path) -> Iterator[tuple[str, np.ndarray]]:
     if not files:
         raise ValueError(f"{model}: no model*.safetensors; a model directory is needed")
     for path in files:
-        size = int.from_bytes(path.open("rb").read(8), "little")
-        header = json.loads(path.open("rb").read(8 + size)[8:])
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
         data = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + size)
         for name in sorted(header.keys() - {"__metadata__"}):
             kind, (begin, end) = header[name]["dtype"], header[name]["data_offsets"]

@@ -186,7 +186,7 @@ def _on_processes(name: str, jobs: Iterator[tuple[int, Job]], done: str, workers
             threading.Thread(target=run, args=(task,), daemon=True).start()
         for _ in range(1 + workers):
             yield from iter(finished.get, None)
-        if stopped:
+        if stopped and stopped[0] is not None:
             raise stopped[0]
     finally:
         stopped.append(None)  # also when nobody waits for the results any more
@@ -196,6 +196,7 @@ def _on_ray(name: str, jobs: Iterator[tuple[int, Job]], done: str, workers: int)
     """Each job is a Ray task; Ray itself starts a task again whose worker or node died."""
     try:
         import ray
+        from ray.exceptions import RayTaskError
     except ImportError as error:
         raise ValueError("resources.engine=ray needs the ray package: pip install 'full-pipeline[ray]'") from error
     if not ray.is_initialized():
@@ -206,7 +207,7 @@ def _on_ray(name: str, jobs: Iterator[tuple[int, Job]], done: str, workers: int)
         ready, _ = ray.wait(list(pending), num_returns=1)
         try:
             yield pending.pop(ready[0]), ray.get(ready[0])
-        except ray.exceptions.RayTaskError as error:
+        except RayTaskError as error:
             for ref in pending:
                 ray.cancel(ref)
             if isinstance(error.cause, DiskFull):

@@ -6,7 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
-import numba
+from numba.core import config
 
 
 def cache_by_source(folder: Path) -> None:
@@ -14,4 +14,6 @@ def cache_by_source(folder: Path) -> None:
     and kernels call those of others."""
     if os.environ.get("NUMBA_CACHE_DIR"):
         sources = b"\0".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
-        numba.config.CACHE_DIR = str(Path(os.environ["NUMBA_CACHE_DIR"], hashlib.sha256(sources).hexdigest()[:16]))
+        own = Path(os.environ["NUMBA_CACHE_DIR"], hashlib.sha256(sources).hexdigest()[:16])
+        # numba sets the variables of its config module from the environment, unseen by type checkers
+        config.CACHE_DIR = str(own)  # pyright: ignore[reportAttributeAccessIssue]

@@ -12,7 +12,10 @@ from itertools import islice
 from typing import Any
 
 from pipeline.evaluation.exams import complaints, read_exams
-from pipeline.formats import MARKS, BadRecord, as_chat, as_preference, kind_of
+from pipeline.formats.bad import BadRecord
+from pipeline.formats.chat import as_chat
+from pipeline.formats.kinds import MARKS, kind_of
+from pipeline.formats.preference import as_preference
 from pipeline.readers import Fault, Text, read
 from pipeline.sources import Source, SourceFile
 from pipeline.sources.kinds import format_of

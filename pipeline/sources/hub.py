@@ -34,7 +34,7 @@ def list_hub(spec: str) -> tuple[list[SourceFile], list[Skipped]]:
             f"{spec}: the hub cannot be asked: {type(error).__name__}:"
             f" {str(error).splitlines()[0] if str(error) else ''}"
         ) from None
-    entries = [e for e in info.siblings if not e.rfilename.startswith(".") and _named(e.rfilename, inside)]
+    entries = [e for e in info.siblings or [] if not e.rfilename.startswith(".") and _named(e.rfilename, inside)]
     named = [
         e
         for e in entries

@@ -182,6 +182,8 @@ def _documents(path: Path, module: str) -> Iterator[dict[str, Any]]:
         return
     parts = [f"{module}\n\n{ast.get_docstring(tree)}"] if ast.get_docstring(tree) else []
     for node in tree.body:
+        if not isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
         text = _describe(node)
         if len(text) >= _LONG:
             yield {"text": f"{module}.{text}", "id": f"{module}.{node.name}", "line": node.lineno}
@@ -196,6 +198,7 @@ def _topics(tree: ast.Module) -> Iterator[dict[str, Any]]:
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
             for key, value in zip(node.value.keys, node.value.values, strict=True):
+                assert key is not None  # the module has no dict with ** in it
                 yield {
                     "text": ast.literal_eval(value).strip(),
                     "id": f"topic {ast.literal_eval(key)}",

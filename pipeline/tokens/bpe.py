@@ -45,9 +45,10 @@ def extend_merges(tokenizer_json: str, texts: Iterable[str], limit: int) -> str:
     from pipeline.kernels.bpe import learn
 
     spec, encoding = json.loads(tokenizer_json), to_tiktoken(tokenizer_json)
-    if encoding is None:
+    pattern = split_pattern(spec)
+    if encoding is None or pattern is None:
         raise ValueError("only a byte-level BPE whose ids are in the order of its merges can be extended")
-    words, counts = _pretokens(split_pattern(spec), texts)
+    words, counts = _pretokens(pattern, texts)
     ids = [encoding.encode_ordinary(word) for word in words]
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum([len(word) for word in ids], dtype=np.int64)])
     known = encoding.max_token_value + 1

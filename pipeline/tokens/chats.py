@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from model.tokens.template import Message
+from model.tokens.turns import Message
 from pipeline.config.base import Progress, quiet
 from pipeline.tokens.encoder import Encoder
 from pipeline.tokens.sequences import Made, Unusable, fit, write_dataset

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from model.tokens.chat import IM_END, IM_START, ChatTokenizer
+from model.tokens.chat import ChatTokenizer
+from model.tokens.turns import IM_END, IM_START
 from pipeline.tokens.tiktoken_form import to_tiktoken
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from model.tokens.template import Message, fit_history
+from model.tokens.history import fit_history
+from model.tokens.turns import Message
 from pipeline.config.base import Progress
 from pipeline.tokens.encoder import Encoder, dataset_meta, flat_counts, write_meta
 

@@ -40,9 +40,9 @@ def _ranks(model: dict[str, Any], special: dict[str, int]) -> dict[bytes, int] |
     if not all(character in byte_of for token in vocab for character in token):
         return None
     pairs = [merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"]]
-    made = [vocab.get(left + right) for left, right in pairs]
+    made = [i for left, right in pairs if (i := vocab.get(left + right)) is not None]
     merged = [token for token in vocab if len(token) > 1]
     singles = [token for token in vocab if len(token) == 1]
-    if None in made or made != sorted(set(made)) or len(made) != len(merged) or len(singles) != 256:
+    if len(made) != len(pairs) or made != sorted(set(made)) or len(made) != len(merged) or len(singles) != 256:
         return None
     return {bytes(byte_of[character] for character in token): i for token, i in vocab.items()}

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.tokens.chat import CHAT_SPECIALS, ChatTokenizer
+from model.tokens.chat import ChatTokenizer
 from model.tokens.imported import read_tokenizer
+from model.tokens.turns import CHAT_SPECIALS
 from pipeline.config.base import Progress, quiet
 from pipeline.config.tokens import TokenizerSection, tokenizer_file
 from pipeline.tokens.bpe import extend_merges, learn_merges, to_tokenizers
@@ -64,7 +65,10 @@ def sample_texts(cfg: TokenizerSection, docs: Path, *, progress: Progress = quie
     sharding."""
     import pyarrow.compute as pc
 
-    total = sum(pc.sum(pc.utf8_length(batch.column("text"))).as_py() or 0 for batch in _batches(docs, ["text"]))
+    columns = (batch.column("text") for batch in _batches(docs, ["text"]))
+    # pyarrow makes these functions on import
+    sizes = (pc.sum(pc.utf8_length(column)) for column in columns)  # pyright: ignore[reportAttributeAccessIssue]
+    total = sum(size.as_py() or 0 for size in sizes)
     if total == 0:
         raise ValueError(f"{docs}: no text to train a tokenizer on; every document was dropped before this stage")
     share = min(1.0, cfg.sample_chars / total)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Required, TypedDict
+from typing import Any, Required, TypedDict, cast
 
 from pipeline.pages.parts.render import markdown
 from storage import lineage
@@ -63,7 +63,9 @@ class Record(TypedDict, total=False):
 def ancestry(records: Sequence[Record], stage: str) -> list[Record]:
     """The records that ``stage`` descends from, and itself last, in the given order."""
     by_stage = {record["stage"]: record for record in records}
-    wanted = {r["stage"] for r in lineage.ancestry(lambda place: by_stage.get(place[0]), (stage, ""))}
+    # the walk reads a record's inputs and nothing else of it
+    known = cast(Mapping[str, lineage.LineageRecord], by_stage)
+    wanted = {r["stage"] for r in lineage.ancestry(lambda place: known.get(place[0]), (stage, ""))}
     own = [by_stage[stage]] if stage in by_stage else []
     return [r for r in records if r["stage"] in wanted and r["stage"] != stage] + own
 

@@ -1,0 +1,20 @@
+"""Chats from sources, in normal form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pipeline.data.records import Kind, Losses, read_records
+from pipeline.formats.chat import as_chat
+from pipeline.sources import Source
+from pipeline.sources.teaching import teaching_chats
+
+KIND = Kind("chat", as_chat, teaching_chats)
+
+
+def read_chats(
+    sources: Sequence[Source], *, max_bad_share: float = 0.1, ignored: Sequence[str] = (), losses: Losses | None = None
+) -> Iterator[dict[str, Any]]:
+    """``{"messages": [{"role", "content"}…]}`` of every usable chat; see :func:`pipeline.data.records.read_records`."""
+    return read_records(KIND, sources, max_bad_share, ignored, losses or Losses())
