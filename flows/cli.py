@@ -17,6 +17,7 @@ from typing import Any
 from flows.environment import illegible, say, settle
 from flows.parser import parsed, parser
 from model.running.devices import GPUS, Device
+from storage.errors import Failed, Refused
 from storage.store import StoreError, open_store
 
 
@@ -40,8 +41,8 @@ def _guarded(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"interrupted; {again}", file=sys.stderr)
         return 130
-    except StoreError as error:
-        return fail(str(error))
+    except (Refused, Failed) as error:
+        return fail(str(error), 2 if isinstance(error, (Refused, StoreError)) else 1)
     except OSError as error:
         if args.verbose > 0:
             raise
@@ -49,8 +50,7 @@ def _guarded(args: argparse.Namespace) -> int:
     except Exception as error:
         if args.verbose > 0:
             raise
-        known = type(error).__name__ == "ServiceError"
-        return fail(str(error) if known else f"{type(error).__name__}: {error} (-v shows where)", 1)
+        return fail(f"{type(error).__name__}: {error} (-v shows where)", 1)
     except BaseException as error:
         if type(error).__name__ != "TerminationSignal":  # Prefect's, which only a run has loaded
             raise

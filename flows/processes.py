@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from storage.errors import Failed
 from storage.files import write_json
 from storage.places import ROOT
 
@@ -30,7 +31,7 @@ STOP_SECONDS = 40
 """Longer than the grace that ranks get for their last checkpoint."""
 
 
-class ServiceError(RuntimeError):
+class ServiceError(Failed):
     """A service did not start or does not answer; the text names its log and what to change."""
 
 

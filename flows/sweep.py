@@ -27,10 +27,10 @@ from flows.services import ensure_prefect
 from flows.zombies import bury_dead
 from pipeline.config.tree import ConfigError, load
 from pipeline.pages.sweep.page import page
+from storage.digest import flatten
 from storage.files import write_json
 from storage.places import home
 from storage.store import open_store
-from tasks.running.plan import flatten
 from tasks.running.run import WATCHERS, Run
 from tasks.running.sources import asked, withdrawn
 from tasks.tracking.tracker import start_tracker

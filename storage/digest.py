@@ -148,3 +148,14 @@ def fsync_tree(root: Path) -> None:
                 os.fsync(fd)
             finally:
                 os.close(fd)
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested config as dotted names."""
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        if isinstance(item, dict):
+            flat |= flatten(cast(dict[str, Any], item), f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = item
+    return flat

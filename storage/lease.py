@@ -21,6 +21,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, cast
 
+from storage.errors import Failed
 from storage.files import STRAY, unfinished, write_text
 
 
@@ -33,7 +34,7 @@ class Holder(TypedDict):
     nonce: str
 
 
-class LeaseLost(RuntimeError):
+class LeaseLost(Failed):
     """Another process took the lease over because this one did not show a heartbeat for too long."""
 
 

@@ -9,12 +9,14 @@ import shutil
 from collections.abc import Generator
 from pathlib import Path
 
+from storage.errors import PipelineError
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NOTHING = 1 << 20
 """Less free than this is a full disk, for errors that do not say why a write fell short (numpy's, for one)."""
 
 
-class DiskFull(OSError):
+class DiskFull(PipelineError, OSError):
     """The disk is full: names the path, what is free and what is needed."""
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from storage import files, lease, lineage
 from storage.digest import RECORDS, VOLATILE, digest_of, fsync_tree, manifest
+from storage.errors import Failed
 from storage.files import write_json
 from storage.lease import Lease
 from storage.lineage import PLAIN, Input, LineageRecord, Place, SourceListing
@@ -63,7 +64,7 @@ class Look:
     why: str = ""
 
 
-class StoreError(RuntimeError):
+class StoreError(Failed):
     """The store cannot be used (unreachable, not writable): an error, never a cache miss."""
 
 

@@ -14,13 +14,14 @@ import stat
 from pathlib import Path
 
 from storage.digest import VOLATILE, Manifest, digest_of, listing, parse_manifest, sha256_file, sha256_json
+from storage.errors import Refused
 from storage.lineage import LineageRecord, parse
 
 MEMO = f"{VOLATILE}/.hashed"
 """The memo of a machine that has hashed an artifact; hidden, so it is never shared."""
 
 
-class Damaged(ValueError):
+class Damaged(Refused):
     """Why a directory is not a whole artifact."""
 
 

@@ -136,3 +136,16 @@ def test_every_stage_reaches_what_is_written_down_and_nothing_else():
         wrong
     )
     assert {s.name for s in stages()} == pinned.keys()
+
+
+def test_every_error_of_ours_hangs_in_the_one_tree():
+    import storage.errors as errors
+
+    tree, builtin = errors.__doc__, {"Exception", "ValueError", "RuntimeError", "OSError", "KeyError", "TypeError"}
+    for package, path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            bases = {base.id for base in getattr(node, "bases", []) if isinstance(base, ast.Name)}
+            if isinstance(node, ast.ClassDef) and bases & {*builtin, "Refused", "Failed", "PipelineError"}:
+                assert node.name in tree, f"{path}: {node.name} is not in the tree of storage/errors.py"
+                if not bases & builtin:
+                    assert path.relative_to(ROOT).as_posix() in tree, f"{node.name} has moved to {path}"

@@ -26,12 +26,13 @@ from pipeline.config.evaluation import EvaluateSection, ExportSection, ReportSec
 from pipeline.config.resources import Resources
 from pipeline.config.tokens import EncodeSection, TokenizerSection, tokenizer_file
 from pipeline.config.training import DpoSection, PretrainSection, SftSection
+from storage.errors import Refused
 from storage.places import ROOT
 
 PRESETS = ROOT / "pipeline" / "presets"
 
 
-class ConfigError(ValueError):
+class ConfigError(Refused):
     """Everything that is wrong with a config, one problem a line."""
 
     def __init__(self, problems: list[str]) -> None:

@@ -8,11 +8,13 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from storage.errors import Refused
+
 Item = dict[str, Any]
 Fields = dict[str, Any]
 
 
-class NotAnItem(ValueError):
+class NotAnItem(Refused):
     """Why a record is no exam item. ``whole``: the others of its file cannot be trusted either."""
 
     def __init__(self, why: str, *, whole: bool = False) -> None:

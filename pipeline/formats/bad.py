@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from storage.errors import Refused
 
-class BadRecord(ValueError):
+
+class BadRecord(Refused):
     """A record that cannot be used. ``reason`` is a word to count by, ``detail`` says what was found."""
 
     def __init__(self, reason: str, detail: str = "") -> None:

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.base import Progress, quiet
+from storage.errors import Failed
 from storage.files import write_text
 from storage.room import DiskFull, filled
 
@@ -37,7 +38,7 @@ _IDLE: list[_Worker] = []
 _LOCK = threading.Lock()
 
 
-class ShardFailed(RuntimeError):
+class ShardFailed(Failed):
     """A job failed; the message names the function, the shard and the reason. Finished jobs keep their markers."""
 
 

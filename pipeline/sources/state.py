@@ -15,13 +15,14 @@ from pathlib import Path
 
 from pipeline.sources import SourceFile
 from storage.digest import sha256_file
+from storage.errors import Refused
 
 SETTLED_NS = 20_000_000
 """No clock of a file system ticks slower among those that count nanoseconds: two changes further apart than this leave
 different times."""
 
 
-class SourceChanged(ValueError):
+class SourceChanged(Refused):
     """A file is not what it was when the run hashed it."""
 
 

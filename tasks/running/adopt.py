@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.digest import RECORDS, VOLATILE
+from storage.errors import Refused
 from storage.lineage import Input, LineageRecord, Place
 from storage.store import Artifact, Store
 from tasks.running.inputs import Descent, Made, descent_of
@@ -28,7 +29,7 @@ FORCED = ("section", "version")
 """What may differ when forced. Other inputs never: the lineage would tell a story that is not true."""
 
 
-class NotAdopted(ValueError):
+class NotAdopted(Refused):
     """Why an artifact cannot be adopted, a line per reason."""
 
 

@@ -11,6 +11,8 @@ import re
 import signal
 from pathlib import Path
 
+from storage.errors import Failed
+
 TRACEBACK = re.compile(r"Traceback \(most recent call last\):(?=\n)")
 OUT_OF_MEMORY = re.compile(
     r"OutOfMemoryError|CUDA out of memory|DefaultCPUAllocator: (?:can't|not enough)|\bMemoryError\b|std::bad_alloc|HIP"
@@ -33,7 +35,7 @@ LESS_MEMORY = (
 )
 
 
-class WorkerFailed(RuntimeError):
+class WorkerFailed(Failed):
     """Worker processes ended without a result.
 
     ``reason`` is one of "out_of_memory", "exception", "signal", "stopped", "wall_limit", "no_progress", "no_result",

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from storage.digest import flatten
 from storage.lineage import LineageRecord
 from tasks.running.cost import Facts, Work, expected
 from tasks.running.events import StageInput
@@ -160,17 +161,6 @@ def differences_by_kind(
 
 def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-
-
-def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested config as dotted names."""
-    flat: dict[str, Any] = {}
-    for name, item in value.items():
-        if isinstance(item, dict):
-            flat |= flatten(item, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = item
-    return flat
 
 
 def _short(value: Any) -> str:

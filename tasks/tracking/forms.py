@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, Metric
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+from storage.digest import flatten
 from tasks.running.events import Json, StageInput
 from tasks.running.tail import Tail
 from tasks.tracking.records import Lineage
@@ -83,13 +84,10 @@ def _clock(when: Json, started: float) -> float:
 
 def flat(value: Mapping[str, Json], prefix: str = "") -> dict[str, str]:
     """Nested config as ``{"optim.lr": "0.001"}``: MLflow's parameters are strings."""
-    parameters: dict[str, str] = {}
-    for name, item in value.items():
-        if isinstance(item, dict):
-            parameters |= flat(item, f"{prefix}{name}.")
-        else:
-            parameters[as_key(prefix + name)] = item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
-    return parameters
+    return {
+        as_key(prefix + name): item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
+        for name, item in flatten(value).items()
+    }
 
 
 def numbers(value: Mapping[str, Json], prefix: str = "") -> dict[str, float]:
