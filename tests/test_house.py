@@ -142,7 +142,7 @@ def test_every_error_of_ours_hangs_in_the_one_tree():
     import storage.errors as errors
 
     tree, builtin = errors.__doc__, {"Exception", "ValueError", "RuntimeError", "OSError", "KeyError", "TypeError"}
-    for package, path in modules():
+    for _, path in modules():
         for node in ast.walk(ast.parse(path.read_text())):
             bases = {base.id for base in getattr(node, "bases", []) if isinstance(base, ast.Name)}
             if isinstance(node, ast.ClassDef) and bases & {*builtin, "Refused", "Failed", "PipelineError"}:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.resources import Resources
+from storage.places import ROOT
 from tasks.running import launch as launching
 from tasks.running.environment import worker_environment
 from tasks.running.failure import WorkerFailed, explain
@@ -127,7 +128,7 @@ def test_workers_see_their_environment_and_nothing_of_prefect_or_mlflow(tmp_path
     assert seen["TORCH_EXTENSIONS_DIR"].startswith(str(tmp_path / "home")) and seen[
         "TORCHINDUCTOR_CACHE_DIR"
     ].startswith(str(tmp_path / "home"))
-    assert seen["PYTHONPATH"].split(os.pathsep)[0] == str(launching.ROOT) and not seen["cwd_on_path"]
+    assert seen["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT) and not seen["cwd_on_path"]
 
 
 def test_threads_share_the_cores(monkeypatch):
@@ -240,7 +241,7 @@ launch("tiny_worker", spec, out, Resources(nproc=2, device="cpu"), lambda record
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_no_process_outlives_its_caller(tmp_path, number):
-    path = os.pathsep.join([str(launching.ROOT), os.environ["PYTHONPATH"]])
+    path = os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])
     caller = subprocess.Popen(
         [sys.executable, "-c", CALLER, str(tmp_path)], env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL
     )
