@@ -107,8 +107,7 @@ time.sleep({})
 def test_a_terminal_that_closes_ends_a_process_like_sigterm_unless_nohup_says_go_on(nohup, seconds, code):
     child, terminal = pty.fork()
     if child == 0:
-        if nohup:
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
         os.chdir(ROOT)
         os.execv(sys.executable, [sys.executable, "-c", SLEEPER.format(seconds)])
     assert b"ready" in os.read(terminal, 1000)

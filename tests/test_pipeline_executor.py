@@ -156,7 +156,8 @@ def teardown_module():
     executor.close_workers()
 
 
-def test_a_worker_that_ended_for_want_of_work_while_it_was_taken_is_replaced(tmp_path, monkeypatch):
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_worker_that_ended_for_want_of_work_while_it_was_taken_is_replaced(tmp_path, monkeypatch, gone):
     take, calls = executor._take, itertools.count()
 
     def late():
@@ -166,6 +167,8 @@ def test_a_worker_that_ended_for_want_of_work_while_it_was_taken_is_replaced(tmp
             pipe = subprocess.PIPE
             worker.process = subprocess.Popen([sys.executable, "-c", ""], stdin=pipe, stdout=pipe)
             worker.jobs, worker.answers = worker.process.stdin, worker.process.stdout
+            if gone:
+                worker.process.wait()  # the pipe is broken before the job is written, not after
         return worker
 
     monkeypatch.setattr(executor, "_take", late)

@@ -262,9 +262,11 @@ class _Worker:
         return result
 
     def close(self) -> None:
-        self.jobs.close()
+        with contextlib.suppress(OSError):  # a job that the ended process never read is still in the pipe's buffer
+            self.jobs.close()
         self.process.terminate()
         self.process.wait()
+        self.answers.close()
 
 
 class _Retired(Exception):
