@@ -26,7 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pyarrow.parquet as pq
-from pipeline.sections import cleaning, data
+from pipeline.config import cleaning, data
 
 from pipeline.data.clean import clean
 from pipeline.data.decontaminate import decontaminate

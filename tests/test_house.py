@@ -149,3 +149,12 @@ def test_every_error_of_ours_hangs_in_the_one_tree():
                 assert node.name in tree, f"{path}: {node.name} is not in the tree of storage/errors.py"
                 if not bases & builtin:
                     assert path.relative_to(ROOT).as_posix() in tree, f"{node.name} has moved to {path}"
+
+
+def test_every_benchmark_finds_what_it_imports():
+    code = (
+        "import runpy, sys, pathlib; sys.path.insert(0, 'benchmarks')\n"
+        "for path in sorted(pathlib.Path('benchmarks').glob('*.py')): print(path.name); runpy.run_path(str(path))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert out.returncode == 0, f"{out.stdout}\n{out.stderr}"
