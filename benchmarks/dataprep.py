@@ -26,8 +26,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pyarrow.parquet as pq
-from pipeline.config import cleaning, data
 
+from pipeline.config import cleaning, data
 from pipeline.data.clean import clean
 from pipeline.data.decontaminate import decontaminate
 from pipeline.data.dedup import dedup
