@@ -101,6 +101,17 @@ def test_unfit_functions_and_engines_are_refused(tmp_path):
         run_shards(square, [{}], workers=1, done=tmp_path / "done", engine="spark")
 
 
+def ends(pid: int, seconds: int) -> bool:
+    for _ in range(10 * seconds):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except (ProcessLookupError, FileNotFoundError):
+            return True
+        time.sleep(0.1)
+    return False
+
+
 def test_workers_end_with_their_parent(tmp_path):
     program = (
         "import os, signal, sys; from pathlib import Path; from pipeline.running import executor;"
@@ -113,16 +124,7 @@ def test_workers_end_with_their_parent(tmp_path):
         text=True,
         env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)),
     )
-    pid = int(done.stdout)
-    for _ in range(100):
-        try:
-            os.kill(pid, 0)
-            if "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]:
-                return
-        except (ProcessLookupError, FileNotFoundError):
-            return
-        subprocess.run(["sleep", "0.1"])
-    raise AssertionError("the worker outlived its parent by ten seconds")
+    assert ends(int(done.stdout), seconds=10), "the worker outlived its parent"
 
 
 def test_ray_cluster_of_two_nodes_leaves_the_same_markers(tmp_path):
