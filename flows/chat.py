@@ -12,7 +12,7 @@ from flows.runs import describe, facts, meant
 from storage.places import home
 
 if TYPE_CHECKING:
-    from model.generation.generate import Sampling
+    from model.generation.sampling import Sampling
     from model.tokens.turns import Message
 
 
@@ -56,7 +56,7 @@ def _sampling(args: Any, directory: Path) -> Sampling | None:
     if args.temperature is args.top_k is args.top_p is None and not args.seed:
         return None
     from model.chat import generation_defaults
-    from model.generation.generate import Sampling
+    from model.generation.sampling import Sampling
 
     own = generation_defaults(directory)
     temperature = own.get("temperature", 0.0) if args.temperature is None else args.temperature

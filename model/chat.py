@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from model.generation.generate import Sampling, stream
+from model.generation.generator import stream
+from model.generation.sampling import Sampling
 from model.network.transformer import Transformer
 from model.tokens.chat import ChatTokenizer
 from model.tokens.history import fit_history

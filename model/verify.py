@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from model.generation.generate import generate
+from model.generation.generator import generate
 from model.network.transformer import Transformer
 from model.running.files import write_json
 from model.tokens.chat import ChatTokenizer

@@ -17,7 +17,7 @@ TORCH_FREE = {
     "model.running.how",
     "model.running.devices",
 }
-USED_BY_COMMANDS = {"model.chat", "model.generation.generate", "model.running.estimate", "model.running.machine"}
+USED_BY_COMMANDS = {"model.chat", "model.generation.sampling", "model.running.estimate", "model.running.machine"}
 MAY = {
     "flows": {*PACKAGES[:3], "storage", *TORCH_FREE, *USED_BY_COMMANDS},
     "tasks": {"tasks", "pipeline", "storage", *TORCH_FREE},

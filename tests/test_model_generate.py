@@ -8,7 +8,8 @@ from token_helpers import FACTS, new_model, taught_dir
 
 from model import chat as chat_module
 from model.chat import Chat, converse
-from model.generation.generate import Sampling, generate, stream
+from model.generation.generator import generate, stream
+from model.generation.sampling import Sampling
 
 PROMPTS = [[5, 6, 7], [100, 200, 300, 400, 410, 42], [9]]
 STOP = {0, 2}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from model.generation.generate import generate
+from model.generation.generator import generate
 from model.network.transformer import Transformer
 from model.tokens.chat import ChatTokenizer
 
