@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -11,17 +10,17 @@ from numpy.typing import NDArray
 
 from model.network.transformer import Transformer
 from model.objectives.preference import PairBatch, Preference
-from model.running.files import replacing
 from model.running.setup import Choices
 from model.specs.dpo import DpoSpec
 from model.tokens.rows import Packed, Split, share
 from model.training.loop import Data, Loop
+from model.training.reference import find_reference, keep_reference, reference_name
 from model.training.trainer import work
 from model.training.tuner import Tuner
 
 
 class DpoTrainer(Tuner[DpoSpec]):
-    """Preference pairs against the initial model, whose log-probabilities are computed once."""
+    """Preference pairs, in most losses against the initial model, whose log-probabilities are computed once."""
 
     SPEC = DpoSpec
 
@@ -30,23 +29,24 @@ class DpoTrainer(Tuner[DpoSpec]):
         return Packed(split, self.spec.seq_len, together=2)
 
     def objective(self, model: Transformer, choices: Choices, data: Data) -> Preference:
-        """The margin between the answers' log-ratios."""
+        """A loss of the margin between the answers' scores."""
         return Preference(model, self.spec, {"train": data.train.split.sequences, "val": data.val.split.sequences})
 
     def before_first_step(self, loop: Loop, prints: dict[str, Any]) -> None:
-        """Log-probabilities of every answer under the initial model, once, kept by weights and data."""
-        key = f"{prints['init']} {prints['data']} {self.spec.seq_len} {loop.choices.dtype}"
-        name = hashlib.sha256(key.encode()).hexdigest()[:16]
+        """Log-probabilities of every answer under the initial model, once: kept by what decides them, and taken from a
+        neighbouring run that has them."""
+        if not self.spec.needs_reference:
+            return
         objective = loop.objective
         assert isinstance(objective, Preference)
-        reference: dict[str, NDArray] = {}
-        for split, values in objective.reference.items():
-            path = self.run / f"reference-{split}-{name}.npy"
-            reference[split] = np.load(path) if path.is_file() else answers(loop, split, len(values))
-            if self.ranks.rank == 0 and not path.is_file():
-                with replacing(path) as temporary, open(temporary, "wb") as handle:
-                    np.save(handle, reference[split])
-        objective.reference = reference
+        name = reference_name(self.spec, loop)
+        found = find_reference(self.run, name, {k: len(v) for k, v in objective.reference.items()}, self.ranks)
+        if found:
+            self.ranks.say("the initial model's log-probabilities are known from an earlier run")
+        else:
+            found = {split: answers(loop, split, len(values)) for split, values in objective.reference.items()}
+            keep_reference(self.run, name, found, self.ranks)
+        objective.reference = found
 
 
 def answers(loop: Loop, split: str, count: int) -> NDArray:

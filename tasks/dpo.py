@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from model.specs.dpo import DpoSpec
+from pipeline.config.dpo import DpoSection
 from pipeline.config.resources import Resources
-from pipeline.config.training import DpoSection
 from storage.store import Artifact
 from tasks.running.stage import Report, stage
 from tasks.training import spec_of, train
@@ -25,7 +25,8 @@ from tasks.tuning import encode_records
 def dpo(
     cfg: DpoSection, chat: Artifact, preferences: Artifact, *, on: Resources, out: Path, report: Report
 ) -> dict[str, Any]:
-    """Direct preference optimisation against the SFT model, whose log-probabilities are computed once."""
+    """Direct preference optimisation, in most losses against the SFT model, whose log-probabilities are computed
+    once."""
     from pipeline.tokens.pairs import encode_pairs
 
     data = out / "_run" / "data"

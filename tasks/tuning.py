@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.training import DpoSection, SftSection
+from pipeline.config.dpo import DpoSection
+from pipeline.config.training import SftSection
 from pipeline.data.jsonl import read_jsonl
 from storage.store import Artifact
 from tasks.running.stage import Report

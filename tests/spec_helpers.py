@@ -15,7 +15,15 @@ NUMBERS = {"seq_len": 64, "batch_tokens": 512, "steps": 40, "epochs": 1.0, "seed
 OWN = {
     "pretrain": {},
     "sft": {"lora": {}, "distill": {}},
-    "dpo": {"lora": {}, "beta": 0.1, "label_smoothing": 0.0, "nll_weight": 0.0},
+    "dpo": {
+        "lora": {},
+        "loss": "sigmoid",
+        "beta": 0.1,
+        "label_smoothing": 0.0,
+        "length_normalize": False,
+        "simpo_gamma": 0.5,
+        "nll_weight": 0.0,
+    },
 }
 
 

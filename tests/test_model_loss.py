@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from spec_helpers import spec as make
 
 from model.objectives.preference import preference
 from model.running import machine
@@ -45,9 +46,8 @@ def test_log_probs_and_preference_are_the_formula(monkeypatch) -> None:
     ours = loss.log_probs(c, d, targets)
     (ours * torch.arange(10)).sum().backward()
     torch.testing.assert_close((ours, c.grad, d.grad), (expected, a.grad, b.grad))
-    value, margin = preference(
-        torch.tensor([-1.0]), torch.tensor([-3.0]), torch.tensor([-2.0]), torch.tensor([-2.5]), 0.5
-    )
+    own = make("dpo", data="d", tokenizer="t", out="o", init="m", beta=0.5)
+    value, margin = preference(torch.tensor([-1.0 + 2.0]), torch.tensor([-3.0 + 2.5]), own)
     assert margin.item() == pytest.approx(0.75) and value.item() == pytest.approx(math.log(1 + math.exp(-0.75)))
 
 

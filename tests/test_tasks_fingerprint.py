@@ -69,7 +69,8 @@ EDITS = [
     ("tasks/sft.py", "base.path, data", "base.path, out", {"sft"}),
     ("tasks/pretrain.py", "init=init", "init=None", {"pretrain"}),
     # models
-    ("model/objectives/preference.py", "margin = beta * (", "margin = 2 * beta * (", {"dpo"}),
+    ("model/objectives/preference.py", "margin, smooth = spec.beta", "margin, smooth = 2 * spec.beta", {"dpo"}),
+    ("model/training/reference.py", "allow_pickle=False", "allow_pickle=bool(0)", {"dpo"}),
     ("model/objectives/distill.py", "* temperature**2", "* temperature", {"sft"}),
     ("model/dpo.py", "together=2", "together=1", {"dpo"}),
     ("model/specs/dpo.py", "self.beta > 0", "self.beta > 1", {"dpo"}),

@@ -1,8 +1,20 @@
-"""Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290) over pairs packed into rows."""
+"""Learning from preference pairs packed into rows: direct preference optimization and the losses of its family.
+
+An answer's score is its log-probability, less that under the initial model where the loss has a reference. Names and
+formulas are those of TRL (DPOTrainer; CPOTrainer for simpo, ORPOTrainer for orpo), which the tests compare with:
+
+- ``sigmoid``: DPO (Rafailov et al. 2023, arXiv:2305.18290), with ``label_smoothing`` cDPO; with ``length_normalize``
+  scores are divided by tokens (TRL's ``sigmoid_norm``).
+- ``ipo``: squared distance of the margin a token from 1 / (2 beta) (Azar et al. 2023, arXiv:2310.12036).
+- ``robust``: unbiased under labels that are wrong with known probability (arXiv:2403.00409).
+- ``hinge``: SLiC's (arXiv:2305.10425).
+- ``simpo``: scores a token, no reference, a wanted margin ``simpo_gamma`` (arXiv:2405.14734).
+- ``orpo``: log odds ratio beside the cross-entropy of the chosen conversation, no reference (arXiv:2403.07691).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,19 +32,25 @@ from model.training import loss
 @dataclass
 class PairBatch(Batch):
     """``segment`` [n] is each target's sequence in this batch, 2i chosen and 2i+1 rejected (2 * pairs for a slot that
-    only pads); ``sequences`` [2 * pairs] are their numbers in the dataset, ``reference`` [2 * pairs] their
-    log-probabilities under the initial model."""
+    only pads); ``answer`` [n] is 1 at an answer's tokens and 0 at a prompt's; ``sequences`` [2 * pairs] are their
+    numbers in the dataset, ``reference`` [2 * pairs] their log-probabilities under the initial model."""
 
     segment: Tensor
+    answer: Tensor
     sequences: Tensor
     reference: Tensor
 
 
-def pair_batch(rows: Rows, norm: float, chunk: int, reference: NDArray) -> PairBatch:
-    """Rows of pairs as a micro-batch; ``reference`` [sequences] holds log-probabilities by sequence number."""
-    plain = batch(rows, norm, chunk)
-    sequence = rows.sequence.ravel()  # [rows * seq_len]
-    sequence = sequence if plain.index is None else sequence[plain.index.numpy()]
+def pair_batch(rows: Rows, norm: float, chunk: int, reference: NDArray, prompts: bool = False) -> PairBatch:
+    """Rows of pairs as a micro-batch; ``reference`` [sequences] holds log-probabilities by sequence number. With
+    ``prompts`` the tokens of the chosen answers' prompts are targets too."""
+    learnt = rows.weight
+    if prompts:
+        learnt = np.where((rows.doc >= 0) & (rows.sequence % 2 == 0), np.float32(1), rows.weight)
+    plain = batch(replace(rows, weight=learnt), norm, chunk)
+    sequence, answer = rows.sequence.ravel(), rows.weight.ravel()  # [rows * seq_len]
+    if plain.index is not None:
+        sequence, answer = sequence[plain.index.numpy()], answer[plain.index.numpy()]
     counts = plain.weight.numpy() > 0
     known = np.unique(sequence[counts] // 2)  # pairs in this batch
     both = np.stack([2 * known, 2 * known + 1], 1).ravel()  # [2 * pairs], chosen and rejected by turns
@@ -41,16 +59,18 @@ def pair_batch(rows: Rows, norm: float, chunk: int, reference: NDArray) -> PairB
     return PairBatch(
         **vars(plain),
         segment=torch.from_numpy(segment.astype(np.int64)),
+        answer=torch.from_numpy(np.where(counts, answer, 0).astype(np.float32)),
         sequences=torch.from_numpy(both),
         reference=torch.from_numpy(reference[both].astype(np.float32)),
     )
 
 
 class Preference(Objective):
-    """The margin between two answers' log-ratios, plus ``nll_weight`` times the chosen answers' cross-entropy.
+    """A loss of the margin between two answers' scores, plus ``nll_weight`` times the chosen answers' cross-entropy.
 
     ``chosen_nll`` and ``chosen_tokens`` are the nats and the targets of a chosen answer. ``reference`` holds the
-    log-probabilities of every answer under the initial model by split [sequences]; zeros until they are known.
+    log-probabilities of every answer under the initial model by split [sequences]; zeros until they are known, and for
+    ever where the loss has no reference.
     """
 
     names = ("loss", "accuracy", "margin", "chosen_reward", "rejected_reward", "chosen_nll", "chosen_tokens", "pairs")
@@ -63,60 +83,70 @@ class Preference(Objective):
 
     def batch(self, rows: Rows, norm: float, chunk: int, split: str) -> PairBatch:
         """Rows of pairs with what the initial model thinks of them."""
-        return pair_batch(rows, norm, chunk, self.reference[split])
+        return pair_batch(rows, norm, chunk, self.reference[split], prompts=self.spec.loss == "orpo")
 
     def _by_sequence(self, batch: PairBatch, values: Tensor) -> Tensor:
         """Sums of ``values`` [n] over the targets of each sequence [2 * pairs]."""
         room = torch.zeros(len(batch.reference) + 1, device=values.device)  # the last collects what only pads
         return room.index_add(0, batch.segment, values)[:-1]
 
-    def answers(self, batch: PairBatch) -> Tensor:
-        """Log-probability of each sequence's answer [2 * pairs], nats."""
-        logp = loss.log_probs(self.selected(batch), self.lm.head, batch.targets)  # [n]
-        return self._by_sequence(batch, logp * (batch.weight > 0))
-
     def forward(self, batch: PairBatch, answers: bool = False) -> tuple[Tensor, Tensor]:
-        """Loss and sums; with ``answers`` only the answers' log-probabilities, twice."""
-        logp = self.answers(batch)
-        return (logp, logp) if answers else self.compare(batch, logp)
+        """Loss and sums; with ``answers`` only the answers' log-probabilities [2 * pairs] (nats), twice."""
+        logp = loss.log_probs(self.selected(batch), self.lm.head, batch.targets)  # [n]
+        said = self._by_sequence(batch, logp * batch.answer)
+        return (said, said) if answers else self.compare(batch, said, logp)
 
-    def compare(self, batch: PairBatch, answers: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and sums from the answers' log-probabilities [2 * pairs]."""
-        beta, nll_weight = self.spec.beta, self.spec.nll_weight
-        chosen, rejected = answers[0::2], answers[1::2]  # [pairs]
-        known_chosen, known_rejected = batch.reference[0::2], batch.reference[1::2]  # [pairs]
-        losses, margin = preference(chosen, rejected, known_chosen, known_rejected, beta, self.spec.label_smoothing)
-        length = self._by_sequence(batch, (batch.weight > 0).float())[0::2]  # [pairs]
-        if nll_weight:
+    def compare(self, batch: PairBatch, said: Tensor, logp: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and sums from the log-probabilities of the answers [2 * pairs] and of every target [n]."""
+        spec = self.spec
+        tokens = self._by_sequence(batch, batch.answer).clamp_min(1)  # [2 * pairs]
+        scores = (said - batch.reference) / (tokens if spec.per_token else 1.0)
+        chosen, rejected = scores[0::2], scores[1::2]  # [pairs]
+        losses, margin = preference(chosen, rejected, spec)
+        if spec.loss == "orpo":
+            losses = losses + self._whole(batch, logp)
+        elif spec.nll_weight:
             # per target, so that long answers do not count for more
-            losses = losses - nll_weight * chosen / length.clamp_min(1)
+            losses = losses - spec.nll_weight * said[0::2] / tokens[0::2]
         sums = (
             losses.sum(),
             (margin > 0).float().sum(),
             margin.sum(),
-            beta * (chosen - known_chosen).sum(),
-            beta * (rejected - known_rejected).sum(),
-            -chosen.sum(),
-            length.sum(),
+            spec.beta * chosen.sum(),
+            spec.beta * rejected.sum(),
+            -said[0::2].sum(),
+            tokens[0::2].sum(),
             torch.tensor(float(len(margin)), device=margin.device),
         )
         # every target of a batch weighs one over the pairs of the whole batch
         return losses.sum() * batch.weight.max(), torch.stack(sums).detach()
 
+    def _whole(self, batch: PairBatch, logp: Tensor) -> Tensor:
+        """Cross-entropy a token of each chosen conversation, its prompt included [pairs]."""
+        counted = (batch.weight > 0).float()
+        return -(self._by_sequence(batch, logp * counted) / self._by_sequence(batch, counted).clamp_min(1))[0::2]
 
-def preference(
-    chosen: Tensor,
-    rejected: Tensor,
-    reference_chosen: Tensor,
-    reference_rejected: Tensor,
-    beta: float,
-    label_smoothing: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """DPO (Rafailov et al. 2023; cDPO when ``label_smoothing`` > 0): losses [pairs] and margins [pairs].
 
-    Arguments are log-probabilities of whole answers (nats, fp32) [pairs]; the margin is ``beta`` times the difference
-    of log-ratios.
-    """
-    margin = beta * ((chosen - reference_chosen) - (rejected - reference_rejected))
-    loss = -F.logsigmoid(margin) * (1 - label_smoothing) - F.logsigmoid(-margin) * label_smoothing
-    return loss, margin
+def preference(chosen: Tensor, rejected: Tensor, spec: DpoSpec) -> tuple[Tensor, Tensor]:
+    """Losses [pairs] of ``spec.loss`` and margins [pairs] from the two answers' scores [pairs] (nats fp32, a token
+    where ``spec.per_token``); a margin is ``beta`` times what the chosen one is ahead."""
+    ahead = chosen - rejected
+    margin, smooth = spec.beta * ahead, spec.label_smoothing
+    if spec.loss == "orpo":
+        odds = ahead - (_log_of_the_rest(chosen) - _log_of_the_rest(rejected))
+        return -spec.beta * F.logsigmoid(odds), margin
+    if spec.loss == "ipo":
+        return (ahead - 1 / (2 * spec.beta)) ** 2, margin
+    if spec.loss == "hinge":
+        return torch.relu(1 - margin), margin
+    at = margin - spec.simpo_gamma if spec.loss == "simpo" else margin
+    right, wrong = -F.logsigmoid(at), -F.logsigmoid(-at)
+    if spec.loss == "robust":
+        return (right * (1 - smooth) - wrong * smooth) / (1 - 2 * smooth), margin
+    return right * (1 - smooth) + wrong * smooth, margin
+
+
+def _log_of_the_rest(logp: Tensor) -> Tensor:
+    """``log(1 - exp(logp))``, exact near both ends; a probability that rounds to 1 keeps a finite gradient."""
+    logp = logp.clamp_max(-1e-6)
+    return torch.where(logp > -0.693, torch.log(-torch.expm1(logp)), torch.log1p(-torch.exp(logp)))

@@ -1,5 +1,5 @@
-"""Config of the three training stages. The shape and the recipe are the worker's own dataclasses, nested as they
-are."""
+"""Config of the pretrain and sft stages, and what all training stages share. The shape and the recipe are the worker's
+own dataclasses, nested as they are."""
 
 from __future__ import annotations
 
@@ -243,25 +243,3 @@ class SftSection(TrainSection):
         if self.distill.teacher:
             own["distill"]["teacher"] = content_digest(Path(self.distill.teacher).expanduser())
         return own
-
-
-class DpoSection(TrainSection):
-    """Direct preference optimization (Rafailov et al. 2023) against the SFT model."""
-
-    sources: list[str] = where(
-        default_factory=lambda: ["teaching"], description="preference data: source names, files, globs, directories"
-    )
-    beta: float = Field(default=0.1, gt=0, description="strength of the pull to the SFT model")
-    label_smoothing: float = Field(
-        default=0.0, ge=0, lt=0.5, description="share of pairs taken to be labelled the wrong way round"
-    )
-    nll_weight: float = Field(
-        default=0.1,
-        ge=0,
-        description="weight of the chosen answer's own cross-entropy; keeps it from becoming less likely",
-    )
-    max_dropped: float = where(0.5, ge=0, le=1, description=DROPPED_HELP)
-    optim: OptimConfig = Field(
-        default_factory=lambda: OptimConfig(lr=1e-4), description="optimizer, rates and schedule"
-    )
-    lora: LoraConfig = Field(default_factory=LoraConfig, description=LORA_HELP)

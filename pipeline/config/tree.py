@@ -22,10 +22,11 @@ from model.tokens.vocabulary import check_tokens
 from pipeline.config.base import Section
 from pipeline.config.cleaning import CleanSection, DecontaminateSection, DedupSection, LanguageSection
 from pipeline.config.data import IngestSection, ShardSection
+from pipeline.config.dpo import DpoSection
 from pipeline.config.evaluation import EvaluateSection, ExportSection, ReportSection
 from pipeline.config.resources import Resources
 from pipeline.config.tokens import EncodeSection, TokenizerSection, tokenizer_file
-from pipeline.config.training import DpoSection, PretrainSection, SftSection
+from pipeline.config.training import PretrainSection, SftSection
 from storage.errors import Refused
 from storage.places import ROOT
 
