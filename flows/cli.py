@@ -136,9 +136,13 @@ def _plan(args: argparse.Namespace) -> int:
     plan = PlanRun("plan", config.resources, args.until, tuple(args.refresh))
     with plan:
         full(config, inputs)
-    return print_plan(
-        plan.planned, args.json, [*notes(config, inputs), *(undevised(config) if trains(args.until) else ())]
-    )
+    told = None
+    if args.price is not None:
+        from flows.price import bill
+
+        told = bill(plan.planned, config, args.price, args.gpu)
+    remarks = [*notes(config, inputs), *(undevised(config) if trains(args.until) else ())]
+    return print_plan(plan.planned, args.json, remarks, told)
 
 
 def _sweep(args: argparse.Namespace) -> int:
@@ -225,6 +229,16 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _lineage(args: argparse.Namespace) -> int:
+    if args.document:
+        from flows.documents import trace
+
+        return trace(args.document, args.ref, args.json)
+    if args.ref is None:
+        return fail("lineage  give a model, an artifact or a source, or --document ID_OR_TEXT")
+    if args.source:
+        from flows.documents import of_source
+
+        return of_source(args.ref, args.source, args.limit, args.json)
     from flows.inspect import lineage
 
     return lineage(args.ref, args.down, args.json)
@@ -234,6 +248,18 @@ def _runs(args: argparse.Namespace) -> int:
     from flows.runs import print_runs
 
     return print_runs(args.json)
+
+
+def _diff(args: argparse.Namespace) -> int:
+    from flows.compare import diff
+
+    return diff(args.first, args.second, args.json)
+
+
+def _why(args: argparse.Namespace) -> int:
+    from flows.compare import why
+
+    return why(args.what, args.run, args.json)
 
 
 def _pin(args: argparse.Namespace) -> int:
@@ -316,6 +342,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "show": _show,
     "lineage": _lineage,
     "runs": _runs,
+    "diff": _diff,
+    "why": _why,
     "pin": _pin,
     "completion": _completion,
     "chat": _chat,

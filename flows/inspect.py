@@ -11,6 +11,7 @@ from typing import Any
 
 from flows.console import duration, headline
 from flows.environment import say
+from flows.price import Bill
 from flows.runs import PIN, facts, meant, model_stages
 from storage.digest import sha256_file
 from storage.lineage import (
@@ -34,12 +35,13 @@ def store() -> Store:
     return open_store(home() / "store", log=lambda line: print(line, file=sys.stderr))
 
 
-def print_plan(planned: list[Any], as_json: bool, notes: list[str]) -> int:
+def print_plan(planned: list[Any], as_json: bool, notes: list[str], bill: Bill | None = None) -> int:
     """A line per stage: hit, miss or depends, why, and how long it should take; then what else a person should
     know."""
     if as_json:
         names = ("stage", "state", "reasons", "key", "digest", "seconds")
-        say([{name: getattr(plan, name) for name in names} for plan in planned])
+        told = [{name: getattr(plan, name) for name in names} for plan in planned]
+        say(told if bill is None else {"stages": told, "bill": dataclasses.asdict(bill)})
         return 0
     for plan in planned:
         cost = f"~{duration(plan.seconds)}" if plan.seconds is not None else "?" if plan.state != "hit" else ""
@@ -55,6 +57,8 @@ def print_plan(planned: list[Any], as_json: bool, notes: list[str]) -> int:
         + (f" The rest should take {'at least ' if unknown else ''}{duration(sum(told))}." if told else "")
         + (f" Of {unknown} nothing comparable was built here yet." if unknown else "")
     )
+    for line in bill.lines() if bill else ():
+        print(line)
     for line in notes:
         print(f"note: {line}")
     return 0

@@ -149,7 +149,8 @@ def _run_commands(command: Any) -> None:
         (
             "plan",
             "say what a run would do and why, without running anything",
-            "  pipeline plan tiny\n  pipeline plan tiny pretrain.optim.lr=1e-3 --json",
+            "  pipeline plan tiny\n  pipeline plan tiny pretrain.optim.lr=1e-3 --json\n"
+            "  pipeline plan gpt2-124m --price 2.49 --gpu h100              what its GPU time costs",
         ),
     ):
         sub = command(name, text, examples)
@@ -160,6 +161,14 @@ def _run_commands(command: Any) -> None:
         )
         until.completer = again.completer = _names("stages")
         sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    sub.add_argument("--price", type=float, metavar="P", help="also say what the GPU stages cost at P for a GPU hour")
+    sub.add_argument(
+        "--gpu",
+        choices=tuple(GPUS),
+        metavar="NAME",
+        default="h200",
+        help=f"with --price: {', '.join(GPUS)} (default h200)",
+    )
 
     sub = command(
         "sweep",
@@ -222,6 +231,26 @@ def _artifact_commands(command: Any) -> None:
     """The commands on what runs left behind; ``command(name, text, examples)`` adds one."""
     sub = command("runs", "list the runs: what was asked for, how it ended, scores, and what is pinned")
     sub.add_argument("--json", action="store_true")
+    sub = command(
+        "diff",
+        "say what differs between two runs in config, code, data and scores, first cause first",
+        "  pipeline diff tiny                       the preset's newest run and the one before it\n"
+        "  pipeline diff 20260131-1200 20260201-09  two runs, by id or its beginning (see `pipeline runs`)",
+    )
+    sub.add_argument("first", metavar="RUN_A", help="a run's id or its beginning, or a preset's name")
+    sub.add_argument(
+        "second", metavar="RUN_B", nargs="?", help="what to compare it with; default: RUN_A with the one before it"
+    )
+    sub.add_argument("--json", action="store_true")
+    sub = command(
+        "why",
+        "say why a stage ran, back to the option, file or code that changed",
+        "  pipeline why sft                         in the newest run that has it\n"
+        "  pipeline why sft --run 20260131-1200\n  pipeline why sft/3fa9",
+    )
+    sub.add_argument("what", metavar="STAGE", help="a stage, or an artifact as stage/key").completer = _names("stages")  # type: ignore[attr-defined]
+    sub.add_argument("--run", metavar="RUN", help="the run to look at (default: the newest with this stage)")
+    sub.add_argument("--json", action="store_true")
     for name, keep, text in (
         ("pin", True, "keep what a run made from `gc`"),
         ("unpin", False, "let `gc` delete what a run made"),
@@ -237,10 +266,22 @@ def _artifact_commands(command: Any) -> None:
         help="a preset's name or a run's id (its model), stage, stage/key or the start of a digest, e.g. pretrain/3fa9",
     )
     sub.add_argument("--json", action="store_true")
-    sub = command("lineage", "print what a model (or any artifact) was made from, or with --down what was made from it")
-    sub.add_argument(
-        "ref", help="a preset's name (its newest model), a stage, stage/key, or with --down a source's name"
+    sub = command(
+        "lineage",
+        "print what a model (or any artifact) was made from, or with --down what was made from it",
+        "  pipeline lineage tiny\n"
+        "  pipeline lineage books/one.txt --down               every artifact and model that a file went into\n"
+        '  pipeline lineage --document "a sentence of it"       which models learnt from a document\n'
+        "  pipeline lineage tiny --source teaching             the documents of a source that the model read",
     )
+    sub.add_argument(
+        "ref",
+        nargs="?",
+        help="a preset's name (its newest model), a stage, stage/key, or with --down a source's or a file's name",
+    )
+    sub.add_argument("--document", metavar="ID_OR_TEXT", help="find one document, by its id or a piece of its text")
+    sub.add_argument("--source", metavar="NAME", help="list the documents of this source that went into it")
+    sub.add_argument("--limit", type=int, default=20, metavar="N", help="with --source: most documents shown (0: all)")
     sub.add_argument(
         "--down", action="store_true", help="go the other way: everything made from this artifact or source"
     )

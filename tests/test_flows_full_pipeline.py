@@ -149,6 +149,12 @@ def test_show_lineage_verify_and_chat(home, first):
         assert word in tree
     down = home("lineage", "teaching", "--down").stdout
     assert f"dpo/{first['by']['dpo']['key'][:12]}" in down and f"export/{first['by']['export']['key'][:12]}" in down
+    read = home("lineage", MICRO, "--source", "teaching", "--limit", "2").stdout.splitlines()
+    assert len(read) == 3 and "documents of teaching went into export/" in read[-1]
+    one = home("lineage", "--document", read[0].split()[0]).stdout
+    assert f"pretrain/{first['by']['pretrain']['key'][:12]}" in one and f"dpo/{first['by']['dpo']['key'][:12]}" in one
+    assert "first artifact of pretrain" in home("why", f"pretrain/{first['by']['pretrain']['key']}").stdout
+    assert "no document" in home("lineage", "--document", "no such text anywhere", code=1).stderr
     assert "sound" in home("verify", "tokenizer").stdout
     answer = home("chat", MICRO, "--prompt", "What is MinHash?").stdout
     assert answer.count("\n") == 1
