@@ -296,6 +296,15 @@ def _invalidate(args: argparse.Namespace) -> int:
     return undo(args.what) if args.undo else invalidate(args.what, args.reason)
 
 
+def _promote(args: argparse.Namespace) -> int:
+    from flows.promote import command
+
+    try:
+        return command(args.model, args.rollback, args.dry_run, args.force)
+    except LookupError as error:
+        return fail(str(error.args[0]))
+
+
 def _verify(args: argparse.Namespace) -> int:
     from flows.inspect import verify
 
@@ -349,6 +358,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "chat": _chat,
     "adopt": _adopt,
     "invalidate": _invalidate,
+    "promote": _promote,
     "verify": _verify,
     "gc": _gc,
     "up": _up,

@@ -17,6 +17,7 @@ from prefect.runtime import flow_run
 from flows.console import duration, headline, losses
 from flows.dag import full, of_kind, stage_names, stages, trains
 from flows.environment import spare_loopback
+from flows.promote import promote
 from flows.services import mlflow_address, run_page
 from pipeline.config.tree import ConfigError
 from pipeline.pages.funnel.page import write_funnel
@@ -62,7 +63,7 @@ def full_pipeline(
     )  # compiled data kernels outlive the process
     spare_loopback()
     config, inputs = asked(preset, overrides, here=trains(until))
-    run = PrefectRun(new_run_id(), config.resources, until, tuple(refresh))
+    run = PrefectRun(new_run_id(), config.resources, until, tuple(refresh), Path(preset).stem)
     logger = get_run_logger()
     run.listeners += [*WATCHERS, _to_log(logger), _link_to_mlflow(run.directory, logger)]
     run.store.check()
@@ -88,6 +89,7 @@ def full_pipeline(
     try:
         with run:
             full(config, inputs)
+        promote(run, preset, config)
         state = "completed"
     except BaseException as problem:
         state = "failed" if isinstance(problem, Exception) else "cancelled"

@@ -13,6 +13,7 @@ from flows.console import duration, headline
 from flows.environment import say
 from flows.price import Bill
 from flows.runs import PIN, facts, meant, model_stages
+from storage.champions import Champions
 from storage.digest import sha256_file
 from storage.lineage import (
     FileUse,
@@ -293,7 +294,7 @@ def collect(keep: int, dry_run: bool) -> int:
         if (nodes := _touched(path))
     ]
     kept_runs = [nodes for i, (run, nodes) in enumerate(runs) if i < keep or (run / PIN).exists() or is_alive(run)]
-    todo = [node for nodes in kept_runs for node in nodes]
+    todo = [*(node for nodes in kept_runs for node in nodes), *Champions(place.root).kept()]
     records = {(r["stage"], r["key"]): r for r in place.records()}
     kept: set[tuple[str, str]] = set()
     while todo:

@@ -317,6 +317,18 @@ def _artifact_commands(command: Any) -> None:
     sub.add_argument("what", metavar="SOURCE_OR_REF", help="a source's name or digest, or stage/key")
     sub.add_argument("--reason", help="why; shown wherever a withdrawn artifact is asked for")
     sub.add_argument("--undo", action="store_true", help="take the withdrawal back")
+    sub = command(
+        "promote",
+        "list the champions, make a model its preset's champion, or go back to the one before",
+        "  pipeline promote                       champions and every decision about them\n"
+        "  pipeline promote tiny --dry-run        would the newest run's model pass the gate?\n"
+        "  pipeline promote dpo/3fa9 --force      by hand, whatever the gate says\n"
+        "  pipeline promote tiny --rollback",
+    )
+    sub.add_argument("model", nargs="?", help="a preset's name (its newest run's last model), a run's id, or stage/key")
+    sub.add_argument("--rollback", action="store_true", help="the champion before the present one is it again")
+    sub.add_argument("--dry-run", action="store_true", help="only say what would be decided")
+    sub.add_argument("--force", action="store_true", help="also when the gate does not hold")
     sub = command("verify", "hash every file of every artifact again and set damaged ones aside")
     sub.add_argument("ref", nargs="?", help="only this artifact or stage")
     sub = command("gc", "delete artifacts that no kept run reaches")

@@ -165,10 +165,12 @@ def flat_metrics(scores: dict[str, Any]) -> dict[str, float]:
     """Scores under flat names, ``<model>.<score>[.<language or set>]``, for a tracking server.
 
     Beside each share stands ``.n``, of how many items it is; beside those of all items ``.low``, ``.high`` and
-    ``.chance`` too. ``<model>.too_long`` and ``<model>.cut_short`` count what did not fit, where anything did not.
+    ``.chance`` too. ``<model>.place`` counts the models from 0, the first; ``<model>.too_long`` and
+    ``<model>.cut_short`` count what did not fit, where anything did not.
     """
     flat: dict[str, float] = {}
     for name, row in scores.items():
+        flat[f"{name}.place"] = row["place"]
         if row["bits_per_byte"]:
             flat[f"{name}.bits_per_byte"] = row["bits_per_byte"]["value"]
         tables = {

@@ -6,6 +6,7 @@
     │   ├── NotAdopted           an artifact that is not today's              tasks/running/adopt.py
     │   ├── BadRecord            a chat, a pair, a text: counted, never fatal pipeline/formats/bad.py
     │   ├── NotAnItem            a record of an exam: counted, never fatal    pipeline/evaluation/gold.py
+    │   ├── NoChampion           a preset without a champion to use           storage/champions.py
     │   ├── SourceChanged        a file that is not what was hashed           pipeline/sources/state.py
     │   └── Damaged              an artifact that is not whole                storage/whole.py
     ├── Failed (RuntimeError)    work did not end well: the text says whether running again helps

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.tracking.tracker import follow, start_tracker, summary, sync
+from storage.champions import Champions, Decision
+from tasks.tracking.tracker import follow, follow_champions, start_tracker, summary, sync
 
 ROOT = Path(__file__).resolve().parent.parent
 LONG = {"rules": ["short", "markup"], "optim": {"lr": 0.001, "name": "muon"}, "note": "x" * 7000}
@@ -131,11 +132,28 @@ class FlowRun:
             metrics={} if failed else metrics,
         )
 
+    def decide(self, stage: str, moved: bool) -> None:
+        decision: Decision = {
+            "preset": "tiny",
+            "action": "gate",
+            "model": {"stage": stage, "key": sha(stage)[:32], "digest": sha(stage)},
+            "moved": moved,
+            "before": None,
+            "conditions": [{"text": "heldout >= 0.8", "held": moved, "why": "heldout is 0.9, the limit 0.8"}],
+            "scores": {},
+            "evaluated": "",
+            "run": self.dir.name,
+            "created": f"2026-{self.dir.name}",
+        }
+        Champions(self.home / "store").add(decision)
+        self.emit("decision", decision=decision)
+
     def all(self, state: str) -> None:
         for stage in DAG:
             if state == "ran":
                 self.start(stage)
             self.finish(stage, state)
+        self.decide("sft", self.dir.name == "first")
         self.emit("run_finished", state="completed", seconds=5.0, error=None)
 
 
@@ -219,6 +237,23 @@ def test_models_are_registered_with_aliases_and_their_base(home, client):
     model = client.get_logged_model(summary(home / "runs" / "first")["stages"]["sft"]["model_id"])
     assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "tiny", "version": str(aliases["sft"])}]
     assert version.tags["base_version"] == str(aliases["base"]) and version.tags["artifact.digest"] == sha("sft")
+
+
+def test_the_champion_follows_the_store_with_its_reasons(home, client):
+    told = summary(home / "runs" / "first")
+    parent = client.get_run(told["parent_run_id"]).data.tags
+    assert parent["champion.moved"] == "true" and parent["champion.conditions"] == "heldout >= 0.8"
+    assert "✓ `heldout >= 0.8`: heldout is 0.9" in parent["mlflow.note.content"]
+    earlier = client.get_registered_model("tiny").aliases
+    assert client.get_model_version("tiny", earlier["champion"]).tags["champion.action"] == "gate"
+    run = FlowRun(home, "by hand")
+    run.decide("pretrain", True)
+    assert follow_champions(home, ["tiny", "none"]) == {"tiny": str(earlier["base"]), "none": None}
+    assert client.get_registered_model("tiny").aliases["champion"] == earlier["base"]
+    run.decide("sft", True)
+    shutil.rmtree(run.dir)
+    follow_champions(home, ["tiny"])
+    assert client.get_registered_model("tiny").aliases == earlier
 
 
 def test_lineage_pages_notes_and_logs_are_artifacts(home, client):

@@ -40,6 +40,13 @@ class EvaluateSection(Section):
     max_new_tokens: int = Field(default=96, ge=1, le=4096, description="longest answer in tokens")
     batch: int = Field(default=32, ge=1, le=1024, description="questions answered at once")
     seed: int = Field(default=0, ge=0, description="seed of sampling from the sets and of the bootstrap")
+    gate: list[str] = where(
+        default_factory=list,
+        description=(
+            "what must hold for a run's last model to become the preset's champion, e.g. heldout >= 0.8,"
+            " bits_per_byte <= champion + 0.02, not withdrawn; nothing: every run's does"
+        ),
+    )
 
 
 class ReportSection(Section):

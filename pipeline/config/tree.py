@@ -24,9 +24,11 @@ from pipeline.config.cleaning import CleanSection, DecontaminateSection, DedupSe
 from pipeline.config.data import IngestSection, ShardSection
 from pipeline.config.dpo import DpoSection
 from pipeline.config.evaluation import EvaluateSection, ExportSection, ReportSection
+from pipeline.config.gate import check_names, parse_rule
 from pipeline.config.resources import Resources
 from pipeline.config.tokens import EncodeSection, TokenizerSection, tokenizer_file
 from pipeline.config.training import PretrainSection, SftSection
+from pipeline.sources import source_names
 from storage.errors import Refused
 from storage.places import ROOT
 
@@ -71,6 +73,19 @@ class Config(Section):
             )
         if teacher:
             check_tokens(Path(teacher).expanduser() / "tokenizer.json", tokenizer_file(own.existing), "the teacher")
+        return self
+
+    @model_validator(mode="after")
+    def _gate_can_be_checked(self) -> Config:
+        """Raises ValueError with every condition that is none, or that names a score which no model will have."""
+        problems: list[str] = []
+        for text in self.evaluate.gate:
+            try:
+                check_names(parse_rule(text), source_names(self.evaluate.sources))
+            except ValueError as error:
+                problems.append(f"evaluate.gate  {error}")
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
     @model_validator(mode="after")
@@ -251,7 +266,7 @@ def _value(raw: str, names: list[str]) -> Any:
         value = tomllib.loads(f"v = {raw}")["v"]
     except tomllib.TOMLDecodeError:
         value = raw
-    if names[-1] == "sources" and isinstance(value, str):
+    if names[-1] in ("sources", "exams", "gate") and isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
     return value
 

@@ -65,7 +65,7 @@ def resolve(names: Sequence[str], kind: str) -> list[Source]:
         raise ValueError(f"no such kind of source: {kind}; kinds are {', '.join(KINDS)}")
     problems: list[str] = []
     found: list[Source] = []
-    for spec, name in zip(names, _names(names), strict=True):
+    for spec, name in zip(names, source_names(names), strict=True):
         try:
             found.append(_resolve_one(spec, name, kind))
         except (ValueError, OSError) as error:
@@ -136,7 +136,7 @@ def _meant(spec: str) -> str:
     return f"; did you mean {close[0]}?" if close else f" (built-in sources are {', '.join(BUILT_IN)})"
 
 
-def _names(specs: Sequence[str]) -> list[str]:
+def source_names(specs: Sequence[str]) -> list[str]:
     """A short name for each source: the last part of its path, or as many parts as tell it from the others."""
     paths = [[spec] if spec in BUILT_IN else _fixed(spec) for spec in specs]
     names: list[str] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal, NotRequired, TypeAlias, TypedDict
 
+from storage.champions import Decision
 from storage.lineage import Input
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
@@ -63,6 +64,12 @@ class ComparisonFields(TypedDict):
     runs: dict[str, float | None]
 
 
+class DecisionFields(TypedDict):
+    """What was decided about the run's last model (storage/champions.py)."""
+
+    decision: Decision
+
+
 class NoteFields(TypedDict):
     """A line for the person who watches."""
 
@@ -100,6 +107,11 @@ class Comparison(ComparisonFields):
     time: float
 
 
+class Decided(DecisionFields):
+    event: Literal["decision"]
+    time: float
+
+
 class Note(NoteFields):
     event: Literal["note"]
     time: float
@@ -110,4 +122,4 @@ class Progress(ProgressFields):
     time: float
 
 
-Event: TypeAlias = StageStarted | StageFinished | RunFinished | Comparison | Note | Progress
+Event: TypeAlias = StageStarted | StageFinished | RunFinished | Comparison | Decided | Note | Progress

@@ -26,6 +26,7 @@ from storage.places import ROOT, home
 from storage.store import open_store
 from tasks.running.events import (
     ComparisonFields,
+    DecisionFields,
     FinishedFields,
     NoteFields,
     ProgressFields,
@@ -74,9 +75,14 @@ class Run:
     """
 
     def __init__(
-        self, run_id: str, resources: Resources, until: str | None = None, refresh: tuple[str, ...] = ()
+        self,
+        run_id: str,
+        resources: Resources,
+        until: str | None = None,
+        refresh: tuple[str, ...] = (),
+        preset: str = "",
     ) -> None:
-        self.id, self.resources, self.until, self.refresh = run_id, resources, until, refresh
+        self.id, self.resources, self.until, self.refresh, self.preset = run_id, resources, until, refresh, preset
         self.directory = home() / "runs" / run_id
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
         self.store = open_store(home() / "store", log=lambda line: self.emit("note", text=line))
@@ -101,6 +107,8 @@ class Run:
     def emit(self, event: Literal["run_finished"], **fields: Unpack[RunFinishedFields]) -> None: ...
     @overload
     def emit(self, event: Literal["comparison"], **fields: Unpack[ComparisonFields]) -> None: ...
+    @overload
+    def emit(self, event: Literal["decision"], **fields: Unpack[DecisionFields]) -> None: ...
     @overload
     def emit(self, event: Literal["note"], **fields: Unpack[NoteFields]) -> None: ...
     @overload

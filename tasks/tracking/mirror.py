@@ -12,8 +12,9 @@ from pathlib import Path
 
 from mlflow.entities import Metric
 
+from storage.champions import Decision
 from tasks.running.events import Comparison, Event, StageFinished, StageStarted
-from tasks.tracking import lineage
+from tasks.tracking import champion, lineage
 from tasks.tracking.connection import Connection
 from tasks.tracking.forms import Building, as_key, flat, lineage_of, milliseconds
 from tasks.tracking.models import Models
@@ -34,6 +35,7 @@ class Mirror:
         self.models = Models(self.connection, self.runs.parent, self.records)
         self.building: dict[str, Building] = {}
         self.finished = False
+        self.decision: Decision | None = None
 
     def apply(self, event: Event) -> None:
         """Write one event of events.jsonl."""
@@ -44,6 +46,8 @@ class Mirror:
                 self._ended(event)
             case "comparison":
                 self._compare(event)
+            case "decision":
+                self._decided(event["decision"])
             case "run_finished":
                 self._finish(STATUS[event["state"]], event["time"], event["error"])
             case "note" | "progress":
@@ -124,6 +128,11 @@ class Mirror:
                 if value is not None:
                     self.connection.log_metrics(run.info.run_id, [Metric(as_key(event["metric"]), value, when, 0)])
 
+    def _decided(self, decision: Decision) -> None:
+        """What was decided about the run's last model, as tags; the note is written at the end."""
+        self.decision = decision
+        self.connection.tag(self.runs.parent, champion.tags(decision))
+
     def _finish(self, status: str, time: float, error: str | None) -> None:
         client, parent, ended = self.connection.client, self.runs.parent, milliseconds(time)
         # stages that were still being built
@@ -139,14 +148,18 @@ class Mirror:
             (self.run_dir / "lineage.html").write_text(html, "utf-8")
             for report in sorted(self.run_dir.glob("*.html")):
                 self.connection.log_file(parent, report)
-            tags["mlflow.note.content"] = lineage.note(
-                None, everything, self.connection.run_link, self.connection.model_link
-            )
+            note = lineage.note(None, everything, self.connection.run_link, self.connection.model_link)
+            told = champion.text(self.decision) + "\n\n" if self.decision else ""
+            tags["mlflow.note.content"] = told + note
         self.connection.tag(parent, tags)
         if status == "FINISHED":
             self.models.aliases()
+            self.connection.optional("champion", lambda: self._champion())
         client.set_terminated(parent, status, end_time=ended)
         self.finished = True
+
+    def _champion(self) -> str | None:
+        return champion.follow(self.connection.client, self.connection.home / "store", self.connection.preset)
 
     def _close_building(self, stage: str, path: Path | None) -> None:
         if building := self.building.pop(stage, None):

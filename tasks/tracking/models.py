@@ -131,14 +131,13 @@ class Models:
         return str(entry.get("version", "")) if entry else ""
 
     def aliases(self) -> None:
-        """Point base, sft, dpo … at this run's models, made or cached, and champion at the last that was trained."""
+        """Point base, sft, dpo … at this run's models, made or cached. The alias champion follows the store
+        (tasks/tracking/champion.py)."""
         client, preset = self.connection.client, self.connection.preset
         versions = {stage: version for stage in self.records if (version := self._version_of(stage))}
         if not versions:
             return
         wanted = {model_name(stage): version for stage, version in versions.items()}
-        trained = [version for stage, version in versions.items() if self.records[stage].get("kind") == "model"]
-        wanted["champion"] = (trained or list(versions.values()))[-1]
         registered = self.connection.optional("aliases", lambda: client.get_registered_model(preset))
         current: dict[str, str | int] = cast(Any, registered).aliases if registered else {}  # MLflow says no types
         for alias, version in wanted.items():

@@ -24,11 +24,12 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from storage.champions import Champions
 from storage.files import write_json
 from storage.places import ROOT
 from tasks.running.events import Event
@@ -192,12 +193,27 @@ def sync(home: Path) -> dict[str, bool]:
     return done
 
 
+def follow_champions(home: Path, presets: Iterable[str]) -> dict[str, str | None]:
+    """Point MLflow's alias ``champion`` of each preset at what the store says; gives {preset: version, or None where
+    MLflow has none of it}. Raises whatever MLflow raises when it cannot be reached."""
+    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+    import mlflow
+
+    from tasks.tracking.champion import follow as follow_champion
+
+    client = mlflow.MlflowClient(tracking_uri(home))
+    return {preset: follow_champion(client, home / "store", preset) for preset in presets}
+
+
 def main(arguments: list[str]) -> int:
     """``RUN_DIR --pipe FD`` follows a run; ``--sync HOME`` fills in what earlier outages left out."""
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if arguments[:1] == ["--sync"] and len(arguments) == 2:
-        done = sync(Path(arguments[1]).resolve())
+        root = Path(arguments[1]).resolve()
+        done = sync(root)
+        if all(done.values()):
+            follow_champions(root, Champions(root / "store").presets())
         for run_id, complete in done.items():
             print(f"{run_id}  {'complete in MLflow' if complete else 'not in MLflow yet, see its mlflow.json'}")
         return 0 if all(done.values()) else 1
