@@ -23,10 +23,12 @@ from tasks.language import language
 from tasks.preferences import preferences
 from tasks.pretrain import pretrain
 from tasks.report import report
+from tasks.reward import reward
 from tasks.running.inputs import several
 from tasks.running.outline import Outlined, outline
 from tasks.running.run import descent
 from tasks.running.sources import Inputs
+from tasks.sample import sample
 from tasks.sft import sft
 from tasks.shard import shard
 from tasks.tokenizer import tokenizer
@@ -46,7 +48,10 @@ def full(cfg: Config, inputs: Inputs) -> dict[str, Any]:
     tokens = encode(cfg.encode, shards, vocabulary)
     base = pretrain(cfg.pretrain, tokens, vocabulary)
     chat = sft(cfg.sft, base, talks) if talks else None
-    aligned = dpo(cfg.dpo, chat, pairs) if pairs else None
+    judge = reward(cfg.reward, chat, pairs) if inputs.ranks else None
+    own = sample(cfg.sample, chat, talks, judge) if inputs.samples else None
+    given = pairs if inputs.aligns else None
+    aligned = dpo(cfg.dpo, chat, given, own) if given or own else None
     final = aligned or chat or base
     release = export.submit(cfg.export, final, descent(final))
     models = several(base, chat, aligned)

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
 from model.network.transformer import Transformer
-from model.objectives.preference import PairBatch, Preference
+from model.objectives.preference import Preference
 from model.running.setup import Choices
 from model.specs.dpo import DpoSpec
-from model.tokens.rows import Packed, Split, share
+from model.tokens.rows import Packed, Split
 from model.training.loop import Data, Loop
-from model.training.reference import find_reference, keep_reference, reference_name
+from model.training.reference import answers, find_reference, keep_reference, reference_name
 from model.training.trainer import work
 from model.training.tuner import Tuner
 
@@ -47,20 +43,6 @@ class DpoTrainer(Tuner[DpoSpec]):
             found = {split: answers(loop, split, len(values)) for split, values in objective.reference.items()}
             keep_reference(self.run, name, found, self.ranks)
         objective.reference = found
-
-
-def answers(loop: Loop, split: str, count: int) -> NDArray:
-    """Log-probability of each sequence's answer [count] under the current weights, each rank a share. Collective."""
-    ranks, values = loop.ranks, torch.zeros(count, dtype=torch.float64)
-    rows = np.arange(getattr(loop.data, split).rows)
-    for part in share(rows, ranks.rank, ranks.world, loop.choices.micro_batch):
-        loop.meter.beat()
-        batch = loop.batch(split, part, 1.0)
-        assert isinstance(batch, PairBatch)
-        with torch.no_grad():
-            logp, _ = loop.engine(batch, answers=True)
-        values[batch.sequences.cpu()] = logp.double().cpu()
-    return ranks.total(values).numpy()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@
     │   ├── StoreError           the store cannot be used                     storage/store.py
     │   ├── LeaseLost            another machine took the key                 storage/lease.py
     │   ├── ShardFailed          a job of a data stage                        pipeline/running/executor.py
+    │   ├── JudgeFailed          an endpoint that compares answers            pipeline/sampling/openai_judge.py
     │   ├── WorkerFailed         processes of a training or scoring stage     tasks/running/failure.py
     │   └── ServiceError         Prefect or MLflow does not start             flows/processes.py
     └── DiskFull (OSError)       path, need and what is free                  storage/room.py

@@ -20,16 +20,24 @@ from tasks.tuning import encode_records
     workers="model.dpo",
     libs=("safetensors", "tiktoken", "tokenizers", "torch"),
     base="chat",
-    reads={"preferences": "records.jsonl"},
+    reads={"preferences": "records.jsonl", "sampled": "records.jsonl"},
 )
 def dpo(
-    cfg: DpoSection, chat: Artifact, preferences: Artifact, *, on: Resources, out: Path, report: Report
+    cfg: DpoSection,
+    chat: Artifact,
+    preferences: Artifact | None = None,
+    sampled: Artifact | None = None,
+    *,
+    on: Resources,
+    out: Path,
+    report: Report,
 ) -> dict[str, Any]:
     """Direct preference optimisation, in most losses against the SFT model, whose log-probabilities are computed
-    once."""
+    once. Pairs that the model made itself (``sampled``) stand behind those of files."""
     from pipeline.tokens.pairs import encode_pairs
 
     data = out / "_run" / "data"
-    counts = encode_records(encode_pairs, preferences, cfg, chat.path, data, report)
+    pairs = [given for given in (preferences, sampled) if given]
+    counts = encode_records(encode_pairs, pairs, cfg, chat.path, data, report)
     spec = spec_of(DpoSpec, cfg, on, data=data, tokenizer=chat.path, out=out, init=chat.path)
     return counts | train(spec, on, report)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.dpo import DpoSection
+from pipeline.config.reward import RewardSection
 from pipeline.config.training import SftSection
 from pipeline.data.jsonl import read_jsonl
 from storage.store import Artifact
@@ -16,13 +18,20 @@ Encode = Callable[..., dict[str, Any]]
 
 
 def encode_records(
-    encode: Encode, records: Artifact, cfg: SftSection | DpoSection, model: Path, data: Path, report: Report
+    encode: Encode,
+    records: Artifact | Sequence[Artifact],
+    cfg: SftSection | DpoSection | RewardSection,
+    model: Path,
+    data: Path,
+    report: Report,
 ) -> dict[str, Any]:
-    """Encode a stage's records into the token dataset ``data`` with the tokenizer of ``model``; returns counts.
+    """Encode a stage's records, of one artifact after the other, into the token dataset ``data`` with the tokenizer of
+    ``model``; returns counts.
 
     Raises ValueError when more of them are unusable than ``cfg.max_dropped`` allows.
     """
-    rows = read_jsonl(records.path / "records.jsonl")
+    given = [records] if isinstance(records, Artifact) else records
+    rows = itertools.chain.from_iterable(read_jsonl(one.path / "records.jsonl") for one in given)
     counts = encode(rows, model, data, max_tokens=cfg.seq_len, seed=cfg.seed, progress=report)
     dropped, seen = counts.get("dropped", 0), counts.get("records", 0)
     if dropped > cfg.max_dropped * seen:

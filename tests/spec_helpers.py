@@ -3,18 +3,20 @@
 from dataclasses import fields as fields_of
 
 from model.dpo import DpoTrainer
+from model.reward import RewardTrainer
 from model.running.how import How
 from model.sft import SftTrainer
 from model.specs.base import parse
 from model.training.trainer import Trainer
 
-TRAINERS = {"pretrain": Trainer, "sft": SftTrainer, "dpo": DpoTrainer}
+TRAINERS = {"pretrain": Trainer, "sft": SftTrainer, "dpo": DpoTrainer, "reward": RewardTrainer}
 PLAIN = {"dtype": "fp32", "compile": "off", "device": "cpu"}
 """Arithmetic that does not depend on the machine under the test; a test of another form says so."""
 NUMBERS = {"seq_len": 64, "batch_tokens": 512, "steps": 40, "epochs": 1.0, "seed": 0, "eval_every": 0, "eval_tokens": 0}
 OWN = {
     "pretrain": {},
     "sft": {"lora": {}, "distill": {}},
+    "reward": {"lora": {}, "center": 0.0},
     "dpo": {
         "lora": {},
         "loss": "sigmoid",

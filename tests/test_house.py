@@ -14,6 +14,7 @@ TORCH_FREE = {
     "model.specs",
     "model.tokens",
     "model.network.hf_config",
+    "model.generation.judge",
     "model.running.how",
     "model.running.devices",
 }

@@ -14,55 +14,17 @@ formulas are those of TRL (DPOTrainer; CPOTrainer for simpo, ORPOTrainer for orp
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from model.network.transformer import Transformer
-from model.objectives.base import Batch, Objective, batch
+from model.objectives.base import Objective
+from model.objectives.pairs import PairBatch, pair_batch
 from model.specs.dpo import DpoSpec
 from model.tokens.rows import Rows
 from model.training import loss
-
-
-@dataclass
-class PairBatch(Batch):
-    """``segment`` [n] is each target's sequence in this batch, 2i chosen and 2i+1 rejected (2 * pairs for a slot that
-    only pads); ``answer`` [n] is 1 at an answer's tokens and 0 at a prompt's; ``sequences`` [2 * pairs] are their
-    numbers in the dataset, ``reference`` [2 * pairs] their log-probabilities under the initial model."""
-
-    segment: Tensor
-    answer: Tensor
-    sequences: Tensor
-    reference: Tensor
-
-
-def pair_batch(rows: Rows, norm: float, chunk: int, reference: NDArray, prompts: bool = False) -> PairBatch:
-    """Rows of pairs as a micro-batch; ``reference`` [sequences] holds log-probabilities by sequence number. With
-    ``prompts`` the tokens of the chosen answers' prompts are targets too."""
-    learnt = rows.weight
-    if prompts:
-        learnt = np.where((rows.doc >= 0) & (rows.sequence % 2 == 0), np.float32(1), rows.weight)
-    plain = batch(replace(rows, weight=learnt), norm, chunk)
-    sequence, answer = rows.sequence.ravel(), rows.weight.ravel()  # [rows * seq_len]
-    if plain.index is not None:
-        sequence, answer = sequence[plain.index.numpy()], answer[plain.index.numpy()]
-    counts = plain.weight.numpy() > 0
-    known = np.unique(sequence[counts] // 2)  # pairs in this batch
-    both = np.stack([2 * known, 2 * known + 1], 1).ravel()  # [2 * pairs], chosen and rejected by turns
-    # slots that only pad go to one more segment, which is thrown away
-    segment = np.where(counts, np.searchsorted(both, sequence), len(both))
-    return PairBatch(
-        **vars(plain),
-        segment=torch.from_numpy(segment.astype(np.int64)),
-        answer=torch.from_numpy(np.where(counts, answer, 0).astype(np.float32)),
-        sequences=torch.from_numpy(both),
-        reference=torch.from_numpy(reference[both].astype(np.float32)),
-    )
 
 
 class Preference(Objective):
@@ -85,21 +47,16 @@ class Preference(Objective):
         """Rows of pairs with what the initial model thinks of them."""
         return pair_batch(rows, norm, chunk, self.reference[split], prompts=self.spec.loss == "orpo")
 
-    def _by_sequence(self, batch: PairBatch, values: Tensor) -> Tensor:
-        """Sums of ``values`` [n] over the targets of each sequence [2 * pairs]."""
-        room = torch.zeros(len(batch.reference) + 1, device=values.device)  # the last collects what only pads
-        return room.index_add(0, batch.segment, values)[:-1]
-
     def forward(self, batch: PairBatch, answers: bool = False) -> tuple[Tensor, Tensor]:
         """Loss and sums; with ``answers`` only the answers' log-probabilities [2 * pairs] (nats), twice."""
         logp = loss.log_probs(self.selected(batch), self.lm.head, batch.targets)  # [n]
-        said = self._by_sequence(batch, logp * batch.answer)
+        said = batch.by_sequence(logp * batch.answer)
         return (said, said) if answers else self.compare(batch, said, logp)
 
     def compare(self, batch: PairBatch, said: Tensor, logp: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and sums from the log-probabilities of the answers [2 * pairs] and of every target [n]."""
         spec = self.spec
-        tokens = self._by_sequence(batch, batch.answer).clamp_min(1)  # [2 * pairs]
+        tokens = batch.by_sequence(batch.answer).clamp_min(1)  # [2 * pairs]
         scores = (said - batch.reference) / (tokens if spec.per_token else 1.0)
         chosen, rejected = scores[0::2], scores[1::2]  # [pairs]
         losses, margin = preference(chosen, rejected, spec)
@@ -124,7 +81,7 @@ class Preference(Objective):
     def _whole(self, batch: PairBatch, logp: Tensor) -> Tensor:
         """Cross-entropy a token of each chosen conversation, its prompt included [pairs]."""
         counted = (batch.weight > 0).float()
-        return -(self._by_sequence(batch, logp * counted) / self._by_sequence(batch, counted).clamp_min(1))[0::2]
+        return -(batch.by_sequence(logp * counted) / batch.by_sequence(counted).clamp_min(1))[0::2]
 
 
 def preference(chosen: Tensor, rejected: Tensor, spec: DpoSpec) -> tuple[Tensor, Tensor]:

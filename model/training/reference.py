@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 import model.network.transformer
 import model.tokens.rows
 import model.training.loss
+from model.objectives.pairs import PairBatch
 from model.running.files import replacing
 from model.running.setup import Ranks
 from model.specs.tune import TuneSpec
+from model.tokens.rows import share
 from model.training.loop import Loop
 
 Reference = dict[str, NDArray]
@@ -83,3 +85,18 @@ def keep_reference(run: Path, name: str, values: Reference, ranks: Ranks) -> Non
     if ranks.rank == 0 and not (run / name).is_file():
         with replacing(run / name) as temporary, open(temporary, "wb") as handle:
             np.savez(handle, allow_pickle=False, **values)
+
+
+def answers(loop: Loop, split: str, count: int) -> NDArray:
+    """What the objective says of each sequence [count] under the current weights (a log-probability, a score), each
+    rank a share. Collective."""
+    ranks, values = loop.ranks, torch.zeros(count, dtype=torch.float64)
+    rows = np.arange(getattr(loop.data, split).rows)
+    for part in share(rows, ranks.rank, ranks.world, loop.choices.micro_batch):
+        loop.meter.beat()
+        batch = loop.batch(split, part, 1.0)
+        assert isinstance(batch, PairBatch)
+        with torch.no_grad():
+            logp, _ = loop.engine(batch, answers=True)
+        values[batch.sequences.cpu()] = logp.double().cpu()
+    return ranks.total(values).numpy()

@@ -125,6 +125,10 @@ class Trainer(Generic[Spec]):
         """The model to publish, and in ``state`` what :func:`save_model` writes instead of its weights."""
         return model
 
+    def save(self, model: Transformer, state: dict[str, Tensor]) -> None:
+        """Write the model directory; ``state`` holds the weights where ``model`` does not."""
+        save_model(model, self.spec.out, self.spec.tokenizer, state)
+
     def finish(self, loop: Loop, config: ModelConfig, result: dict[str, Any]) -> None:
         """Write the model directory, then ``result.json``: whoever sees that file has a whole model."""
         spec, choices = self.spec, loop.choices
@@ -132,7 +136,7 @@ class Trainer(Generic[Spec]):
         loop.checkpoints.wait()
         if self.ranks.rank == 0:
             model = self.merged(loop.engine.objective.lm, config, state)
-            save_model(model, spec.out, spec.tokenizer, state)
+            self.save(model, state)
             if choices.compile and (marker := warm_marker(spec, config, choices.dtype, choices.micro_batch)):
                 marker.parent.mkdir(parents=True, exist_ok=True)
                 marker.touch()

@@ -26,6 +26,8 @@ from pipeline.config.dpo import DpoSection
 from pipeline.config.evaluation import EvaluateSection, ExportSection, ReportSection
 from pipeline.config.gate import check_names, parse_rule
 from pipeline.config.resources import Resources
+from pipeline.config.reward import RewardSection
+from pipeline.config.sample import SampleSection
 from pipeline.config.tokens import EncodeSection, TokenizerSection, tokenizer_file
 from pipeline.config.training import PretrainSection, SftSection
 from pipeline.sources import source_names
@@ -56,6 +58,8 @@ class Config(Section):
     encode: EncodeSection = EncodeSection()
     pretrain: PretrainSection = PretrainSection()
     sft: SftSection = SftSection()
+    reward: RewardSection = RewardSection()
+    sample: SampleSection = SampleSection()
     dpo: DpoSection = DpoSection()
     evaluate: EvaluateSection = EvaluateSection()
     report: ReportSection = ReportSection()

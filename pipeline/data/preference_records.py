@@ -16,6 +16,6 @@ KIND = Kind("preference", as_preference, teaching_preferences)
 def read_preferences(
     sources: Sequence[Source], *, max_bad_share: float = 0.1, ignored: Sequence[str] = (), losses: Losses | None = None
 ) -> Iterator[dict[str, Any]]:
-    """``{"prompt": [messages], "chosen": str, "rejected": str}`` of every usable pair; see
+    """``{"prompt": [messages], "chosen": str, "rejected": str, "margin"?: float}`` of every usable pair; see
     :func:`pipeline.data.records.read_records`."""
     return read_records(KIND, sources, max_bad_share, ignored, losses or Losses())

@@ -6,6 +6,7 @@ Turns of the prompt are never targets, so what says that one is not to be learnt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -24,8 +25,8 @@ def is_preference(record: dict[str, Any]) -> bool:
 
 
 def as_preference(record: Any, ignored: Collection[str] = ()) -> dict[str, Any]:
-    """The normal form ``{"prompt": [messages], "chosen": str, "rejected": str}``; fields in ``ignored`` are left out.
-    Raises BadRecord."""
+    """The normal form ``{"prompt": [messages], "chosen": str, "rejected": str}``, with ``margin`` where the record says
+    by how much the chosen answer is better; fields in ``ignored`` are left out. Raises BadRecord."""
     if not isinstance(record, dict) or not is_preference(record):
         _refuse_unpaired(record)
         raise BadRecord("unknown_form", "no chosen and rejected answer")
@@ -42,8 +43,18 @@ def as_preference(record: Any, ignored: Collection[str] = ()) -> dict[str, Any]:
     messages = [_plain(m) for m in fold(prompt, system=system, tools=tools, ignored=ignored)]
     said = "\n".join([*(m["content"] for m in messages), chosen, rejected])
     beside = BESIDE_PAIRS | BESIDE_TURNS
-    refuse_unused(record, {*pair, *used, *also, *SWITCHES, *KTO}, said, ignored=ignored, also=beside)
-    return _checked(messages, chosen, rejected)
+    refuse_unused(record, {*pair, *used, *also, *SWITCHES, *KTO, "margin"}, said, ignored=ignored, also=beside)
+    return _checked(messages, chosen, rejected) | _margin(record, ignored)
+
+
+def _margin(record: dict[str, Any], ignored: Collection[str]) -> dict[str, float]:
+    """By how much the chosen answer is better, for a reward model (TRL's column); nothing where that is not said."""
+    value = record.get("margin")
+    if "margin" in ignored or not is_given(value):
+        return {}
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise BadRecord("wrong_type", f"margin is a number, not {str(value)[:40]!r}")
+    return {"margin": float(value)}
 
 
 def _refuse_unpaired(record: Any) -> None:

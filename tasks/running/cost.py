@@ -98,7 +98,7 @@ def _ratio(work: Work, new: Facts, old: Facts) -> float | None:
     shape = 1.0 if _same(new, old, "pretrain") else _quotient(new.parameters(), old.parameters())
     if work.kind in ("release", "scores"):
         return shape
-    if work.kind == "model" and shape:
+    if work.kind in ("model", "reward") and shape:
         tokens = _tokens(work, new, old)
         return tokens and tokens * shape
     return 1.0 if _same(new, old, work.stage) else None

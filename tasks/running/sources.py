@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from pipeline.config.tree import Config, ConfigError, examine
+from pipeline.sampling.openai_judge import unanswered
 from pipeline.sources import Source, resolve
 from pipeline.sources.state import unchanged as files_unchanged
 from storage.digest import digest_of, sha256_file, sha256_json
@@ -55,13 +56,20 @@ def unchanged(*given: SourceSet | None) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything the flow reads from outside; what a config does not ask for is None, and its stages are left out."""
+    """Everything the flow reads from outside; what a config does not ask for is None, and its stages are left out.
+
+    ``aligns``, ``ranks`` and ``samples`` say whether the preferences are for dpo, whether a reward model is trained on
+    them, and whether the chat model makes some itself.
+    """
 
     text: SourceSet | None
     chats: SourceSet | None
     preferences: SourceSet | None
     exams: SourceSet | None
     against: SourceSet | None
+    aligns: bool = False
+    ranks: bool = False
+    samples: bool = False
 
 
 def asked(preset: str, overrides: list[str] | tuple[str, ...] = (), here: bool = False) -> tuple[Config, Inputs]:
@@ -108,21 +116,43 @@ def given(config: Config) -> Inputs:
     inputs = Inputs(
         text=named("ingest", "text", required=True),
         chats=named("sft", "chat"),
-        preferences=named("dpo", "preference"),
+        preferences=named("dpo" if config.dpo.sources else "reward", "preference"),
         exams=named("evaluate", "exam"),
         against=gather("dedup.against", "documents", lambda: [_documents(path) for path in against])
         if against
         else None,
+        aligns=bool(config.dpo.sources),
+        ranks=bool(config.reward.sources),
+        samples=config.sample.answers > 0,
     )
-    if config.dpo.sources and not config.sft.sources:
-        problems.append(
-            "dpo.sources  preferences are learnt by a chat model: give sft.sources too, or set dpo.sources=[]"
-        )
+    problems += _preferring(config)
     if not problems:
         problems = _misnamed(config, inputs)
     if problems:
         raise ConfigError(problems)
     return inputs
+
+
+def _preferring(config: Config) -> list[str]:
+    """What does not go together in the stages that learn from preferences or make some."""
+    found, dpo, reward, sample = [], config.dpo, config.reward, config.sample
+    if not config.sft.sources:
+        asked = {"dpo.sources": dpo.sources, "reward.sources": reward.sources, "sample.answers": sample.answers}
+        found += [
+            f"{name}  preferences are learnt by a chat model: give sft.sources too, or set {name}={type(value)()}"
+            for name, value in asked.items()
+            if value
+        ]
+    if dpo.sources and reward.sources and dpo.sources != reward.sources:
+        found.append(
+            "reward.sources  a run has one set of preferences: name the same sources as in dpo.sources, or leave one of"
+            " the two empty"
+        )
+    if sample.answers and sample.judge == "reward" and not reward.sources:
+        found.append("sample.judge  reward scores by the model of the reward stage: give reward.sources too")
+    if sample.answers and sample.judge == "openai":
+        found += [f"sample.judge  {line}" for line in unanswered(sample)]
+    return found
 
 
 def _misnamed(config: Config, inputs: Inputs) -> list[str]:
@@ -156,7 +186,8 @@ def withdrawn(inputs: Inputs, store: Store) -> list[str]:
     return [
         f"{field.name}  {source.name} was withdrawn: {why}; leave it out, or `pipeline invalidate {source.name} --undo`"
         for field in fields(inputs)
-        for source in (getattr(inputs, field.name) or SourceSet(field.name)).sources
+        if isinstance(given := getattr(inputs, field.name), SourceSet)
+        for source in given.sources
         if (why := store.withdrawals.source(source.digest, (file.sha256 for file in source.files)))
     ]
 

@@ -34,8 +34,9 @@ NEVER = frozenset(
 keys of the stages that reach it; the values of sections enter the key themselves."""
 
 
-KINDS = ("documents", "records", "tokenizer", "tokens", "model", "release", "scores", "page")
-"""What a stage makes. A model is one that was trained; a release is what others are given of it."""
+KINDS = ("documents", "records", "tokenizer", "tokens", "model", "reward", "release", "scores", "page")
+"""What a stage makes. A model is one that was trained to talk, a reward one to score; a release is what others are
+given of a model."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Stage:
         it starts from (checkpoints hold two moments of every weight)."""
         read = sum(file["bytes"] for listing in self.listings(inputs) for file in listing["files"])
         read += sum(sum(store.contents(made.stage, made.key).values()) for made in artifacts_of(inputs))
-        if self.kind == "model":
+        if self.kind in ("model", "reward"):
             base = inputs.get(self.base or "")
             return 4 * sum(store.contents(base.stage, base.key).values()) if base else 0
         return read if self.kind in ("documents", "records", "tokens") else 0
