@@ -14,9 +14,9 @@ from tasks.running.stage import NEVER, PACKAGES, Stage
 ROOT = Path(__file__).parent.parent
 STAGES = {name: s for name, s in vars(dag).items() if isinstance(s, Stage)}
 DOCUMENT_STAGES = {"ingest", "clean", "language", "dedup", "decontaminate", "shard", "chats", "preferences"}
-TRAINING = {"pretrain", "sft", "dpo"}
-TUNING = {"sft", "dpo"}
-ALL_MODELS = {*TRAINING, "evaluate", "export"}
+TUNING = {"sft", "reward", "dpo"}
+TRAINING = {"pretrain", *TUNING}
+ALL_MODELS = {*TRAINING, "sample", "evaluate", "export"}
 
 EDITS = [
     # what runs, watches, shows or estimates costs nothing
@@ -47,7 +47,7 @@ EDITS = [
         "model/tokens/template.py",
         "CHAT_TEMPLATE = (",
         "CHAT_TEMPLATE = '' + (",
-        {"tokenizer", "encode", "sft", "dpo", "evaluate", "export"},
+        {"tokenizer", "encode", *TUNING, "sample", "evaluate", "export"},
     ),
     ("pipeline/data/repairs.py", "fix_encoding=True", "fix_encoding=False", {"clean"}),
     ("pipeline/kernels/repeats.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"clean"}),
@@ -56,7 +56,7 @@ EDITS = [
     ("pipeline/kernels/fasttext.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"language"}),
     ("pipeline/data/datacard.py", "def write_datacard", "EXTRA = 1\n\n\ndef write_datacard", {"shard"}),
     ("pipeline/data/screen.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"chats", "preferences"}),
-    ("pipeline/data/documents.py", "SAMPLES = 20", "SAMPLES = 21", DOCUMENT_STAGES),
+    ("pipeline/data/documents.py", "SAMPLES = 20", "SAMPLES = 21", {*DOCUMENT_STAGES, "sample"}),
     # tokens
     ("pipeline/kernels/bpe.py", "_ZERO = np.int64(0)", "_ZERO = np.int64(1)", {"tokenizer"}),
     ("pipeline/tokens/encode.py", "2 << 20", "1 << 20", {"encode"}),
@@ -70,7 +70,14 @@ EDITS = [
     ("tasks/pretrain.py", "init=init", "init=None", {"pretrain"}),
     # models
     ("model/objectives/preference.py", "margin, smooth = spec.beta", "margin, smooth = 2 * spec.beta", {"dpo"}),
-    ("model/training/reference.py", "allow_pickle=False", "allow_pickle=bool(0)", {"dpo"}),
+    ("model/training/reference.py", "allow_pickle=False", "allow_pickle=bool(0)", {"reward", "dpo"}),
+    ("model/objectives/pairs.py", "2 * known + 1", "1 + 2 * known", {"reward", "dpo"}),
+    ("model/objectives/reward.py", "0.5 * (chosen", "0.4 * (chosen", {"reward"}),
+    ("model/reward.py", "together=2", "together=1", {"reward"}),
+    ("model/sample.py", "SHARD = 16", "SHARD = 8", {"sample"}),
+    ("model/network/reward.py", "hidden @ self.score", "2 * hidden @ self.score", {"reward", "sample"}),
+    ("pipeline/sampling/pairs.py", "one.score)", "one.score + 1)", {"sample"}),
+    ("pipeline/tokens/ranked.py", "room // 2", "room // 3", {"reward"}),
     ("model/objectives/distill.py", "* temperature**2", "* temperature", {"sft"}),
     ("model/dpo.py", "together=2", "together=1", {"dpo"}),
     ("model/specs/dpo.py", "self.beta > 0", "self.beta > 1", {"dpo"}),
@@ -78,7 +85,7 @@ EDITS = [
     ("model/training/optim.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", TRAINING),
     ("model/training/loop.py", "SKIP_LIMIT = 10", "SKIP_LIMIT = 11", TRAINING),
     ("model/network/transformer.py", "class Transformer", "EXTRA = 1\n\n\nclass Transformer", ALL_MODELS),
-    ("model/generation/judge.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"evaluate"}),
+    ("model/generation/judge.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"reward", "sample", "evaluate"}),
     ("pipeline/release/export.py", "0x7FFF", "0x7FFE", {"export"}),
     # words about the code
     ("model/network/transformer.py", '"""', '"""Said in other words. ', set()),
