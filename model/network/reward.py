@@ -49,7 +49,7 @@ def save_reward(
     model: Transformer, path: Path, tokenizer: str | Path | None = None, state: dict[str, Tensor] | None = None
 ) -> None:
     """Write the model directory; ``state`` as in :func:`model.network.weights.save_model`."""
-    own = dict(state or model.named_parameters())
+    own: dict[str, Tensor] = dict(state or model.named_parameters())
     score = own.pop("score")
     save_model(model, path, tokenizer, own)
     weights = load_file(path / "model.safetensors") | {HEAD: score.detach().cpu()[None].contiguous()}

@@ -33,10 +33,17 @@ def choose_prompts(chats: Iterable[dict[str, Any]], count: int, seed: int) -> li
             continue
         messages: list[Message] = [{"role": m["role"], "content": m["content"]} for m in chat["messages"][:last]]
         reference = chat["messages"][last]["content"].strip()
-        place = {key: chat[key] for key in ("source", "path", "line")}
         told = json.dumps(messages, ensure_ascii=False, sort_keys=True)
         groups = known.get(reference, []) if chat["source"] == "teaching" else []
-        found.setdefault(told, {"messages": messages, "reference": reference, "keywords": groups, **place})
+        prompt: Prompt = {
+            "messages": messages,
+            "reference": reference,
+            "keywords": groups,
+            "source": chat["source"],
+            "path": chat["path"],
+            "line": chat["line"],
+        }
+        found.setdefault(told, prompt)
     order = sorted(found, key=lambda told: hashlib.blake2b(f"{seed}/{told}".encode(), digest_size=8).digest())
     chosen = set(order[:count])
     return [prompt for told, prompt in found.items() if told in chosen]
