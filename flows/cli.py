@@ -281,6 +281,12 @@ def _chat(args: argparse.Namespace) -> int:
     return chat(args)
 
 
+def _serve(args: argparse.Namespace) -> int:
+    from flows.serving.command import serve
+
+    return serve(args)
+
+
 def _adopt(args: argparse.Namespace) -> int:
     from flows.curate import adopt
 
@@ -356,6 +362,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "pin": _pin,
     "completion": _completion,
     "chat": _chat,
+    "serve": _serve,
     "adopt": _adopt,
     "invalidate": _invalidate,
     "promote": _promote,

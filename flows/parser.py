@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from flows.serving.options import serving, talking
 from model.running.devices import GPUS
 
 EPILOG = """\
@@ -15,6 +16,7 @@ examples:
   pipeline plan tiny pretrain.optim.lr=1e-3           what would run, and why; runs nothing
   pipeline run tiny --refresh sft                     build one stage again
   pipeline chat tiny --prompt "What is MinHash?"
+  pipeline serve tiny                                 an OpenAI API and a chat page
   pipeline lineage tiny                               what the newest model was made from
   pipeline config tiny --explain                      every option with its meaning, type and range
   eval "$(pipeline completion bash)"                  complete commands, presets, stages and options with Tab
@@ -297,17 +299,10 @@ def _artifact_commands(command: Any) -> None:
         help="a preset's name (its newest whole run), a run's id, a reference like dpo/3fa9, or a model directory",
     ).completer = _names("presets")
     sub.add_argument("--prompt", help="answer this one prompt; standard output is the answer and nothing else")
-    sub.add_argument("--system", default="", help="what the model is told before the conversation")
-    sub.add_argument(
-        "--temperature", type=float, help="0 is greedy; default: what the model's generation_config.json says"
-    )
-    sub.add_argument("--top-k", type=int, help="draw from the likeliest K tokens; needs a temperature above 0")
-    sub.add_argument(
-        "--top-p", type=float, help="draw from the likeliest tokens of this share; needs a temperature too"
-    )
-    sub.add_argument("--max-tokens", type=int, default=0, help="longest answer; 0 takes the model's own limit")
-    sub.add_argument("--seed", type=int, default=0)
+    talking(sub)
+    sub.add_argument("--compare", metavar="OTHER", help="another model, which answers the same below the first")
     sub.add_argument("--force", action="store_true", help="also when the model was withdrawn")
+    serving(command, _names("presets"))
     sub = command("adopt", "accept an artifact made by older code as what today's code would make")
     sub.add_argument("ref", help="stage/key of an artifact, or a preset: all that earlier code made for a run of it")
     _preset(sub, nargs="?")

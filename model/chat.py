@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ import torch
 from model.generation.generator import stream
 from model.generation.sampling import Sampling
 from model.network.transformer import Transformer
+from model.serving.text import Reader
 from model.tokens.chat import ChatTokenizer
 from model.tokens.history import fit_history
 from model.tokens.turns import Message
@@ -24,19 +25,24 @@ class Chat:
     """A model with its tokenizer, ready to answer."""
 
     def __init__(
-        self, directory: str | Path, *, device: str = "auto", sampling: Sampling | None = None, max_new_tokens: int = 0
+        self,
+        directory: str | Path,
+        *,
+        name: str = "",
+        device: str = "auto",
+        sampling: Sampling | None = None,
+        max_new_tokens: int = 0,
     ) -> None:
-        """Load ``directory``; what is not given is taken from its ``generation_config.json``. Raises ValueError or
-        FileNotFoundError."""
+        """Load ``directory``; what is not given is taken from its ``generation_config.json``. ``name`` is what the
+        model is called beside another one. Raises ValueError or FileNotFoundError."""
+        self.name = name or Path(directory).name
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.tokenizer = ChatTokenizer.load(directory)
         self.model = Transformer.from_dir(
             directory, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device
         )
         defaults = generation_defaults(directory)
-        self.sampling = sampling or Sampling(
-            temperature=defaults.get("temperature", 0.0), top_p=defaults.get("top_p", 1.0)
-        )
+        self.sampling = sampling or own_sampling(defaults)
         self.max_new_tokens = max_new_tokens or int(defaults.get("max_new_tokens", 256))
         self.stop = {self.tokenizer.eos_id, self.tokenizer.end_of_text_id}
 
@@ -44,12 +50,10 @@ class Chat:
         """The assistant's next message."""
         return "".join(self.stream(messages)).strip()
 
-    def stream(self, messages: list[Message]) -> Iterator[str]:
+    def stream(self, messages: Sequence[Message]) -> Iterator[str]:
         """The same in pieces of whole characters. The oldest exchanges are forgotten when the model's window is
         full."""
-        from tokenizers.decoders import DecodeStream
-
-        pieces = DecodeStream(skip_special_tokens=True)
+        reader = Reader(self.tokenizer)
         for token in stream(
             self.model,
             self._prompt(messages),
@@ -57,24 +61,38 @@ class Chat:
             max_new_tokens=self.max_new_tokens,
             sampling=self.sampling,
         ):
-            if piece := pieces.step(self.tokenizer.backend, token):
+            if piece := reader.push(token):
                 yield piece
 
-    def _prompt(self, messages: list[Message]) -> list[int]:
-        """Ids of what fits of the conversation; it begins at a question, see :func:`fit_history`."""
-        room = self.model.config.max_seq_len - 1 - len(self.tokenizer.prompt([]))
-        fitting = fit_history(messages, self.tokenizer.sizes(messages), room)
+    def _prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of what fits of the conversation; it begins at a question, see :func:`fit_history`. A quarter of the
+        window is left to the answer, and where the question alone needs more, what there is."""
+        sizes, window = self.tokenizer.sizes(messages), self.model.config.max_seq_len
+        room = window - 1 - len(self.tokenizer.prompt([]))
+        short = min(self.max_new_tokens, window // 4) - 1
+        fitting = fit_history(messages, sizes, room - short) or fit_history(messages, sizes, room)
         if fitting is None:
             raise ValueError(f"the message is too long; this model reads at most {room} tokens, system prompt included")
         return self.tokenizer.prompt(fitting[0])
+
+
+SAMPLED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 def generation_defaults(directory: str | Path) -> dict[str, float]:
     """Sampling values of ``generation_config.json``; greedy when it does not ask for sampling or is not there."""
     path = Path(directory, "generation_config.json")
     values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    names = ("max_new_tokens", "temperature", "top_p") if values.get("do_sample") else ("max_new_tokens",)
+    names = ("max_new_tokens", *SAMPLED) if values.get("do_sample") else ("max_new_tokens", "repetition_penalty")
     return {name: values[name] for name in names if values.get(name) is not None}
+
+
+def own_sampling(defaults: Mapping[str, float], **changed: float | None) -> Sampling:
+    """How a model is sampled by its own defaults, but for what is ``changed`` (None is not). Raises ValueError."""
+    given = {name: value for name, value in changed.items() if value is not None}
+    values = {name: value for name, value in defaults.items() if name in SAMPLED} | given
+    whole = {name: int(values[name]) for name in ("top_k", "seed") if name in values}
+    return Sampling(**{**values, **whole})
 
 
 HELP = """\
@@ -84,10 +102,11 @@ HELP = """\
 Anything else is said to the model, which sees the whole conversation until its window is full."""
 
 
-def converse(chat: Chat, system: str = "") -> None:
-    """The interactive loop on stdin and stdout; ``system`` opens every conversation."""
+def converse(*chats: Chat, system: str = "") -> None:
+    """The interactive loop on stdin and stdout; ``system`` opens every conversation. Several models each have a
+    conversation of their own about the same questions."""
     start: list[Message] = [{"role": "system", "content": system}] if system else []
-    messages = list(start)
+    told = [list(start) for _ in chats]
     print("/help lists what can be done here, /quit leaves", file=sys.stderr)
     while True:
         try:
@@ -98,11 +117,14 @@ def converse(chat: Chat, system: str = "") -> None:
         if text == "/quit":
             return
         if text == "/new":
-            messages = list(start)
+            told = [list(start) for _ in chats]
         elif COMMAND.fullmatch(text):
             print(HELP if text == "/help" else f"{text} is no command here\n{HELP}", file=sys.stderr)
         elif text:
-            messages = _turn(chat, [*messages, {"role": "user", "content": text}])
+            for i, chat in enumerate(chats):
+                if len(chats) > 1:
+                    print(f"[{chat.name}]")
+                told[i] = _turn(chat, [*told[i], {"role": "user", "content": text}])
 
 
 def _turn(chat: Chat, messages: list[Message]) -> list[Message]:

@@ -20,7 +20,7 @@
 
 Workers (``model/``) import nothing of ours and have two of their own, ``Diverged`` and ``CheckpointMismatch``, which
 reach a person through ``WorkerFailed``. ``Reached``, ``Broken``, ``Unusable`` and ``_Retired`` are signals between two
-functions of a module and never leave it.
+functions of a module and never leave it. ``Wrong`` (flows/serving/errors.py) is what a client of the server is told.
 """
 
 from __future__ import annotations

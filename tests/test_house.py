@@ -18,7 +18,13 @@ TORCH_FREE = {
     "model.running.how",
     "model.running.devices",
 }
-USED_BY_COMMANDS = {"model.chat", "model.generation.sampling", "model.running.estimate", "model.running.machine"}
+USED_BY_COMMANDS = {
+    "model.chat",
+    "model.generation.sampling",
+    "model.running.estimate",
+    "model.running.machine",
+    "model.serving",
+}
 MAY = {
     "flows": {*PACKAGES[:3], "storage", *TORCH_FREE, *USED_BY_COMMANDS},
     "tasks": {"tasks", "pipeline", "storage", *TORCH_FREE},

@@ -62,7 +62,10 @@ def _narrow(logits: Tensor, samplings: Sequence[Sampling]) -> Tensor:
     return logits.masked_fill(torch.zeros_like(cut).scatter(1, order, cut), -torch.inf)
 
 
-def top_logprobs(logits: Tensor, count: int) -> list[tuple[int, float]]:
-    """The ``count`` likeliest tokens of logits [vocab] as the model made them, with their log-probabilities."""
-    values, ids = torch.log_softmax(logits, -1).topk(min(count, len(logits)))
-    return list(zip(ids.tolist(), values.tolist(), strict=True))
+def top_logprobs(logits: Tensor, count: int, chosen: int) -> list[tuple[int, float]]:
+    """The ``count`` likeliest tokens of logits [vocab] as the model made them, with their log-probabilities; the
+    ``chosen`` one follows them where it is not among them."""
+    own = torch.log_softmax(logits, -1)
+    values, ids = own.topk(min(count, len(logits)))
+    top = list(zip(ids.tolist(), values.tolist(), strict=True))
+    return top if chosen in ids else [*top, (chosen, float(own[chosen]))]

@@ -32,8 +32,8 @@ CHUNK = 512
 class Token:
     """One new token of sequence ``id``. ``logprob`` is its natural log-probability under the very distribution that it
     was drawn from (of a greedy one: under the whole softmax after the penalties); ``top`` the model's own likeliest
-    tokens with theirs, as many as were wanted; ``finish`` says what it ended: "stop" by a stop token, which this then
-    is, or "length"."""
+    tokens with theirs, as many as were wanted, and last the token itself where it is none of them; ``finish`` says what
+    it ended: "stop" by a stop token, which this then is, or "length"."""
 
     id: int
     token: int
@@ -224,10 +224,8 @@ class Generator:
 
     def _choose(self, logits: Tensor, sequences: list[_Sequence]) -> list[Token]:
         """One token of each sequence from its logits [rows, vocab]; those that end leave."""
-        tops = [
-            top_logprobs(row, s.top_logprobs) if s.top_logprobs else []
-            for row, s in zip(logits, sequences, strict=True)
-        ]
+        # as the model made them: penalties are written over the rows
+        raw = [row.clone() if s.top_logprobs else None for row, s in zip(logits, sequences, strict=True)]
         for row, s in enumerate(sequences):
             if s.sampling.penalised:
                 prompt, answer = (
@@ -237,9 +235,10 @@ class Generator:
         uniform = [float(s.uniform[len(s.answer)]) if s.sampling.temperature else 0.0 for s in sequences]
         chosen, logprobs = choose(logits, [s.sampling for s in sequences], uniform)
         said: list[Token] = []
-        for s, token, logprob, top in zip(sequences, chosen.tolist(), logprobs.tolist(), tops, strict=True):
+        for s, token, logprob, own in zip(sequences, chosen.tolist(), logprobs.tolist(), raw, strict=True):
             s.answer.append(token)
             finish = "stop" if token in s.stop else "length" if len(s.answer) == s.room else ""
+            top = [] if own is None else top_logprobs(own, s.top_logprobs, token)
             said.append(Token(s.id, token, logprob, finish, top))
             if finish:
                 self._leave(s)

@@ -1,0 +1,80 @@
+"""Models of this process behind the routes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+
+from flows.serving.chats import Chat
+from flows.serving.errors import Wrong
+from flows.serving.lineage import lineage_page
+from flows.serving.metrics import Metrics
+from flows.serving.prompts import chat_prompt, text_prompts
+from flows.serving.requests import ChatRequest, CompletionRequest
+from flows.serving.served import Models, has_lineage
+from flows.serving.talks import Events, Going, Limits, listened
+from flows.serving.texts import Texts
+
+
+@dataclass
+class Local:
+    """``seconds``: between two looks whether a name means another model."""
+
+    served: Models
+    limits: Limits
+    metrics: Metrics
+    seconds: float = 5.0
+
+    async def models(self) -> list[dict[str, Any]]:
+        """See :class:`flows.serving.app.Backend`, as for all below."""
+        return [model.facts() for model in self.served.by_name.values()]
+
+    async def chat(self, request: Request, asked: ChatRequest) -> Response:
+        model = self.served.get(asked.model)
+        most = self.limits.tokens or model.engine.window
+        prompt = chat_prompt(model.engine, asked, most, model.defaults)
+        chat = Chat(asked, prompt, Going(model, [prompt.ask], self.limits, self.metrics))
+        return await _told(request, chat, bool(asked.stream))
+
+    async def complete(self, request: Request, asked: CompletionRequest) -> Response:
+        model = self.served.get(asked.model)
+        asks = text_prompts(model.engine, asked, self.limits.tokens or model.engine.window, model.defaults)
+        texts = Texts(asked, Going(model, asks, self.limits, self.metrics))
+        return await _told(request, texts, bool(asked.stream))
+
+    def lineage(self, model: str) -> str:
+        found = self.served.get(model).found
+        if not has_lineage(found.directory):
+            raise Wrong(404, f"{model} does not say what it was made from", param="model")
+        return lineage_page(found.directory, f"{model}: {found.artifact or found.directory.name}")
+
+    async def health(self) -> dict[str, dict[str, Any]]:
+        self.served.gauge()
+        return {
+            name: {"running": m.engine.running, "waiting": m.engine.waiting, "slots": m.engine.slots}
+            for name, m in self.served.by_name.items()
+        }
+
+    @contextlib.asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        watch = asyncio.create_task(self.served.watch(self.seconds))
+        try:
+            yield
+        finally:
+            watch.cancel()
+            await self.served.close()
+
+
+async def _told(request: Request, answer: Chat | Texts, stream: bool) -> Response:
+    if stream:
+        return Events(answer.going, answer.stream())
+    try:
+        return JSONResponse(await listened(request, answer.whole()))
+    finally:
+        answer.going.leave()

@@ -1,0 +1,194 @@
+"""Requests as what a model reads: token ids, the options of sampling, and how long an answer may be."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flows.serving.errors import Wrong
+from flows.serving.requests import (
+    Answer,
+    ChatRequest,
+    ChosenTool,
+    CompletionRequest,
+    Content,
+    Result,
+    SamplingAsked,
+)
+from model.chat import SAMPLED, own_sampling
+from model.generation.sampling import Sampling
+from model.serving.engine import Ask, Engine
+from model.tokens.history import fit_history
+from model.tokens.turns import Message
+from pipeline.formats.bad import BadRecord
+from pipeline.formats.calls import calls_of, tools_text
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a request asks the engine. ``begun``: how a forced call begins, which the model goes on with; ``forgotten``:
+    messages that were left out."""
+
+    ask: Ask
+    begun: str = ""
+    forgotten: int = 0
+
+
+def chat_prompt(engine: Engine, request: ChatRequest, most: int, defaults: dict[str, float]) -> Prompt:
+    """The conversation in the model's chat format. ``most``: longest answer that the server gives. Raises Wrong."""
+    _refuse(request)
+    if request.response_format and request.response_format.type != "text":
+        raise Wrong(
+            400,
+            f"response_format {request.response_format.type} is not available: answers are not forced into JSON here; "
+            "leave it out, or offer a tool",
+            param="response_format",
+            code="unsupported_value",
+        )
+    wanted = request.max_completion_tokens or request.max_tokens or int(defaults.get("max_new_tokens", 0)) or most
+    begun = _begun(request)
+    try:
+        messages = normal(request)
+        tail = engine.tokenizer.encode(begun) if begun else []
+        ids, forgotten = engine.tokenizer.prompt(messages), 0
+        if request.truncation == "auto":
+            wanted_room = min(wanted, most, engine.window // 4)
+            ids, forgotten = _fitting(engine, messages, ids, (wanted_room + len(tail), 1 + len(tail)))
+    except (UnicodeEncodeError, TypeError) as error:  # half of a surrogate pair inside a tool's schema
+        raise Wrong(400, f"messages or tools hold what is no text: {error}", param="messages") from None
+    ids = ids + tail
+    ask = _ask(engine, request, ids, wanted, most, defaults, "messages")
+    count = request.top_logprobs or 0
+    return Prompt(replace(ask, top_logprobs=count if request.logprobs else None), begun, forgotten)
+
+
+def _fitting(engine: Engine, messages: list[Message], ids: list[int], rooms: tuple[int, ...]) -> tuple[list[int], int]:
+    """The ids of what fits of a conversation and how many messages do not, with the first of the ``rooms`` for an
+    answer that leaves the last question whole; all of it when none does."""
+    sizes, head = engine.tokenizer.sizes(messages), len(engine.tokenizer.prompt([]))
+    for room in rooms:
+        if fitting := fit_history(messages, sizes, engine.window - room - head):
+            return (engine.tokenizer.prompt(fitting[0]), fitting[1]) if fitting[1] else (ids, 0)
+    return ids, 0
+
+
+def text_prompts(engine: Engine, request: CompletionRequest, most: int, defaults: dict[str, float]) -> list[Ask]:
+    """A question to the engine for each prompt. Raises Wrong."""
+    _refuse(request)
+    given: list[Any] = request.prompt if isinstance(request.prompt, list) else [request.prompt]
+    prompts: list[str | list[int]] = [given] if isinstance(given[0], int) else given
+    asks = []
+    for prompt in prompts:
+        ids = engine.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        size = engine.model.config.vocab_size
+        if any(token >= size for token in ids):
+            raise Wrong(400, f"the prompt has ids that the model does not: it has {size}", param="prompt")
+        # a text begins as documents do in training
+        ids = ids or [engine.tokenizer.end_of_text_id]
+        ids = [engine.tokenizer.end_of_text_id, *ids] if isinstance(prompt, str) and prompt else ids
+        ask = _ask(engine, request, ids, request.max_tokens or 16, most, defaults, "prompt")
+        asks.append(replace(ask, top_logprobs=request.logprobs))
+    return asks
+
+
+def _refuse(request: SamplingAsked) -> None:
+    if request.logit_bias:
+        raise Wrong(400, "logit_bias is not available", param="logit_bias", code="unsupported_value")
+
+
+def _ask(
+    engine: Engine,
+    request: SamplingAsked,
+    ids: list[int],
+    wanted: int,
+    most: int,
+    defaults: dict[str, float],
+    param: str,
+) -> Ask:
+    room = engine.window - len(ids)
+    if room < 1:
+        raise Wrong(
+            400,
+            f"the prompt has {len(ids)} tokens and this model reads at most {engine.window}, prompt and answer together"
+            + ("; truncation: auto forgets the oldest exchanges" if param == "messages" else ""),
+            param=param,
+            code="context_length_exceeded",
+        )
+    return Ask(
+        ids,
+        min(wanted, most, room),
+        _sampling(request, defaults),
+        samples=request.n or 1,
+        stop=request.stops,
+    )
+
+
+def _sampling(request: SamplingAsked, defaults: dict[str, float]) -> Sampling:
+    given = {name: getattr(request, name) for name in (*SAMPLED, "presence_penalty", "frequency_penalty")}
+    seed = secrets.randbits(62) if request.seed is None else request.seed
+    return own_sampling(defaults, **given, seed=seed)
+
+
+def normal(request: ChatRequest) -> list[Message]:
+    """The conversation in the normal form that models are trained on: calls and reasoning in the contents, the tools in
+    the leading system message, results in the order of their calls. Raises Wrong."""
+    messages: list[Message] = []
+    waiting: list[str] = []
+    results: list[tuple[int, Message]] = []
+    for i, message in enumerate(request.messages):
+        if isinstance(message, Result):
+            if message.tool_call_id not in waiting:
+                raise Wrong(
+                    400,
+                    f"messages.{i}: no call of the message before has the id {message.tool_call_id!r}",
+                    param=f"messages.{i}.tool_call_id",
+                )
+            results.append((waiting.index(message.tool_call_id), {"role": "tool", "content": _text(message.content)}))
+            continue
+        messages += _sorted(results)
+        results = []
+        if isinstance(message, Answer):
+            waiting = [call.id for call in message.tool_calls or []]
+            messages.append({"role": "assistant", "content": _said(message, i)})
+        else:
+            waiting = []
+            role = "user" if message.role == "user" else "system"
+            messages.append({"role": role, "content": _text(message.content)})
+    messages += _sorted(results)
+    if request.tools and request.tool_choice != "none":
+        text = tools_text([tool.model_dump(exclude_unset=True) for tool in request.tools])
+        lead = messages.pop(0)["content"].strip() if messages and messages[0]["role"] == "system" else ""
+        messages.insert(0, {"role": "system", "content": "\n\n".join(part for part in (lead, text) if part)})
+    return messages
+
+
+def _sorted(results: list[tuple[int, Message]]) -> list[Message]:
+    return [message for _, message in sorted(results, key=lambda result: result[0])]
+
+
+def _said(message: Answer, place: int) -> str:
+    """An earlier answer with its reasoning before and its calls after it."""
+    try:
+        calls = calls_of([call.function.model_dump() for call in message.tool_calls or []])
+    except BadRecord as error:
+        raise Wrong(400, f"messages.{place}: {error.detail}", param=f"messages.{place}.tool_calls") from None
+    said = "\n".join(part for part in (_text(message.content).strip(), *calls) if part)
+    why = (message.reasoning_content or "").strip()
+    return f"<think>\n{why}\n</think>\n\n{said}" if why else said
+
+
+def _text(content: Content | None) -> str:
+    if isinstance(content, list):
+        return "".join(part.text for part in content)
+    return content or ""
+
+
+def _begun(request: ChatRequest) -> str:
+    """How an answer begins that has to be a call: the model cannot say anything else then. It ends where a token does
+    that the model has learnt, so without the blank before the arguments."""
+    choice = request.tool_choice
+    if isinstance(choice, ChosenTool):
+        return f'<tool_call>\n{{"name": {json.dumps(choice.function.name)}, "arguments":'
+    return '<tool_call>\n{"name": "' if choice == "required" else ""
