@@ -49,7 +49,7 @@ def full(cfg: Config, inputs: Inputs) -> dict[str, Any]:
     base = pretrain(cfg.pretrain, tokens, vocabulary)
     chat = sft(cfg.sft, base, talks) if talks else None
     judge = reward(cfg.reward, chat, pairs) if inputs.ranks else None
-    own = sample(cfg.sample, chat, talks, judge) if inputs.samples else None
+    own = sample(cfg.sample, chat, talks, judge, inputs.unasked) if inputs.samples else None
     given = pairs if inputs.aligns else None
     aligned = dpo(cfg.dpo, chat, given, own) if given or own else None
     final = aligned or chat or base

@@ -11,6 +11,7 @@ from pipeline.config.sample import SampleSection
 from storage.places import home
 from storage.store import Artifact
 from tasks.running.launch import launch
+from tasks.running.sources import SourceSet, unchanged
 from tasks.running.stage import Report, stage
 
 if TYPE_CHECKING:
@@ -30,17 +31,26 @@ def sample(
     chat: Artifact,
     chats: Artifact,
     reward: Artifact | None = None,
+    exams: SourceSet | None = None,
     *,
     on: Resources,
     out: Path,
     report: Report,
 ) -> dict[str, Any]:
-    """Ask the chat model prompts of its chats several times, score the answers, and make pairs of best and worst."""
+    """Ask the chat model prompts of its chats several times, score the answers, and make pairs of best and worst.
+
+    ``exams``: whose questions must not be made up, where new prompts are.
+    """
     from pipeline.data.jsonl import read_jsonl
+    from pipeline.evaluation.exams import exam_items
+    from pipeline.sampling.disturbed import plain
     from pipeline.sampling.pairs import write_jsonl, write_pairs
     from pipeline.sampling.prompts import choose_prompts
 
-    prompts = choose_prompts(read_jsonl(chats.path / "records.jsonl"), cfg.prompts, cfg.seed)
+    with unchanged(exams):
+        taken = {plain(item["text"]) for item in exam_items(exams.sources)} if exams else set()
+    talks = read_jsonl(chats.path / "records.jsonl")
+    prompts = choose_prompts(talks, cfg.prompts, cfg.seed, cfg.disturbed, taken)
     asked = out / "_run" / "prompts.jsonl"
     asked.parent.mkdir(parents=True, exist_ok=True)
     write_jsonl(asked, prompts)

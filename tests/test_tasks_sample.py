@@ -25,6 +25,7 @@ from pipeline.config.resources import Resources
 from pipeline.config.sample import SampleSection
 from pipeline.config.tree import ConfigError, load
 from pipeline.data.jsonl import read_jsonl
+from pipeline.sampling.disturbed import plain, subject_of
 from pipeline.sampling.openai_judge import JudgeFailed, compare_all
 from pipeline.sampling.pairs import Judged, by_rule, pairs_of
 from pipeline.sampling.prompts import choose_prompts
@@ -228,3 +229,20 @@ def test_a_config_that_cannot_judge_is_refused(monkeypatch) -> None:
     assert load("gpu").sample.answers == 0 and not asked("gpt-teacher")[1].samples
     own = SampleSection(answers=2, judge="openai", judge_model="m", judge_url="http://here/v1")
     assert own.identity() == own.model_copy(update={"judge_url": "http://there/v1"}).identity()
+
+
+def test_disturbed_prompts_hold_the_subject_among_other_words_and_never_an_exam_s_question() -> None:
+    talks = teaching_chats()
+    prompts = choose_prompts(talks, 0, 0, many=2)
+    known = {chat["messages"][0]["content"] for chat in talks}
+    assert len(prompts) > 500 and not known & {p["messages"][0]["content"] for p in prompts}
+    tuning = next(p for p in prompts if p["reference"].startswith("Supervised fine-tuning continues"))
+    assert "supervised fine-tuning" in tuning["messages"][0]["content"].casefold() and tuning["keywords"]
+    assert prompts == choose_prompts(talks, 0, 0, many=2) != choose_prompts(talks, 0, 1, many=2)
+    taken = {plain(p["messages"][0]["content"]) for p in prompts[::2]}
+    left = choose_prompts(talks, 0, 0, 2, taken)
+    assert not taken & {plain(p["messages"][0]["content"]) for p in left} and len(left) == len(prompts) - len(taken)
+    assert subject_of(["What is a loss mask for?", "Explain the loss mask."]) == "loss mask"
+    assert subject_of(["什么是分词器？", "分词器是什么？"]) == "分词器" and subject_of(["cat", "concat"]) == ""
+    assert asked("tiny", ["sample.answers=2"])[1].unasked is None
+    assert asked("tiny", ["sample.answers=2", "sample.disturbed=1"])[1].unasked == asked("tiny")[1].exams

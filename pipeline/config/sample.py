@@ -14,13 +14,19 @@ JUDGE_HELP = (
     " (a model behind an OpenAI-compatible endpoint)"
 )
 
+DISTURBED_HELP = (
+    "further prompts for each answer that several questions have: what those have in common, among random words of the"
+    " data; none that an exam asks"
+)
+
 
 class SampleSection(Section):
     """Preferences from the model itself: it answers prompts of the chats several times, and the best and the worst
     answer become a pair."""
 
     answers: int = Field(default=0, ge=0, le=64, description="answers to each prompt; 0 leaves the stage out")
-    prompts: int = Field(default=1000, ge=1, description="prompts of the chats that are asked, chosen by their hash")
+    prompts: int = Field(default=1000, ge=0, description="prompts of the chats that are asked, chosen by their hash")
+    disturbed: int = Field(default=0, ge=0, le=64, description=DISTURBED_HELP)
     temperature: float = Field(default=1.0, gt=0, le=5, description="of the answers")
     top_p: float = Field(default=1.0, gt=0, le=1, description="nucleus of the answers; 1 is off")
     top_k: int = Field(default=0, ge=0, description="likeliest tokens that are drawn from; 0 is off")
@@ -50,6 +56,8 @@ class SampleSection(Section):
         """Raises ValueError when there is nothing to compare, or nobody who does."""
         if self.answers == 1 and not self.reference:
             raise ValueError("answers = 1 leaves nothing to compare it with; take 2 or more, or reference = true")
+        if self.answers and not (self.prompts or self.disturbed):
+            raise ValueError("prompts and disturbed are both 0: nothing would be asked")
         if self.answers and self.judge == "openai" and not self.judge_model:
             raise ValueError("judge = openai needs judge_model, the name of the model that judges")
         return self

@@ -1,4 +1,5 @@
-"""Preference records: MiniMind, LLaMA-Factory (alpaca and sharegpt) and TRL (string, conversational, implicit prompt).
+"""Preference records: MiniMind, LLaMA-Factory (alpaca and sharegpt), TRL (string, conversational, implicit prompt) and
+lists of answers with scores (UltraFeedback).
 
 In the normal form the prompt is a list of messages and each answer is one string; both answers are to the same prompt.
 Turns of the prompt are never targets, so what says that one is not to be learnt changes nothing there.
@@ -12,6 +13,7 @@ from typing import Any
 
 from pipeline.formats.chat import ANSWERS, ASKS, first, lead, prompt_turns, turns_field
 from pipeline.formats.fields import BESIDE_PAIRS, BESIDE_TURNS, KTO, SWITCHES, is_given, refuse_unused, turn_switches
+from pipeline.formats.kto import best_and_worst, is_scored
 from pipeline.formats.messages import BadRecord, Message, content_of, fold, parse_if_json
 from pipeline.formats.transcripts import is_transcript, transcript_turns
 
@@ -19,8 +21,10 @@ from pipeline.formats.transcripts import is_transcript, transcript_turns
 def is_preference(record: dict[str, Any]) -> bool:
     """Whether the record holds two answers to compare."""
     output = record.get("output")
-    return (record.get("chosen") is not None and record.get("rejected") is not None) or (
-        isinstance(output, list) and len(output) == 2 and all(isinstance(o, str) for o in output)
+    return (
+        is_scored(record)
+        or (record.get("chosen") is not None and record.get("rejected") is not None)
+        or (isinstance(output, list) and len(output) == 2 and all(isinstance(o, str) for o in output))
     )
 
 
@@ -30,6 +34,8 @@ def as_preference(record: Any, ignored: Collection[str] = ()) -> dict[str, Any]:
     if not isinstance(record, dict) or not is_preference(record):
         _refuse_unpaired(record)
         raise BadRecord("unknown_form", "no chosen and rejected answer")
+    if is_scored(record):
+        record = best_and_worst(record)
     pair = ("chosen", "rejected") if record.get("chosen") is not None else ("output",)
     chosen, rejected = (record[name] for name in pair) if len(pair) == 2 else record["output"]
     chosen, rejected = _answer(chosen), _answer(rejected)

@@ -15,7 +15,8 @@ from pipeline.evaluation.exams import complaints, read_exams
 from pipeline.formats.bad import BadRecord
 from pipeline.formats.chat import as_chat
 from pipeline.formats.kinds import MARKS, kind_of
-from pipeline.formats.preference import as_preference
+from pipeline.formats.kto import as_judged, is_judged
+from pipeline.formats.preference import as_preference, is_preference
 from pipeline.readers import Fault, Text, read
 from pipeline.sources import Source, SourceFile
 from pipeline.sources.kinds import format_of
@@ -77,21 +78,26 @@ def _piece(file: SourceFile) -> dict[str, Any]:
 def _wrong_kind(source: str, path: str, head: list[tuple[int, Any]], kind: str) -> Iterator[str]:
     """A line if all that is at the beginning of a file is of one other kind."""
     kinds = {_kind(record) for _, record in head}
-    if len(kinds) == 1 and (other := kinds.pop()) not in (kind, None):
+    judged = kind == "preference" and all(is_judged(record) for _, record in head)
+    if not judged and len(kinds) == 1 and (other := kinds.pop()) not in (kind, None):
         file = path if path == source else f"{source}: {path}"
         yield f"{file} holds {_CALLED[other]}, not {_CALLED[kind]}: give it in {_KNOBS[other]}, not {_KNOBS[kind]}"
 
 
 def _unusable(source: str, heads: dict[str, list[tuple[int, Any]]], kind: str) -> Iterator[str]:
     """A line if not one record at the beginning of the files can be used."""
-    normal = as_chat if kind == "chat" else as_preference
     first = None
     for path, head in heads.items():
         for line, record in head:
             try:
                 if isinstance(record, Fault):
                     raise BadRecord(record.reason, record.detail)
-                normal(record)
+                if kind == "chat":
+                    as_chat(record)
+                elif is_judged(record) and not is_preference(record):
+                    as_judged(record)
+                else:
+                    as_preference(record)
                 return
             except BadRecord as error:
                 first = first or f"{path} line {line}: {error}"

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, TypedDict
 
 from model.tokens.turns import Message
+from pipeline.sampling.disturbed import disturbed
 from pipeline.sources.teaching import facts
+
+_LONGEST = 200
+"""Characters of a question that is taken apart."""
 
 
 class Prompt(TypedDict):
@@ -22,33 +26,47 @@ class Prompt(TypedDict):
     line: int
 
 
-def choose_prompts(chats: Iterable[dict[str, Any]], count: int, seed: int) -> list[Prompt]:
+def choose_prompts(
+    chats: Iterable[dict[str, Any]], count: int, seed: int, many: int = 0, taken: Collection[str] = ()
+) -> list[Prompt]:
     """Up to ``count`` different prompts, chosen by their hash, in the order of the chats: all of each chat before its
-    last answer."""
-    known = _keywords()
+    last answer. Behind them up to ``many`` for each answer of several single questions, see
+    :mod:`pipeline.sampling.disturbed`; ``taken`` are questions of exams in their plain form."""
     found: dict[str, Prompt] = {}
+    for prompt in _prompts(chats):
+        found.setdefault(json.dumps(prompt["messages"], ensure_ascii=False, sort_keys=True), prompt)
+    order = sorted(found, key=lambda told: hashlib.blake2b(f"{seed}/{told}".encode(), digest_size=8).digest())
+    chosen = set(order[:count])
+    own = [prompt for told, prompt in found.items() if told in chosen]
+    return own + (_disturbed(list(found.values()), many, seed, taken) if many else [])
+
+
+def _prompts(chats: Iterable[dict[str, Any]]) -> Iterator[Prompt]:
+    known = {block["answer"]: block["keywords"] for fact in facts() for block in (fact["zh"], fact["en"])}
     for chat in chats:
         last = max((i for i, m in enumerate(chat["messages"]) if m["role"] == "assistant"), default=-1)
         if last < 1 or not chat["messages"][last]["content"].strip():
             continue
         messages: list[Message] = [{"role": m["role"], "content": m["content"]} for m in chat["messages"][:last]]
         reference = chat["messages"][last]["content"].strip()
-        told = json.dumps(messages, ensure_ascii=False, sort_keys=True)
-        groups = known.get(reference, []) if chat["source"] == "teaching" else []
-        prompt: Prompt = {
+        yield {
             "messages": messages,
             "reference": reference,
-            "keywords": groups,
+            "keywords": known.get(reference, []) if chat["source"] == "teaching" else [],
             "source": chat["source"],
             "path": chat["path"],
             "line": chat["line"],
         }
-        found.setdefault(told, prompt)
-    order = sorted(found, key=lambda told: hashlib.blake2b(f"{seed}/{told}".encode(), digest_size=8).digest())
-    chosen = set(order[:count])
-    return [prompt for told, prompt in found.items() if told in chosen]
 
 
-def _keywords() -> dict[str, list[list[str]]]:
-    """Keyword groups of the teaching set by the answer they belong to."""
-    return {block["answer"]: block["keywords"] for fact in facts() for block in (fact["zh"], fact["en"])}
+def _disturbed(prompts: list[Prompt], many: int, seed: int, taken: Collection[str]) -> list[Prompt]:
+    groups: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        if len(prompt["messages"]) == 1 and len(prompt["messages"][0]["content"]) <= _LONGEST:
+            groups.setdefault(prompt["reference"], []).append(prompt)
+    asked = {answer: [p["messages"][0]["content"] for p in own] for answer, own in groups.items()}
+    return [
+        {**groups[answer][0], "messages": [{"role": "user", "content": text}]}
+        for answer, texts in disturbed(asked, many, seed, taken).items()
+        for text in texts
+    ]

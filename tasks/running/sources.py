@@ -59,7 +59,7 @@ class Inputs:
     """Everything the flow reads from outside; what a config does not ask for is None, and its stages are left out.
 
     ``aligns``, ``ranks`` and ``samples`` say whether the preferences are for dpo, whether a reward model is trained on
-    them, and whether the chat model makes some itself.
+    them, and whether the chat model makes some itself; ``unasked`` are the exams, where it is asked in new words.
     """
 
     text: SourceSet | None
@@ -70,6 +70,7 @@ class Inputs:
     aligns: bool = False
     ranks: bool = False
     samples: bool = False
+    unasked: SourceSet | None = None
 
 
 def asked(preset: str, overrides: list[str] | tuple[str, ...] = (), here: bool = False) -> tuple[Config, Inputs]:
@@ -113,17 +114,19 @@ def given(config: Config) -> Inputs:
         return gather(f"{section}.sources", kind, lambda: resolve(names, kind)) if names or required else None
 
     against = config.dedup.against
+    exams = named("evaluate", "exam")
     inputs = Inputs(
         text=named("ingest", "text", required=True),
         chats=named("sft", "chat"),
         preferences=named("dpo" if config.dpo.sources else "reward", "preference"),
-        exams=named("evaluate", "exam"),
+        exams=exams,
         against=gather("dedup.against", "documents", lambda: [_documents(path) for path in against])
         if against
         else None,
         aligns=bool(config.dpo.sources),
         ranks=bool(config.reward.sources),
         samples=config.sample.answers > 0,
+        unasked=exams if config.sample.answers and config.sample.disturbed else None,
     )
     problems += _preferring(config)
     if not problems:
