@@ -56,7 +56,7 @@ def full(cfg: Config, inputs: Inputs) -> dict[str, Any]:
     release = export.submit(cfg.export, final, descent(final))
     models = several(base, chat, aligned)
     scores = evaluate.submit(cfg.evaluate, models, tokens, inputs.exams, several(text, talks, pairs))
-    return {"model": release.result(), "report": report(cfg.report, scores.result(), models)}
+    return {"model": release.result(), "report": report(cfg.report, scores.result(), models, judge, own)}
 
 
 @functools.cache

@@ -13,10 +13,21 @@ from tasks.running.stage import Report, stage
 
 @stage(version=1, kind="page", libs=("jinja2",))
 def report(
-    cfg: ReportSection, scores: Artifact, models: Several, *, on: Resources, out: Path, report: Report
+    cfg: ReportSection,
+    scores: Artifact,
+    models: Several,
+    reward: Artifact | None = None,
+    sample: Artifact | None = None,
+    *,
+    on: Resources,
+    out: Path,
+    report: Report,
 ) -> dict[str, int]:
-    """Write report.html and report.md from the scores, the answers, and the curves of the models' training."""
+    """Write report.html and report.md from the scores, the answers, the curves of the models' training, and what judged
+    answers."""
     from pipeline.pages.report.page import write_report
+    from pipeline.pages.report.preferences import judging
 
     curves = {model.stage: model.path / "_run" / "metrics.jsonl" for model in models.items}
-    return write_report(scores.path, out, curves=curves, samples=cfg.samples)
+    judged = judging(reward and reward.path, sample and sample.path, cfg.samples)
+    return write_report(scores.path, out, curves=curves, samples=cfg.samples, judged=judged)

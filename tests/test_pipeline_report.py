@@ -9,6 +9,7 @@ from model.generation.judge import share
 from pipeline.pages.parts.charts import Group, Interval, bars, histogram, lines
 from pipeline.pages.parts.curves import read_curves
 from pipeline.pages.report.page import write_report
+from pipeline.pages.report.preferences import judging
 from pipeline.pages.report.scores import comparison, pick_samples
 
 
@@ -170,3 +171,23 @@ def test_charts_take_what_is_missing_or_not_finite():
     marks = bars([Group("a", [None, half], 0.25)], ["one", "two"], "t").marks
     assert [mark.shape for mark in marks].count("rect") == 1 and any("5 of 10" in mark.tip for mark in marks)
     assert histogram([0, 0.5, 1], [0, 0], 0.5, "t", "pairs").marks
+
+
+def test_the_page_tells_how_answers_were_judged_and_shows_pairs(scored):
+    own = scored / "own"
+    share = {"share": 0.75, "low": 0.6, "high": 0.86, "n": 40}
+    (own / "_run").mkdir(parents=True)
+    (own / "_run" / "accuracy.json").write_text(json.dumps({"accuracy": share, "longer_wins": share | {"share": 0.5}}))
+    (own / "stats.json").write_text(json.dumps({"docs_in": 1200, "docs_out": 300, "dropped": {"tie": 900}}))
+    pair = {"prompt": [{"role": "user", "content": "q?"}], "chosen": "right", "rejected": EVIL, "scores": [1.0, -0.25]}
+    (own / "records.jsonl").write_text(json.dumps(pair) + "\n" + json.dumps(pair | {"chosen": "second"}) + "\n")
+    assert judging(None, None, 3) is None
+    write_report(scored, own, curves={}, samples=1, judged=judging(own, own, 1))
+    page = Page((own / "report.html").read_text())
+    page.is_whole_and_alone()
+    for told in ("length alone", "75.0%", "left out: tie", "1,200", "better 1", "worse -0.25"):
+        assert told in page.words, told
+    assert "second" not in page.words
+    text = (own / "report.md").read_text()
+    assert "better answer scores higher" in text and "## Preferences" in text
+    assert "Preferences" not in (scored / "report.md").read_text()

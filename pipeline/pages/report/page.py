@@ -16,6 +16,7 @@ from pipeline.pages.parts.charts import Chart, Group, Interval, bars, lines
 from pipeline.pages.parts.curves import read_curves
 from pipeline.pages.parts.forms import Badge, Cell, Table, Tile
 from pipeline.pages.parts.render import html, markdown
+from pipeline.pages.report.preferences import Judging
 from pipeline.pages.report.scores import Answer, ModelScores, Row, comparison, pick_samples
 
 HERE = Path(__file__).parent
@@ -61,13 +62,19 @@ TERMS = {
 
 
 def write_report(
-    scored: Path, out: Path, *, curves: Mapping[str, Path], samples: int = 12, title: str = "Evaluation"
+    scored: Path,
+    out: Path,
+    *,
+    curves: Mapping[str, Path],
+    samples: int = 12,
+    title: str = "Evaluation",
+    judged: Judging | None = None,
 ) -> dict[str, int]:
     """Write ``report.html`` and ``report.md`` into ``out``; returns how many models, scores and samples they show.
 
     ``scored``: directory with the ``scores.json`` and ``answers.jsonl`` of the evaluate stage; ``curves``: the
     ``metrics.jsonl`` of each training stage by its name, drawn when it exists. Models come in the order in which they
-    were trained.
+    were trained. ``judged`` is of the stages that judge answers, if the run has any.
     """
     scores: dict[str, ModelScores] = json.loads((scored / "scores.json").read_text(encoding="utf-8"))
     names = sorted(scores, key=lambda name: scores[name]["place"])
@@ -83,6 +90,7 @@ def write_report(
         "samples": shown,
         "longest": LONGEST,
         "terms": TERMS,
+        "judged": judged,
     }
     drawn = [chart for stage, path in curves.items() if (chart := _curve(stage, path))]
     page = html(
