@@ -17,6 +17,7 @@ TORCH_FREE = {
     "model.generation.judge",
     "model.running.how",
     "model.running.devices",
+    "model.running.kernel_cache",
 }
 USED_BY_COMMANDS = {
     "model.chat",

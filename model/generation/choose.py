@@ -29,6 +29,7 @@ def choose(logits: Tensor, samplings: Sequence[Sampling], uniform: Sequence[floa
     their log-probability is that of the whole softmax.
     """
     device = logits.device
+    logits = logits - logits.amax(-1, keepdim=True)
     greedy = torch.tensor([s.temperature == 0 for s in samplings], device=device)
     temperature = torch.tensor([s.temperature or 1.0 for s in samplings], device=device)
     logits = logits / temperature[:, None]
@@ -36,8 +37,8 @@ def choose(logits: Tensor, samplings: Sequence[Sampling], uniform: Sequence[floa
     if any(s.top_k or s.top_p < 1 for s in drawing):
         logits = _narrow(logits, samplings)
     if any(s.min_p for s in drawing):
-        floor = torch.tensor([s.min_p if s.temperature else 0.0 for s in samplings], device=device).log()
-        logits = logits.masked_fill(logits < logits.amax(-1, keepdim=True) + floor[:, None], -torch.inf)
+        floor = torch.tensor([s.min_p if s.temperature else 0.0 for s in samplings], device=device)
+        logits = logits.masked_fill(logits.exp() < floor[:, None], -torch.inf)
     chosen = logits.argmax(-1)
     if drawing:
         cumulative = torch.softmax(logits, -1, dtype=torch.float64).cumsum(-1)

@@ -11,21 +11,24 @@ Limit: a prompt with its answer must fit the model's ``max_seq_len``; there is n
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from model.generation.choose import choose, penalise, top_logprobs
+from model.generation.kernels.pick import pick
+from model.generation.packed import Packed
 from model.generation.sampling import GREEDY, Sampling, draws
-from model.generation.slots import Piece, SlotCache
+from model.generation.slots import Pieces, SlotCache
 from model.network.transformer import Transformer
 
-CHUNK = 512
-"""Most tokens of prompts that are read in one step."""
+CHUNK, BESIDE = 256, 64
+"""Most tokens of prompts that are read in one step, alone and beside sequences that are being answered."""
+NOT_FINITE = "the model's logits are not finite: its weights are damaged or diverged"
 
 
 @dataclass
@@ -56,35 +59,37 @@ class Completion:
 @dataclass
 class _Sequence:
     id: int
-    prompt: list[int]
+    prompt: np.ndarray  # int32
     stop: frozenset[int]
     room: int  # tokens it may get
     sampling: Sampling
     top_logprobs: int
-    uniform: np.ndarray
+    uniform: np.ndarray  # float64 [room], nothing of a greedy one
     slot: int = -1
-    answer: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
+    said: int = 0
 
     @property
     def length(self) -> int:
-        return len(self.prompt) + len(self.answer)
+        return len(self.prompt) + self.said
 
 
 class Generator:
-    """Continuous batching on ``model``, whose weights are read as they are now and again at each :meth:`refresh`.
+    """Continuous batching on ``model``, whose weights are read now and again at each :meth:`refresh`.
 
-    Memory is bounded by ``slots`` sequences of ``max_seq_len`` tokens. Not for several threads at once.
+    On a CPU by compiled kernels (:mod:`model.generation.packed`), which hold a copy of the matrices and use as many
+    threads as torch; elsewhere by torch. Memory is bounded by ``slots`` sequences of ``max_seq_len`` tokens. Not for
+    several threads at once.
     """
 
     def __init__(self, model: Transformer, *, slots: int = 32) -> None:
         if slots < 1:
             raise ValueError(f"slots must be at least 1, not {slots}")
         self.model, self.window, self.vocab = model, model.config.max_seq_len, model.config.vocab_size
-        self._cache = SlotCache(model, slots, 0)
+        self._cache = (Packed if model.head.device.type == "cpu" else SlotCache)(model, slots, 0)
         self._waiting: deque[_Sequence] = deque()
         self._running: dict[int, _Sequence] = {}  # by id, in order of joining
-        self._held: list[list[int]] = [[] for _ in range(slots)]  # tokens whose keys and values a slot holds
+        self._tokens = np.zeros((slots, 0), np.int32)  # what a slot's sequence has read and said
+        self._held = [0] * slots  # of how many of them the cache holds keys and values
         self._free = list(range(slots))[::-1]
         self._next = 0
 
@@ -104,12 +109,16 @@ class Generator:
         """
         prompt = list(prompt)
         self._check(prompt, max_new_tokens, samples, top_logprobs)
-        room = min(max_new_tokens, self.window - len(prompt))
+        room, stops, tokens = (
+            min(max_new_tokens, self.window - len(prompt)),
+            frozenset(stop),
+            np.array(prompt, np.int32),
+        )
         ids = list(range(self._next, self._next + samples))
         self._next += samples
         for sample, id in enumerate(ids):
             uniform = draws(prompt, sampling.seed, sample, room) if sampling.temperature else np.zeros(0)
-            self._waiting.append(_Sequence(id, prompt, frozenset(stop), room, sampling, top_logprobs, uniform))
+            self._waiting.append(_Sequence(id, tokens, stops, room, sampling, top_logprobs, uniform))
         return ids
 
     def _check(self, prompt: list[int], max_new_tokens: int, samples: int, top_logprobs: int) -> None:
@@ -120,18 +129,12 @@ class Generator:
                 f"a prompt of {len(prompt)} tokens leaves no room for an answer: the model reads at most"
                 f" {self.window} (max_seq_len)"
             )
-        if not 0 <= min(prompt) <= max(prompt) < self.vocab:
-            raise ValueError(
-                f"a prompt has the id {min(prompt) if min(prompt) < 0 else max(prompt)}, which is none of"
-                f" the model's {self.vocab}"
-            )
-        for name, value, least in (
-            ("max_new_tokens", max_new_tokens, 1),
-            ("samples", samples, 1),
-            ("top_logprobs", top_logprobs, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, not {value}")
+        if strange := [token for token in prompt if not 0 <= token < self.vocab]:
+            raise ValueError(f"a prompt has the id {strange[0]}, which is none of the model's {self.vocab}")
+        least = {"max_new_tokens": (max_new_tokens, 1), "samples": (samples, 1), "top_logprobs": (top_logprobs, 0)}
+        for name, (value, bound) in least.items():
+            if value < bound:
+                raise ValueError(f"{name} must be at least {bound}, not {value}")
 
     @property
     def running(self) -> int:
@@ -152,105 +155,129 @@ class Generator:
         """End a sequence and free its slot; one that has ended already, or never was, is let be."""
         if id in self._running:
             self._leave(self._running[id])
-        self._waiting = deque(sequence for sequence in self._waiting if sequence.id != id)
+        else:
+            self._waiting = deque(sequence for sequence in self._waiting if sequence.id != id)
 
     def refresh(self) -> None:
-        """The model's weights have changed in place: what runs is read again with the new ones."""
+        """The model's weights have changed in place: they are read again, and so are the tokens of what is running."""
         self._cache.refresh()
-        self._held = [[] for _ in self._held]
+        self._held = [0] * len(self._held)
 
-    @torch.no_grad()  # not inference_mode: what the model caches would be unusable for training after it
     def step(self) -> list[Token]:
-        """Let waiting sequences join as slots allow, read a chunk of the prompts, and compute one token of each
-        sequence whose prompt has been read."""
-        self._join()
-        pieces, ready = self._plan()
-        if not pieces:
-            return []
-        logits = self._cache.read(pieces)
-        for piece in pieces:
-            self._held[piece.slot] += piece.tokens
-        rows = [row for row, sequence in enumerate(ready) if sequence is not None]
-        sequences = [sequence for sequence in ready if sequence is not None]
-        return self._choose(logits[rows], sequences) if rows else []
-
-    def _join(self) -> None:
+        """Let waiting sequences join as slots allow, read on in prompts, and compute one token of each sequence whose
+        prompt has been read. Raises ValueError when the model's logits are not numbers."""
         while self._waiting and self._free:
-            sequence = self._waiting.popleft()
-            # the free slot whose tokens begin as the prompt does loses nothing by being taken
-            sequence.slot = max(self._free, key=lambda slot: _common(self._held[slot], sequence.prompt))
-            self._free.remove(sequence.slot)
-            kept = min(_common(self._held[sequence.slot], sequence.prompt), len(sequence.prompt) - 1)
-            self._held[sequence.slot] = sequence.prompt[:kept]
-            need = len(sequence.prompt) + sequence.room
-            if need > self._cache.capacity:
-                self._cache.grow(min(self.window, 1 << max(6, (need - 1).bit_length())))
-            self._running[sequence.id] = sequence
+            self._join(self._waiting.popleft())
+        parts = self._plan()
+        if not parts:
+            return []
+        slots = np.array([s.slot for s, _ in parts])
+        starts = np.array([self._held[s.slot] for s, _ in parts])
+        counts = np.array([count for _, count in parts])
+        if len(parts) == counts.sum():
+            ids = self._tokens[slots, starts]
+        else:
+            places = zip(slots, starts, counts, strict=True)
+            ids = np.concatenate([self._tokens[slot, start : start + count] for slot, start, count in places])
+        for s, count in parts:
+            self._held[s.slot] += count
+        ready = np.array([i for i, (s, _) in enumerate(parts) if self._held[s.slot] == s.length], np.int64)
+        logits = self._cache.read(Pieces(slots, starts, counts, ids.astype(np.int64)), ready)
+        return self._choose(logits, [parts[i][0] for i in ready])
 
-    def _plan(self) -> tuple[list[Piece], list[_Sequence | None]]:
-        """What is read in this step, and for each piece the sequence that gets a token of it, if one does."""
-        pieces: list[Piece] = []
-        ready: list[_Sequence | None] = []
-        budget = CHUNK
-        reading: list[_Sequence] = []
-        for sequence in self._running.values():
-            tokens = sequence.prompt + sequence.answer
-            held = self._held[sequence.slot]
-            if len(tokens) - len(held) > 1:
-                if self._awaits(sequence, tokens, reading) or budget <= 0:
-                    reading.append(sequence)
-                    continue
-                held = self._held[sequence.slot]
-                reading.append(sequence)
-            part = tokens[len(held) :][: max(budget, 1)]
-            if len(tokens) - len(held) > 1:
-                budget -= len(part)
-            pieces.append(Piece(sequence.slot, len(held), part))
-            ready.append(sequence if len(held) + len(part) == len(tokens) else None)
-        return pieces, ready
+    def _join(self, sequence: _Sequence) -> None:
+        need = len(sequence.prompt) + sequence.room
+        if need > self._tokens.shape[1]:
+            capacity = min(self.window, 1 << max(6, (need - 1).bit_length()))
+            self._cache.grow(capacity)
+            self._tokens = np.pad(self._tokens, ((0, 0), (0, capacity - self._tokens.shape[1])))
+        # the free slot that begins as the prompt does has read that much already
+        sequence.slot = max(self._free, key=lambda slot: self._shared(slot, sequence.prompt))
+        self._held[sequence.slot] = min(self._shared(sequence.slot, sequence.prompt), len(sequence.prompt) - 1)
+        self._free.remove(sequence.slot)
+        self._tokens[sequence.slot, : len(sequence.prompt)] = sequence.prompt
+        self._running[sequence.id] = sequence
 
-    def _awaits(self, sequence: _Sequence, tokens: list[int], reading: list[_Sequence]) -> bool:
-        """Take over the longest beginning that another slot holds; whether an earlier sequence is about to read more of
-        it."""
-        own = len(self._held[sequence.slot])
-        last = len(tokens) - 1
-        best = max(range(len(self._held)), key=lambda slot: _common(self._held[slot], tokens))
-        shared = min(_common(self._held[best], tokens), last)
-        if shared > own:
-            self._cache.copy(best, sequence.slot, shared)
-            self._held[sequence.slot] = tokens[:shared]
-            own = shared
-        return any(min(_common(other.prompt, tokens), last) > own for other in reading)
+    def _shared(self, slot: int, tokens: np.ndarray) -> int:
+        """How many tokens that a slot has read are the first ones of these."""
+        return _common(self._tokens[slot, : self._held[slot]], tokens)
 
-    def _choose(self, logits: Tensor, sequences: list[_Sequence]) -> list[Token]:
+    def _plan(self) -> list[tuple[_Sequence, int]]:
+        """Who reads how many tokens in this step."""
+        single = [s for s in self._running.values() if s.length - self._held[s.slot] == 1]
+        reading = [s for s in self._running.values() if s.length - self._held[s.slot] > 1]
+        budget, ahead = BESIDE if single else CHUNK, list[np.ndarray]()
+        parts = [(s, 1) for s in single]
+        for s in reading:
+            tokens = self._tokens[s.slot, : s.length]
+            if budget > 0 and not self._awaits(s, tokens, ahead):
+                parts.append((s, min(budget, s.length - self._held[s.slot])))
+                budget -= parts[-1][1]
+            ahead.append(tokens)
+        return parts
+
+    def _awaits(self, sequence: _Sequence, tokens: np.ndarray, ahead: list[np.ndarray]) -> bool:
+        """Whether one ahead is about to read more of what this one begins with than any slot holds; if not, take over
+        the most that one holds."""
+        most = len(tokens) - 1  # the last token has to be read for its logits
+        best = max(range(len(self._held)), key=lambda slot: self._shared(slot, tokens))
+        held = max(self._held[sequence.slot], min(self._shared(best, tokens), most))
+        if any(min(_common(other, tokens), most) > held for other in ahead):
+            return True
+        if held > self._held[sequence.slot]:
+            self._cache.copy(best, sequence.slot, held)
+            self._held[sequence.slot] = held
+        return False
+
+    def _choose(self, logits: np.ndarray | Tensor, sequences: list[_Sequence]) -> list[Token]:
         """One token of each sequence from its logits [rows, vocab]; those that end leave."""
-        # as the model made them: penalties are written over the rows
-        raw = [row.clone() if s.top_logprobs else None for row, s in zip(logits, sequences, strict=True)]
-        for row, s in enumerate(sequences):
-            if s.sampling.penalised:
-                prompt, answer = (
-                    torch.tensor(ids, dtype=torch.long, device=logits.device) for ids in (s.prompt, s.answer)
-                )
-                logits[row] = penalise(logits[row], s.sampling, prompt, answer)
-        uniform = [float(s.uniform[len(s.answer)]) if s.sampling.temperature else 0.0 for s in sequences]
-        chosen, logprobs = choose(logits, [s.sampling for s in sequences], uniform)
+        if not sequences:
+            return []
+        # as the model made them: the choice is made in their place
+        raw = [
+            torch.as_tensor(logits[row, : self.vocab]).clone() if s.top_logprobs else None
+            for row, s in enumerate(sequences)
+        ]
+        uniform = np.array([s.uniform[s.said] if s.sampling.temperature else 0.0 for s in sequences])
+        pick = self._pick if isinstance(logits, np.ndarray) else self._pick_torch
         said: list[Token] = []
-        for s, token, logprob, own in zip(sequences, chosen.tolist(), logprobs.tolist(), raw, strict=True):
-            s.answer.append(token)
-            finish = "stop" if token in s.stop else "length" if len(s.answer) == s.room else ""
+        for s, (token, logprob), own in zip(sequences, pick(logits, sequences, uniform), raw, strict=True):
+            if s.length < self._tokens.shape[1]:
+                self._tokens[s.slot, s.length] = token
+            s.said += 1
+            finish = "stop" if token in s.stop else "length" if s.said == s.room else ""
             top = [] if own is None else top_logprobs(own, s.top_logprobs, token)
             said.append(Token(s.id, token, logprob, finish, top))
             if finish:
                 self._leave(s)
         return said
 
+    def _pick(self, logits: Any, sequences: list[_Sequence], uniform: np.ndarray) -> Iterable[tuple[int, float]]:
+        tokens, logprobs = np.empty(len(sequences), np.int64), np.empty(len(sequences))
+        knobs = np.array([s.sampling.knobs for s in sequences], np.float64)
+        spans = np.array([(s.slot, len(s.prompt), s.length) for s in sequences])
+        if pick(logits, self.vocab, knobs, uniform, self._tokens, spans, tokens, logprobs) >= 0:
+            raise ValueError(NOT_FINITE)
+        return zip(tokens.tolist(), logprobs.tolist(), strict=True)
+
+    def _pick_torch(self, logits: Any, sequences: list[_Sequence], uniform: np.ndarray) -> Iterable[tuple[int, float]]:
+        for row, s in enumerate(sequences):
+            if s.sampling.penalised:
+                own = torch.from_numpy(self._tokens[s.slot, : s.length].astype(np.int64)).to(logits.device)
+                logits[row] = penalise(logits[row], s.sampling, own[: len(s.prompt)], own[len(s.prompt) :])
+        chosen, logprobs = choose(logits, [s.sampling for s in sequences], uniform.tolist())
+        if not bool(logprobs.isfinite().all()):
+            raise ValueError(NOT_FINITE)
+        return zip(chosen.tolist(), logprobs.tolist(), strict=True)
+
     def _leave(self, sequence: _Sequence) -> None:
+        """Free the slot; what it holds stays for those that begin alike."""
         del self._running[sequence.id]
         self._free.append(sequence.slot)
 
 
 def complete(
-    model: Transformer,
+    model: Transformer | Generator,
     prompts: Sequence[Sequence[int]],
     *,
     stop: Collection[int],
@@ -265,7 +292,7 @@ def complete(
     Raises ValueError for an empty prompt, or one that leaves no room in ``max_seq_len``.
     """
     groups = Counter(tuple(prompt) for prompt in prompts)
-    generator = Generator(model, slots=max(1, min(slots, len(prompts) * samples)))
+    generator = _generator(model, min(slots, len(prompts) * samples))
     given = {
         prompt: generator.add(
             prompt, stop=stop, max_new_tokens=max_new_tokens, sampling=sampling, samples=samples * count
@@ -280,6 +307,14 @@ def complete(
     return [[next(rest[tuple(prompt)]) for _ in range(samples)] for prompt in prompts]
 
 
+def _generator(model: Transformer | Generator, slots: int) -> Generator:
+    if isinstance(model, Transformer):
+        return Generator(model, slots=max(1, slots))
+    if model.busy:
+        raise RuntimeError("the generator is at work for someone else")
+    return model
+
+
 def _extend(answer: Completion, token: Token) -> None:
     if token.finish == "stop":
         answer.stop = token.token, token.logprob
@@ -290,7 +325,7 @@ def _extend(answer: Completion, token: Token) -> None:
 
 
 def generate(
-    model: Transformer,
+    model: Transformer | Generator,
     prompts: Sequence[Sequence[int]],
     *,
     stop: Collection[int],
@@ -304,7 +339,7 @@ def generate(
 
 
 def stream(
-    model: Transformer,
+    model: Transformer | Generator,
     prompt: Sequence[int],
     *,
     stop: Collection[int],
@@ -312,15 +347,14 @@ def stream(
     sampling: Sampling = GREEDY,
 ) -> Iterator[int]:
     """The same for one prompt, a token at a time."""
-    generator = Generator(model, slots=1)
+    generator = _generator(model, 1)
     generator.add(prompt, stop=stop, max_new_tokens=max_new_tokens, sampling=sampling)
     while generator.busy:
         yield from (token.token for token in generator.step() if token.finish != "stop")
 
 
-def _common(held: Sequence[int], tokens: Sequence[int]) -> int:
+def _common(held: np.ndarray, tokens: np.ndarray) -> int:
     """How many tokens two sequences begin with alike."""
     end = min(len(held), len(tokens))
-    if held[:end] == tokens[:end]:
-        return end
-    return next(i for i in range(end) if held[i] != tokens[i])
+    differing = (held[:end] != tokens[:end]).nonzero()[0]
+    return int(differing[0]) if len(differing) else end

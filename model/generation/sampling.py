@@ -48,6 +48,8 @@ class Sampling:
         for name in ("temperature", "top_k"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        if 0 < self.temperature < 1e-5:
+            raise ValueError(f"temperature must be 0 (greedy) or at least 1e-5, not {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], not {self.top_p}")
         if not 0 <= self.min_p <= 1:
@@ -57,6 +59,12 @@ class Sampling:
         for name in ("presence_penalty", "frequency_penalty"):
             if not -2 <= getattr(self, name) <= 2:
                 raise ValueError(f"{name} must lie in [-2, 2], not {getattr(self, name)}")
+
+    @property
+    def knobs(self) -> tuple[float, ...]:
+        """All but the seed, as the compiled chooser takes them."""
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        return self.temperature, self.top_k, self.top_p, self.min_p, *penalties
 
     @property
     def penalised(self) -> bool:

@@ -1,4 +1,4 @@
-"""Compiled loops over whole batches of text (numba, cached in NUMBA_CACHE_DIR; compiled at first call, never at
+"""Compiled loops over whole batches of text (numba; compiled at first call and kept, never at
 import).
 
 They see a batch as one array of UTF-8 with offsets, the tables of :mod:`pipeline.kernels.alphabet`, and nothing of
@@ -10,6 +10,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.running.kernel_cache import cache_by_source
+from model.running.kernel_cache import cache_by_source
 
 cache_by_source(Path(__file__).parent)
