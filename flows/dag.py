@@ -47,7 +47,7 @@ def full(cfg: Config, inputs: Inputs) -> dict[str, Any]:
     vocabulary = tokenizer(cfg.tokenizer, shards)
     tokens = encode(cfg.encode, shards, vocabulary)
     base = pretrain(cfg.pretrain, tokens, vocabulary)
-    chat = sft(cfg.sft, base, talks) if talks else None
+    chat = sft(cfg.sft, base, talks, tokens if replays(cfg) else None) if talks else None
     judge = reward(cfg.reward, chat, pairs) if inputs.ranks else None
     own = sample(cfg.sample, chat, talks, judge, inputs.unasked) if inputs.samples else None
     given = pairs if inputs.aligns else None
@@ -57,6 +57,12 @@ def full(cfg: Config, inputs: Inputs) -> dict[str, Any]:
     models = several(base, chat, aligned)
     scores = evaluate.submit(cfg.evaluate, models, tokens, inputs.exams, several(text, talks, pairs))
     return {"model": release.result(), "report": report(cfg.report, scores.result(), models, judge, own)}
+
+
+def replays(cfg: Config) -> bool:
+    """Whether sft reads the pretraining tokens; ``cfg`` may be the stand-in of :func:`stages`, which leaves nothing
+    out."""
+    return bool(getattr(cfg.sft, "replay", True))
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from typing import Any
 
 from model.specs.sft import SftSpec
 from pipeline.config.resources import Resources
-from pipeline.config.training import SftSection
+from pipeline.config.sft import MINIMIND_TAG_WEIGHT, SftSection
 from storage.store import Artifact
 from tasks.running.stage import Report, stage
 from tasks.training import spec_of, train
@@ -24,15 +24,32 @@ from tasks.tuning import encode_records
     reads={"chats": "records.jsonl"},
 )
 def sft(
-    cfg: SftSection, base: Artifact, chats: Artifact, *, on: Resources, out: Path, report: Report
+    cfg: SftSection,
+    base: Artifact,
+    chats: Artifact,
+    text: Artifact | None = None,
+    *,
+    on: Resources,
+    out: Path,
+    report: Report,
 ) -> dict[str, Any]:
-    """Supervised fine-tuning on the assistant's tokens of every conversation."""
+    """Supervised fine-tuning on the assistant's tokens of every conversation, with ``text``, the pretraining tokens,
+    replayed among them."""
     from pipeline.tokens.chats import encode_chats
 
     data = out / "_run" / "data"
-    counts = encode_records(encode_chats, chats, cfg, base.path, data, report)
-    spec = spec_of(SftSpec, cfg, on, data=data, tokenizer=base.path, out=out, init=base.path)
-    if spec.distill.teacher:
-        teacher = str(Path(spec.distill.teacher).expanduser().resolve())
-        spec = replace(spec, distill=replace(spec.distill, teacher=teacher))
+    tags = "pieces" if cfg.compat else "whole" if cfg.tag_weight != 1 else ""
+    counts = encode_records(encode_chats, chats, cfg, base.path, data, report, weights=cfg.weights, tags=tags)
+    spec = spec_of(SftSpec, cfg, on, data=data, tokenizer=base.path, out=out, init=base.path, **_more(cfg, text))
     return counts | train(spec, on, report)
+
+
+def _more(cfg: SftSection, text: Artifact | None) -> dict[str, Any]:
+    """Fields of the spec that are not the section's as they are."""
+    more: dict[str, Any] = {"replay_data": str(text.path) if text else ""}
+    if cfg.compat:
+        more["tag_weight"] = MINIMIND_TAG_WEIGHT
+    if cfg.distill.teacher:
+        teacher = str(Path(cfg.distill.teacher).expanduser().resolve())
+        more["distill"] = replace(cfg.distill, teacher=teacher)
+    return more

@@ -18,17 +18,18 @@ Spec = TypeVar("Spec", bound=TrainSpec)
 
 
 def spec_of(
-    kind: type[Spec], cfg: TrainSection, on: Resources, *, data: Path, tokenizer: Path, out: Path, init: Path | None
-) -> Spec:
+    kind: type[Spec], cfg: TrainSection, on: Resources, *, data: Path, tokenizer: Path, out: Path, init: Path | None,
+    **more: Any,
+) -> Spec:  # fmt: skip
     """The worker's spec: every field of ``kind`` that the section has, by name; ``data`` is a token directory, ``init``
-    a model directory (or weights) that takes the place of the section's shape.
+    a model directory (or weights) that takes the place of the section's shape, ``more`` wins over the section.
 
     Raises ValueError naming the field that cannot be.
     """
     own: dict[str, Any] = {f.name: getattr(cfg, f.name) for f in fields(kind) if hasattr(cfg, f.name)}
     own |= {"data": str(data), "tokenizer": str(tokenizer), "out": str(out), "how": on.how()}
     own |= {"init": str(init), "model": None} if init else {"init": None}
-    return kind(**own)
+    return kind(**own | more)
 
 
 def train(spec: TrainSpec, on: Resources, report: Report) -> dict[str, Any]:

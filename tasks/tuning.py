@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.config.dpo import DpoSection
 from pipeline.config.reward import RewardSection
-from pipeline.config.training import SftSection
+from pipeline.config.sft import SftSection
 from pipeline.data.jsonl import read_jsonl
 from storage.store import Artifact
 from tasks.running.stage import Report
@@ -24,15 +24,16 @@ def encode_records(
     model: Path,
     data: Path,
     report: Report,
+    **options: Any,
 ) -> dict[str, Any]:
     """Encode a stage's records, of one artifact after the other, into the token dataset ``data`` with the tokenizer of
-    ``model``; returns counts.
+    ``model``; returns counts. ``options`` are passed on to ``encode``.
 
     Raises ValueError when more of them are unusable than ``cfg.max_dropped`` allows.
     """
     given = [records] if isinstance(records, Artifact) else records
     rows = itertools.chain.from_iterable(read_jsonl(one.path / "records.jsonl") for one in given)
-    counts = encode(rows, model, data, max_tokens=cfg.seq_len, seed=cfg.seed, progress=report)
+    counts = encode(rows, model, data, max_tokens=cfg.seq_len, seed=cfg.seed, progress=report, **options)
     dropped, seen = counts.get("dropped", 0), counts.get("records", 0)
     if dropped > cfg.max_dropped * seen:
         reasons = ", ".join(f"{key.removeprefix('dropped_')} {n}" for key, n in counts.items() if "dropped_" in key)

@@ -15,7 +15,15 @@ PLAIN = {"dtype": "fp32", "compile": "off", "device": "cpu"}
 NUMBERS = {"seq_len": 64, "batch_tokens": 512, "steps": 40, "epochs": 1.0, "seed": 0, "eval_every": 0, "eval_tokens": 0}
 OWN = {
     "pretrain": {},
-    "sft": {"lora": {}, "distill": {}},
+    "sft": {
+        "lora": {},
+        "distill": {},
+        "replay": 0.0,
+        "replay_weight": 1.0,
+        "neftune_alpha": 0.0,
+        "tag_weight": 1.0,
+        "compat": "",
+    },
     "reward": {"lora": {}, "center": 0.0},
     "dpo": {
         "lora": {},

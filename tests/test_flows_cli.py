@@ -212,7 +212,7 @@ def test_advice_fits_the_failure(error, same, place):
 
 
 def test_a_stage_fails_when_more_records_are_unusable_than_allowed(tmp_path):
-    from pipeline.config.training import SftSection
+    from pipeline.config.sft import SftSection
     from storage.store import Artifact
     from tasks.tuning import encode_records
 

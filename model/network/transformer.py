@@ -177,11 +177,14 @@ class Transformer(nn.Module):
         """The output matrix [vocab, dim]."""
         return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
-    def hidden(self, ids: Tensor, doc: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def hidden(
+        self, ids: Tensor, doc: Tensor | None = None, cache: KVCache | None = None, noise: Tensor | None = None
+    ) -> Tensor:
         """Hidden states [batch, T, dim] after the final norm. ``doc`` [batch, T] int: tokens see only their own
-        document."""
+        document. ``noise`` [batch, T, dim] is added to the embeddings."""
         start = cache.length if cache else 0
-        x = F.embedding(ids, self.model.embed_tokens.weight).to(self.compute_dtype)  # [batch, T, dim]
+        x = F.embedding(ids, self.model.embed_tokens.weight)  # [batch, T, dim]
+        x = (x if noise is None else x + noise).to(self.compute_dtype)
         rope = self.rope(start, start + ids.shape[1], ids.device)
         if cache and cache.pad is not None:
             rope = self.own_rope(start, start + ids.shape[1], cache.pad)

@@ -9,17 +9,16 @@ import torch
 from torch import Tensor
 
 from model.network.transformer import Transformer
+from model.objectives.answers import AnswerBatch, Answers, apart, counts_of, in_chunks
 from model.objectives.base import Batch
-from model.objectives.next_token import NextToken
 from model.specs.sft import SftSpec
-from model.training.loss import CHUNK, InForward
 
 
-class Distill(NextToken):
+class Distill(Answers):
     """Cross-entropy at the targets and, beside it, the divergence from a frozen teacher (nats at the spec's
-    temperature, times its square)."""
+    temperature, times its square), of answers and of replayed text."""
 
-    names = ("loss", "divergence", "targets")
+    names = ("loss", "divergence", "replay_loss", "replay_divergence", "replay_targets", "targets")
     spec: SftSpec
 
     def __init__(self, model: Transformer, spec: SftSpec, teacher: Transformer) -> None:
@@ -37,11 +36,12 @@ class Distill(NextToken):
         return super().flops_per_token() + self.teacher[0].config.flops_per_token(self.spec.seq_len) / 3
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        how, teacher = self.spec.distill, self.teacher[0]
+        assert isinstance(batch, AnswerBatch) and batch.index is not None
+        how, teacher, gradient = self.spec.distill, self.teacher[0], self.gradient
         with torch.no_grad():
-            # the teacher reads the same rows and is asked at the same slots
-            taught = teacher.hidden(batch.ids, batch.doc).reshape(-1, teacher.config.dim)
-            taught = taught if batch.index is None else taught[batch.index]
+            # the teacher reads the same rows, without noise, and is asked at the same slots
+            taught = teacher.hidden(batch.ids, batch.doc).reshape(-1, teacher.config.dim)[batch.index]
+
         total, sums = distillation(
             self.selected(batch),
             self.lm.head,
@@ -51,10 +51,11 @@ class Distill(NextToken):
             batch.weight,
             how.weight,
             how.temperature,
-            self.gradient,
+            gradient,
+            batch.text,
         )
         total = total + self.lm.balance(batch.doc) * batch.weight.sum()
-        return total, torch.cat((sums.detach(), (batch.weight > 0).sum().float()[None]))
+        return total, torch.cat((sums.detach(), counts_of(batch)))
 
 
 def distill_gradient(
@@ -96,18 +97,22 @@ def distillation(
     share: float,
     temperature: float,
     gradient: Callable = distill_gradient,
+    text: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``sum(weight * ((1 - share) * nll + share * t^2 * KL(teacher || student)))`` and the plain sums of both terms [2]
     over rows of weight > 0.
 
     As :func:`cross_entropy`, with the teacher's hidden states ``taught`` [n, width] and its head ``teacher`` [vocab,
     width], both in h's dtype; the divergence is taken at temperature ``t`` over the ids both know (Hinton et al. 2015,
-    arXiv:1503.02531).
+    arXiv:1503.02531). With ``text`` [n] (1 where a chunk of targets is replayed text) the sums are those of answers and
+    then those of text [4].
     """
 
     def chunk_of(
-        h: Tensor, w: Tensor, taught: Tensor, targets: Tensor, weight: Tensor
+        h: Tensor, w: Tensor, taught: Tensor, targets: Tensor, weight: Tensor, *text: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return gradient(h, w, taught, teacher, targets, weight, share, temperature)
+        total, sums, grad = gradient(h, w, taught, teacher, targets, weight, share, temperature)
+        return total, apart(sums, text[0]) if text else sums, grad
 
-    return InForward.apply(h, head, CHUNK.get(h.device.type, 4096), chunk_of, taught, targets, weight)
+    columns = (taught, targets, weight) if text is None else (taught, targets, weight, text)
+    return in_chunks(h, head, chunk_of, *columns)

@@ -254,20 +254,31 @@ class Loop:
         dataset counts: of text by document, of conversations and pairs as a whole (a part of them, and the chosen half
         of the pairs, is taken to have its share).
         """
+        total, rows = self.observed("val", self.spec.eval_tokens)
+        return self._means("val_", total) | self.bits_per_byte("val_", total, self.objective.nats_per_target, rows)
+
+    def observed(self, split: str, slots: int) -> tuple[torch.Tensor, int]:
+        """The objective's sums over the first ``slots`` slots (0: all) of a split without gradient, and how many rows
+        those are."""
         # a rank's share of the rows
-        rows = np.arange(self.data.val.rows)
-        if self.spec.eval_tokens:
-            rows = rows[: max(1, self.spec.eval_tokens // self.spec.seq_len)]
+        rows = np.arange(getattr(self.data, split).rows)
+        if slots:
+            rows = rows[: max(1, slots // self.spec.seq_len)]
         sums = torch.zeros(len(self.objective.names), dtype=torch.float64)
         for part in share(rows, self.ranks.rank, self.ranks.world, self.choices.micro_batch):
-            sums += self._observe("val", part)
-        total = self.ranks.total(sums)
-        out = self._means("val_", total)
-        # bits per byte
-        nats, targets = (total[self.objective.names.index(name)] for name in self.objective.nats_per_target)
-        if targets and (per_byte := self.data.val.targets_per_byte(len(rows))):
-            out["val_bits_per_byte"] = float(nats / targets) / math.log(2) * per_byte
-        return out
+            sums += self._observe(split, part)
+        return self.ranks.total(sums), len(rows)
+
+    def bits_per_byte(
+        self, prefix: str, sums: torch.Tensor, names: tuple[str, str], rows: int, split: str = "val"
+    ) -> dict[str, float]:
+        """``{prefix}bits_per_byte`` of a split's first ``rows`` rows, from the sums with these names (nats, targets);
+        empty where that is not known."""
+        nats, targets = (sums[self.objective.names.index(name)] for name in names)
+        per_byte = getattr(self.data, split).targets_per_byte(rows)
+        return (
+            {f"{prefix}bits_per_byte": float(nats / targets) / math.log(2) * per_byte} if targets and per_byte else {}
+        )
 
     def _observe(self, split: str, numbers: NDArray) -> torch.Tensor:
         self.meter.beat()

@@ -48,6 +48,7 @@ class Trainer(Generic[Spec]):
     """Pretraining as it is; subclasses say what their objective reads, trains and leaves differently."""
 
     SPEC: type[TrainSpec] = TrainSpec
+    LOOP: type[Loop] = Loop
 
     def __init__(self, spec: Spec, ranks: Ranks) -> None:
         self.spec, self.ranks = spec, ranks
@@ -75,7 +76,7 @@ class Trainer(Generic[Spec]):
         meter = Meter(self.run, ranks.rank, ranks.device, objective.flops_per_token(), peak)
         folder = self.run / "checkpoints"
         checkpoints = Checkpoints(folder, spec.how.keep_checkpoints, prints, ranks.rank, ranks.world)
-        loop = Loop(spec, engine, data, ranks, choices, checkpoints, meter)
+        loop = self.LOOP(spec, engine, data, ranks, choices, checkpoints, meter)
         describe(loop, config)
         self.before_first_step(loop, prints)
         gc.collect()
@@ -192,7 +193,7 @@ def describe(loop: Loop, config: ModelConfig) -> None:
     """One line on what is about to happen."""
     spec, plan, choices, train = loop.spec, loop.plan, loop.choices, loop.data.train
     cut = f", {train.truncated} sequences cut to fit" if isinstance(train, Packed) and train.truncated else ""
-    fill = train.filled.sum() / (train.rows * spec.seq_len)
+    fill = train.filled.mean() / spec.seq_len
     how = (
         f"{choices.dtype}{' and fp8' if spec.how.fp8 else ''}, {choices.attention} attention,"
         f" {'compiled' if choices.compile else 'eager'}, {spec.how.engine}"

@@ -13,10 +13,8 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from model.network.hf_config import check_weights
-from model.specs.sft import DistillConfig
 from model.specs.shape import ModelConfig
 from model.specs.train import OptimConfig
-from model.specs.tune import LoraConfig
 from pipeline.config.base import Section, where
 from pipeline.sources.state import state_of
 
@@ -210,36 +208,3 @@ def _shape(depth: int) -> dict[str, int]:
 def _matrix_parameters(shape: dict[str, int]) -> int:
     attention = 2 * shape["dim"] ** 2 * (1 + shape["kv_heads"] / shape["heads"])
     return round(shape["layers"] * (attention + 3 * shape["dim"] * shape["ffn"]))
-
-
-class SftSection(TrainSection):
-    """Supervised fine-tuning: next-token prediction at the assistant's tokens only, of all weights or of adapters,
-    alone or with a teacher."""
-
-    sources: list[str] = where(
-        default_factory=lambda: ["teaching"], description="chat data: source names, files, globs, directories"
-    )
-    epochs: float = Field(default=3.0, gt=0, description="passes over the conversations, when steps is 0")
-    max_dropped: float = where(0.5, ge=0, le=1, description=DROPPED_HELP)
-    optim: OptimConfig = Field(
-        default_factory=lambda: OptimConfig(lr=1e-3), description="optimizer, rates and schedule"
-    )
-    lora: LoraConfig = Field(default_factory=LoraConfig, description=LORA_HELP)
-    distill: DistillConfig = Field(
-        default_factory=DistillConfig,
-        description="learn from another model too; tokenizer.existing must name its tokenizer",
-    )
-
-    @field_validator("distill")
-    @classmethod
-    def _teacher_is_there(cls, value: DistillConfig) -> DistillConfig:
-        if value.teacher:
-            check_model(value.teacher)
-        return value
-
-    def identity(self) -> dict[str, Any]:
-        """The fields; of a teacher the content of its weights, wherever they lie."""
-        own = super().identity()
-        if self.distill.teacher:
-            own["distill"]["teacher"] = content_digest(Path(self.distill.teacher).expanduser())
-        return own

@@ -28,8 +28,9 @@ from pipeline.config.gate import check_names, parse_rule
 from pipeline.config.resources import Resources
 from pipeline.config.reward import RewardSection
 from pipeline.config.sample import SampleSection
+from pipeline.config.sft import SftSection
 from pipeline.config.tokens import EncodeSection, TokenizerSection, tokenizer_file
-from pipeline.config.training import PretrainSection, SftSection
+from pipeline.config.training import PretrainSection
 from pipeline.sources import source_names
 from storage.errors import Refused
 from storage.places import ROOT
@@ -296,6 +297,8 @@ def _intended(loc: tuple[Any, ...]) -> str:
     same = [path for path in known if path.rpartition(".")[2] == word]
     if best := next((path for path in same if path.startswith(f"{section}.")), None):
         return f" did you mean {best}?"
+    if same:  # an option of this very name is more likely meant than a neighbour that looks a little like it
+        return f" did you mean {' or '.join(same[:3])}?"
     node: Any = Config()
     for name in loc[:-1]:
         node = getattr(node, str(name), None)
@@ -304,7 +307,7 @@ def _intended(loc: tuple[Any, ...]) -> str:
     nested = {path.rpartition(".")[2]: path for path in known if path.startswith(f"{section}.")}
     if close := difflib.get_close_matches(word, nested, n=1, cutoff=0.7):
         return f" did you mean {nested[close[0]]}?"
-    return f" did you mean {' or '.join(same[:3])}?" if same else ""
+    return ""
 
 
 def _meant(word: str, known: Any) -> str | None:

@@ -6,14 +6,17 @@ its history leads to, and never half an exchange with tools.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from model.tokens.turns import Message
 from pipeline.config.base import Progress, quiet
 from pipeline.tokens.encoder import Encoder
 from pipeline.tokens.sequences import Made, Unusable, fit, write_dataset
+from pipeline.tokens.tags import TagMarks, mark_tags
 
 
 def encode_chats(
@@ -24,18 +27,23 @@ def encode_chats(
     max_tokens: int,
     val_share: float = 0.02,
     seed: int = 0,
+    weights: Mapping[str, float] = MappingProxyType({}),
+    tags: TagMarks = "",
     progress: Progress = quiet,
 ) -> dict[str, Any]:
     """Conversations ``{"messages", "source", "path", "line"}`` to a dataset of kind "chat"; returns flat metrics.
 
     Targets are what the assistant says, with its ``<|im_end|>``, but for messages with ``"learn": False``.
-    ``max_tokens`` bounds a sequence; ``val_share`` of the records (at least one, if there are two) are held out. Raises
-    ValueError when nothing is left to train on.
+    ``max_tokens`` bounds a sequence; ``val_share`` of the records (at least one, if there are two) are held out.
+    ``weights`` says how many times a source's records appear in training (1 where not named). ``tags`` marks targets
+    that belong to a tag of reasoning by 2 in the mask, see :mod:`pipeline.tokens.tags`. Raises ValueError when nothing
+    is left to train on.
     """
-    return write_dataset(records, _chat_sequences, "chat", tokenizer, out, max_tokens, val_share, seed, progress)
+    make = functools.partial(_chat_sequences, tags=tags)
+    return write_dataset(records, make, "chat", tokenizer, out, max_tokens, val_share, seed, progress, weights)
 
 
-def _chat_sequences(record: dict[str, Any], chat: Encoder, limit: int) -> Made:
+def _chat_sequences(record: dict[str, Any], chat: Encoder, limit: int, tags: TagMarks) -> Made:
     messages = record["messages"]
     last = max((i for i, m in enumerate(messages) if _is_target(m)), default=-1)
     if last < 0:
@@ -44,7 +52,10 @@ def _chat_sequences(record: dict[str, Any], chat: Encoder, limit: int) -> Made:
     messages = messages[: last + 1]  # a question that nobody answers teaches nothing
     kept, left_out = fit(messages, chat.sizes(messages), limit)
     size = sum(len(m["content"].strip().encode()) for m in kept if _is_target(m))
-    return Made([chat.chat(kept)], size, left_out, unanswered)
+    ids, mask = chat.chat(kept)
+    if tags:
+        mask = mark_tags(chat, kept, ids, mask, tags)
+    return Made([(ids, mask)], size, left_out, unanswered)
 
 
 def _is_target(message: Message) -> bool:

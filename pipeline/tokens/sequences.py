@@ -11,8 +11,9 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,14 +62,22 @@ class _Spool:
         self.lengths: list[list[int]] = []
         self.sizes: list[int] = []
         self.hashes: list[int] = []
+        self.weights: list[float] = []
 
-    def add(self, sequences: list[Sequence], size: int, digest: int) -> None:
+    def add(self, sequences: list[Sequence], size: int, digest: int, weight: float = 1.0) -> None:
         for ids, mask in sequences:
             np.array(ids, dtype=self.dtype).tofile(self.files[0])
             np.array(mask, dtype=np.uint8).tofile(self.files[1])
         self.lengths.append([len(ids) for ids, _ in sequences])
         self.sizes.append(size)
         self.hashes.append(digest)
+        self.weights.append(weight)
+
+    def copies(self, seed: int) -> np.ndarray:
+        """How often each record appears in training (int64): its weight, the fraction by a hash of its content."""
+        weights = np.array(self.weights)
+        chances = [_hash([seed, "copies", digest]) / 2**64 for digest in self.hashes]
+        return np.floor(weights).astype(np.int64) + (np.array(chances) < weights % 1)
 
     def validation(self, share: float) -> np.ndarray:
         """Which records are held out (bool): those of the lowest hashes, at least one; none when that would leave
@@ -79,8 +88,10 @@ class _Spool:
         held = np.array(self.hashes, dtype=np.uint64) <= np.uint64(sorted(self.hashes)[count - 1])
         return held if not held.all() else np.zeros_like(held)
 
-    def write(self, out: Path, split: str, chosen: np.ndarray) -> dict[str, int]:
-        """Copy the chosen records to ``<split>.{bin,mask.bin,idx.npy}``; returns the split's counts."""
+    def write(self, out: Path, split: str, copies: np.ndarray) -> dict[str, int]:
+        """Copy the records as often as ``copies`` [records] says to ``<split>.{bin,mask.bin,idx.npy}``, first copies
+        before second ones, so that equal ones lie apart; returns the split's counts."""
+        chosen = np.concatenate([np.flatnonzero(copies > k) for k in range(int(copies.max(initial=0)))] or [copies[:0]])
         for file in self.files:
             file.flush()
         ids = np.memmap(self.paths[0], dtype=self.dtype, mode="r")
@@ -89,14 +100,14 @@ class _Spool:
         lengths: list[int] = []
         supervised = 0
         with open(out / f"{split}.bin", "wb") as id_sink, open(out / f"{split}.mask.bin", "wb") as mask_sink:
-            for i in np.flatnonzero(chosen):
+            for i in chosen:
                 span = slice(int(ends[i]) - sum(self.lengths[i]), int(ends[i]))
                 ids[span].tofile(id_sink)
                 mask[span].tofile(mask_sink)
-                supervised += int(mask[span].sum())
+                supervised += int(np.count_nonzero(mask[span]))
                 lengths += self.lengths[i]
         np.save(out / f"{split}.idx.npy", np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)]))
-        size = sum(self.sizes[i] for i in np.flatnonzero(chosen))
+        size = sum(self.sizes[i] for i in chosen)
         return {"sequences": len(lengths), "tokens": sum(lengths), "bytes": size, "supervised": supervised}
 
     def remove(self) -> None:
@@ -115,13 +126,20 @@ def write_dataset(
     val_share: float,
     seed: int,
     progress: Progress,
+    weights: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, Any]:
+    """Encode records to a token dataset at ``out``; see :func:`pipeline.tokens.chats.encode_chats`.
+
+    ``weights``: how many times a source's records appear in training, 1 where not named. A record of weight 0 is not
+    encoded. Raises ValueError when nothing is left to train on.
+    """
     meta = dataset_meta(kind, tokenizer)
     spool = _Spool(out / "_run", meta["dtype"])
     counts = {"records": 0, "truncated": 0, "messages_left_out": 0, "messages_unanswered": 0}
     dropped = _Dropped()
-    for record, made in _usable(records, make, Encoder.load(tokenizer), max_tokens, counts, dropped, progress):
-        spool.add(made.sequences, made.size, _digest(record, seed))
+    wanted = (record for record in records if weights.get(record.get("source", ""), 1.0))
+    for record, made in _usable(wanted, make, Encoder.load(tokenizer), max_tokens, counts, dropped, progress):
+        spool.add(made.sequences, made.size, _digest(record, seed), weights.get(record.get("source", ""), 1.0))
         counts["truncated"] += made.left_out > 0
         counts["messages_left_out"] += made.left_out
         counts["messages_unanswered"] += made.unanswered
@@ -131,7 +149,10 @@ def write_dataset(
             " tokens)"
         )
     held = spool.validation(val_share)
-    meta["splits"] = {"train": spool.write(out, "train", ~held), "val": spool.write(out, "val", held)}
+    copies = np.where(held, 0, spool.copies(seed))
+    if not copies.any():
+        raise ValueError(f"no {kind} record is left to train on: the weights of their sources are 0 or too small")
+    meta["splits"] = {"train": spool.write(out, "train", copies), "val": spool.write(out, "val", held.astype(int))}
     spool.remove()
     dropped.write(out / "dropped.jsonl")
     write_meta(out, meta)
@@ -186,5 +207,9 @@ class _Dropped:
 
 def _digest(record: dict[str, Any], seed: int) -> int:
     content = record.get("messages") or [record["prompt"], record["chosen"], record["rejected"]]
-    data = json.dumps([seed, content], ensure_ascii=False, sort_keys=True).encode()
+    return _hash([seed, content])
+
+
+def _hash(value: Any) -> int:
+    data = json.dumps(value, ensure_ascii=False, sort_keys=True).encode()
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")

@@ -158,25 +158,33 @@ def _preferring(config: Config) -> list[str]:
     return found
 
 
+def _weighed(config: Config, inputs: Inputs) -> list[tuple[str, set[str], set[str]]]:
+    """Every option that weighs sources by name: its name, the names it gives, and those that there are."""
+    options = [("shard.weights", config.shard.weights, inputs.text), ("sft.weights", config.sft.weights, inputs.chats)]
+    return [
+        (option, set(weights), {source.name for source in sources.sources})
+        for option, weights, sources in options
+        if sources
+    ]
+
+
 def _misnamed(config: Config, inputs: Inputs) -> list[str]:
     """Weights for a source that is not there, but nearly: a slip of the pen, which must not pass for no weight."""
-    assert inputs.text is not None  # every run reads text
-    names = [source.name for source in inputs.text.sources]
     return [
-        f"shard.weights  no source is named {stranger}; did you mean {close[0]}? sources are {', '.join(names)}"
-        for stranger in sorted(set(config.shard.weights) - set(names))
-        if (close := difflib.get_close_matches(stranger, set(names) - set(config.shard.weights), n=1, cutoff=0.75))
+        f"{option}  no source is named {stranger}; did you mean {close[0]}? sources are {', '.join(sorted(names))}"
+        for option, given, names in _weighed(config, inputs)
+        for stranger in sorted(given - names)
+        if (close := difflib.get_close_matches(stranger, names - given, n=1, cutoff=0.75))
     ]
 
 
 def notes(config: Config, inputs: Inputs) -> list[str]:
     """What a person should know of a config before it runs, although nothing is wrong with it."""
-    assert inputs.text is not None  # every run reads text
-    names = {source.name for source in inputs.text.sources}
-    idle = sorted(set(config.shard.weights) - names)
-    return (
-        [f"shard.weights of {', '.join(idle)} has no effect: this run reads {', '.join(sorted(names))}"] if idle else []
-    )
+    return [
+        f"{option} of {', '.join(sorted(given - names))} has no effect: this run reads {', '.join(sorted(names))}"
+        for option, given, names in _weighed(config, inputs)
+        if given - names
+    ]
 
 
 def undevised(config: Config) -> list[str]:
