@@ -16,7 +16,14 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.text import Text
 
 QUIET_SECONDS = 10.0
-UNITS = {"chats": "conversations", "sft": "conversations", "preferences": "pairs", "dpo": "pairs"}
+UNITS = {
+    "chats": "conversations",
+    "sft": "conversations",
+    "preferences": "pairs",
+    "reward": "pairs",
+    "sample": "prompts",
+    "dpo": "pairs",
+}
 """What a stage counts, where it is not documents."""
 KNOBS = {
     ("ingest", "too_long"): "ingest.max_record_mb",
@@ -28,6 +35,9 @@ KNOBS = {
     ("preferences", "contaminated"): "evaluation texts: evaluate.sources, decontaminate.action",
     ("shard", "weight"): "shard.weights",
     ("sft", "too_long"): "sft.seq_len",
+    ("reward", "too_long"): "reward.seq_len",
+    ("sample", "tie"): "sample.min_gap, sample.temperature",
+    ("sample", "too_long"): "sample.max_new_tokens",
     ("dpo", "too_long"): "dpo.seq_len",
 }
 """The option behind a loss, by stage and reason."""

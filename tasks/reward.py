@@ -31,4 +31,8 @@ def reward(
     data = out / "_run" / "data"
     counts = encode_records(encode_ranked, [preferences], cfg, chat.path, data, report)
     spec = spec_of(RewardSpec, cfg, on, data=data, tokenizer=chat.path, out=out, init=chat.path)
-    return counts | train(spec, on, report)
+    result = train(spec, on, report)
+    if "accuracy" in result:
+        accuracy, count, length = (result[name] for name in ("accuracy", "accuracy.n", "longer_wins"))
+        result["headline"] = f"{accuracy:.0%} of {count:,.0f} held-out pairs in order (by length alone {length:.0%})"
+    return counts | result

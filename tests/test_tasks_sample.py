@@ -91,7 +91,7 @@ def test_best_and_worst_answers_become_pairs_and_ties_are_counted(made) -> None:
     _, out, metrics, report = made
     records = list(read_jsonl(out / "records.jsonl"))
     stats = json.loads((out / "stats.json").read_text())
-    assert stats["docs_in"] == metrics["docs_in"] == 48 and metrics["answers"] + metrics["answers_empty"] == 4 * 48
+    assert stats["docs_in"] == metrics["records"] == 48 and metrics["answers"] + metrics["answers_empty"] == 4 * 48
     assert stats["docs_out"] == len(records) == metrics["pairs"] == 48 - sum(stats["dropped"].values())
     assert stats["dropped"]["tie"] > 0 and {s["rule"] for s in read_jsonl(out / "samples.jsonl")} >= {"tie"}
     assert metrics["score_worst"] < metrics["score_mean"] < metrics["score_best"]

@@ -79,7 +79,7 @@ def write_pairs(
     answered: Sequence[dict[str, Any]],
     judged: Sequence[Sequence[Judged]],
     out: Path,
-) -> dict[str, float]:
+) -> dict[str, float | str]:
     """Write ``records.jsonl`` (the normal form of preferences, with ``scores`` of both answers), ``stats.json`` and
     ``samples.jsonl`` into ``out``; returns flat metrics.
 
@@ -125,9 +125,12 @@ def write_pairs(
         )
     write_jsonl(out / "records.jsonl", records)
     seen = max(1, sums.prompts)
+    told = (
+        f"{len(records):,} pairs of {len(prompts):,} prompts, scores {sums.worst / seen:.3g} to {sums.best / seen:.3g}"
+    )
     return {
-        "docs_in": len(prompts),
-        "docs_out": tally.numbers["docs_out"],
+        "headline": told,
+        "records": len(prompts),
         "pairs": len(records),
         **{f"dropped/{reason}": n for reason, n in tally.dropped.items()},
         "answers": sums.answers,
