@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from pipeline.config.tree import Config, ConfigError, examine
@@ -114,20 +114,20 @@ def given(config: Config) -> Inputs:
         return gather(f"{section}.sources", kind, lambda: resolve(names, kind)) if names or required else None
 
     against = config.dedup.against
-    exams = named("evaluate", "exam")
     inputs = Inputs(
         text=named("ingest", "text", required=True),
         chats=named("sft", "chat"),
         preferences=named("dpo" if config.dpo.sources else "reward", "preference"),
-        exams=exams,
+        exams=named("evaluate", "exam"),
         against=gather("dedup.against", "documents", lambda: [_documents(path) for path in against])
         if against
         else None,
         aligns=bool(config.dpo.sources),
         ranks=bool(config.reward.sources),
         samples=config.sample.answers > 0,
-        unasked=exams if config.sample.answers and config.sample.disturbed else None,
     )
+    if config.sample.answers and config.sample.disturbed:
+        inputs = replace(inputs, unasked=inputs.exams)
     problems += _preferring(config)
     if not problems:
         problems = _misnamed(config, inputs)
