@@ -36,7 +36,7 @@ from model.running.machine import cpu_device  # noqa: E402
 from model.specs.shape import ModelConfig  # noqa: E402
 from model.specs.train import OptimConfig  # noqa: E402
 from pipeline.config.resources import Resources  # noqa: E402
-from tasks.running import launch as launching  # noqa: E402
+from tasks.running import processes  # noqa: E402
 from tasks.running.launch import launch  # noqa: E402
 
 SHAPES = {  # model, seq_len, rows of a global batch
@@ -156,7 +156,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    launching.POLL_SECONDS = 0.05
+    processes.POLL_SECONDS = 0.05
     rows = [row for row in ROWS if row[0] in options.only.split(",")]
     utilisation: dict[str, float] = {}
     found = []

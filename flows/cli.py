@@ -339,14 +339,6 @@ def _down(args: argparse.Namespace) -> int:
     return 0
 
 
-def _join(args: argparse.Namespace) -> int:
-    from storage.places import home
-    from tasks.running.join import join
-
-    join(home(), lambda line: print(line, flush=True))
-    return 0
-
-
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run,
     "plan": _plan,
@@ -370,7 +362,6 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "gc": _gc,
     "up": _up,
     "down": _down,
-    "join": _join,
     "unpin": _pin,
 }
 

@@ -281,6 +281,10 @@ def verify(ref: str | None) -> int:
     return 1 if damaged else 0
 
 
+FORGOTTEN_DAYS = 14
+"""Checkpoints in the bucket of a training that nobody has gone on with for so long are taken away."""
+
+
 def collect(keep: int, dry_run: bool) -> int:
     """Delete what the newest ``keep`` runs, pinned ones and those going on do not reach: artifacts, damaged copies,
     abandoned attempts.
@@ -311,6 +315,10 @@ def collect(keep: int, dry_run: bool) -> int:
         print(f"  {'would delete' if dry_run else 'deleted'} {path.parent.name}/{path.name[:28]}{lost}")
         if not dry_run:
             shutil.rmtree(path)
+    for place_there in place.forgotten(FORGOTTEN_DAYS):
+        print(f"  {'would delete' if dry_run else 'deleted'} checkpoints in {place_there.address}")
+        if not dry_run:
+            place_there.remove()
     print(
         f"{len(doomed)} directories, {freed / 1e6:,.1f} MB; {len(kept & records.keys())} artifacts of {len(kept_runs)}"
         f" runs kept in {place.root}" + ("; `pipeline pin RUN` keeps a run's model" if dry_run and doomed else "")

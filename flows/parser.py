@@ -104,7 +104,6 @@ def parser() -> argparse.ArgumentParser:
     _artifact_commands(command)
     command("up", "start the Prefect server, MLflow and a worker on this machine, and deploy the flow")
     command("down", "stop what `up` or a run started")
-    command("join", "train as one more node for runs with resources.nnodes > 1 on another machine, until interrupted")
     sub = command("completion", "print the shell's completion script", '  eval "$(pipeline completion bash)"')
     sub.add_argument("shell", choices=("bash", "zsh", "fish"))
     return whole

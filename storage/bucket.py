@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import secrets
 from collections.abc import Generator
 from pathlib import Path
@@ -102,6 +103,19 @@ class Bucket:
         with self._worded(f"list {below}"):
             pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=self.prefix + below)
             return {o["Key"][len(self.prefix) :]: o["Size"] for page in pages for o in page.get("Contents", ())}
+
+    def ages(self, below: str) -> dict[str, float]:
+        """Seconds since each object below a name was written, by the server's clock as far as it tells."""
+        with self._worded(f"list {below}"):
+            pages = list(
+                self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=self.prefix + below)
+            )
+        now = datetime.datetime.now(datetime.UTC)
+        return {
+            o["Key"][len(self.prefix) :]: (now - o["LastModified"]).total_seconds()
+            for page in pages
+            for o in page.get("Contents", ())
+        }
 
     def upload(self, path: Path, name: str) -> None:
         with self._worded(f"upload {name}"):

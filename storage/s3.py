@@ -30,6 +30,7 @@ from storage.lease import Lease, is_dead, parse_holder
 from storage.lineage import INPUTS, PLAIN, LineageRecord, Place, SourceListing, parse
 from storage.room import DiskFull, room
 from storage.store import Artifact, Look, Store, StoreError
+from storage.unfinished import Unfinished
 from storage.whole import read_manifest
 from storage.withdrawal import Rule, Withdrawals, is_name
 
@@ -118,7 +119,28 @@ class S3Store(Store):
                 f"{artifact.ref} is built and kept on this machine, but not shared: {error}; run again, it will be"
                 " uploaded then"
             ) from error
+        with contextlib.suppress(StoreError):  # `pipeline gc` takes what stays
+            self.unfinished(stage, key).remove()
         return artifact
+
+    def unfinished(self, stage: str, key: str) -> Unfinished:
+        """The checkpoints of an unfinished training in the bucket. Raises StoreError for a name that is none."""
+        self._partial(stage, key)
+        return Unfinished(self.bucket, stage, key)
+
+    def forgotten(self, days: float) -> list[Unfinished]:
+        """Checkpoints in the bucket whose stage is published, or that nobody has added to for so many days."""
+        ages: dict[Place, float] = {}
+        for name, age in self.bucket.ages("").items():
+            stage, _, rest = name.partition("/")
+            key, _, _ = rest.partition(".unfinished/")
+            if key != rest and PLAIN.fullmatch(stage) and PLAIN.fullmatch(key):
+                ages[stage, key] = min(age, ages.get((stage, key), age))
+        return [
+            self.unfinished(*place)
+            for place, age in sorted(ages.items())
+            if age > days * 86400 or self._shared_record(*place)
+        ]
 
     def settle(self, stage: str, key: str) -> None:
         path, rel = self.directory(stage, key), f"{VOLATILE}/mlflow.json"

@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from storage import files, lease, lineage
 from storage.digest import RECORDS, VOLATILE, digest_of, fsync_tree, manifest
@@ -30,6 +30,9 @@ from storage.lineage import PLAIN, Input, LineageRecord, Place, SourceListing
 from storage.room import filled, free_bytes, human
 from storage.whole import Damaged, check, read_manifest, remember, verify
 from storage.withdrawal import Withdrawals
+
+if TYPE_CHECKING:
+    from storage.unfinished import Unfinished
 
 _LEFT = re.compile(r"[A-Za-z0-9_-]+\.(partial|download|damaged-\d+|replaced-\d+|.*\.tmp)")
 """Names of directories that are no artifact and that the store itself made."""
@@ -222,6 +225,14 @@ class Store:
         remember(final)
         shutil.rmtree(old, ignore_errors=True)
         return final
+
+    def unfinished(self, stage: str, key: str) -> Unfinished | None:
+        """Where checkpoints of an unfinished training are shared; None where they stay in the partial directory."""
+        return None
+
+    def forgotten(self, days: float) -> Sequence[Unfinished]:
+        """Shared checkpoints that no training will go on from."""
+        return []
 
     def settle(self, stage: str, key: str) -> None:
         """Keep what was written beside an artifact after it was published (MLflow's ids) where other machines find

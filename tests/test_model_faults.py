@@ -17,7 +17,7 @@ from test_model_data import write_tokens
 from model.specs.base import dump
 from model.specs.train import TrainSpec
 from pipeline.config.resources import Resources
-from tasks.running import launch as launching
+from tasks.running import processes
 from tasks.running.failure import WorkerFailed
 from tasks.running.launch import launch
 
@@ -54,7 +54,7 @@ def train(spec: TrainSpec, fault: signal.Signals | None = None, step: int = 0) -
 
 
 def test_a_killed_and_a_hung_rank_end_the_run_readably_and_it_resumes_to_the_same_bytes(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(launching, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(processes, "POLL_SECONDS", 0.05)
     monkeypatch.setenv("PIPELINE_GRACE_SECONDS", "1")
     monkeypatch.setenv("PIPELINE_HOME", str(tmp_path / "home"))
     write_tokens(

@@ -25,7 +25,7 @@ EDITS = [
     ("model/running/meter.py", "WARM_UP = 3", "WARM_UP = 4", set()),
     ("model/running/setup.py", "True: 5.0", "True: 6.0", set()),
     ("tasks/running/guard.py", "import", "import sys as _s\nimport", set()),
-    ("tasks/running/launch.py", "POLL_SECONDS = ", "POLL_SECONDS = 2 * ", set()),
+    ("tasks/running/processes.py", "POLL_SECONDS = ", "POLL_SECONDS = 2 * ", set()),
     ("tasks/tracking/forms.py", "def as_key", "def as_key_of", set()),
     ("pipeline/running/executor.py", "def run_shards", "LIMIT = 1\n\n\ndef run_shards", set()),
     ("pipeline/config/training.py", "slots in one packed row", "places in one packed row", set()),

@@ -19,10 +19,11 @@ import pytest
 
 from pipeline.config.resources import Resources
 from storage.places import ROOT
-from tasks.running import launch as launching
+from tasks.running import guard, processes
+from tasks.running.command import Meeting, launcher_command
 from tasks.running.environment import worker_environment
 from tasks.running.failure import WorkerFailed, explain
-from tasks.running.launch import launch, launcher_command
+from tasks.running.launch import launch
 
 WORKER = """
 import argparse, json, os, signal, subprocess, sys, time
@@ -67,7 +68,7 @@ def worker(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
     monkeypatch.setenv("PIPELINE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PIPELINE_GRACE_SECONDS", "2")
-    monkeypatch.setattr(launching, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(processes, "POLL_SECONDS", 0.1)
 
 
 def start(tmp_path: Path, on: Resources | None = None, *, single=False, records=None, **spec):
@@ -207,7 +208,7 @@ def test_stop_all_ends_a_training_of_another_thread(tmp_path):
     thread = threading.Thread(target=train)
     thread.start()
     wait_for(lambda: pids(tmp_path))
-    launching.stop_all()
+    processes.stop_all()
     thread.join(20)
     assert [failure.reason for failure in failures] == ["stopped"] and not alive(pids(tmp_path)[0])
 
@@ -260,7 +261,7 @@ def test_the_guard_exits_with_the_code_of_its_command(command, code):
     read, write = os.pipe()
     try:
         done = subprocess.run(
-            [sys.executable, "-I", launching.guard.__file__, str(read), sys.executable, "-c", command], pass_fds=(read,)
+            [sys.executable, "-I", guard.__file__, str(read), sys.executable, "-c", command], pass_fds=(read,)
         )
     finally:
         os.close(read), os.close(write)
@@ -268,16 +269,16 @@ def test_the_guard_exits_with_the_code_of_its_command(command, code):
 
 
 def test_nodes_of_several_are_numbered_and_meet_at_one_address(tmp_path):
-    with pytest.raises(ValueError, match=r"rdzv_endpoint must be HOST:PORT"):
-        launcher_command(Resources(nnodes=2, rdzv_endpoint="first", device="cpu"), ["m"], {}, tmp_path)
-    on, environment = Resources(nnodes=2, nproc=4, rdzv_endpoint="127.0.0.1:29400", device="cpu"), {}
-    command = launcher_command(on, ["m"], environment, tmp_path, 1)
+    on, environment, second = Resources(nproc=4, device="cpu"), {}, Meeting("127.0.0.1", 29400, 1, 2)
+    command = launcher_command(on, ["m"], environment, tmp_path, second)
     assert {"--rdzv-endpoint=127.0.0.1:29400", "--nproc-per-node=4", "--node-rank=1"} < set(
         command
     ) and environment == {"GLOO_SOCKET_IFNAME": "lo"}
     on = on.model_copy(update={"launcher": "deepspeed"})
-    assert {"--no_ssh", "--node_rank=0", "--master_port=29400"} < set(launcher_command(on, ["m"], {}, tmp_path))
-    assert (tmp_path / "hostfile").read_text() == "node-0 slots=4\nnode-1 slots=4\n"
+    assert {"--no_ssh", "--node_rank=1", "--master_port=29400"} < set(launcher_command(on, ["m"], {}, tmp_path, second))
+    assert (tmp_path / "hostfile-1").read_text() == "node-0 slots=4\nnode-1 slots=4\n"
+    with pytest.raises(ValueError, match=r"nnodes=2 machines are found by Ray: set resources\.engine=ray"):
+        launcher_command(Resources(nnodes=2, device="cpu"), ["m"], {}, tmp_path)
     environment = {"OMP_NUM_THREADS": "8", "HOME": "/h"}
     command = launcher_command(
         Resources(nnodes=2, nproc=4, launcher="deepspeed", hostfile="hosts", device="cpu"), ["m"], environment, tmp_path

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import secrets
 import shutil
 import threading
 import warnings
@@ -46,6 +47,11 @@ from model.running.files import sync, write_json
 warnings.filterwarnings(
     "ignore", message="torch.distributed is disabled"
 )  # one process writes and reads alone: meant so
+
+
+OWN_DISK = "PIPELINE_OWN_DISK"
+"""Set where machines that train together share no folder: each keeps the files of its own ranks, and whoever starts the
+ranks brings the others' files before they read."""
 
 
 class CheckpointMismatch(ValueError):
@@ -178,6 +184,7 @@ class Checkpoints:
         self.root, self.keep, self.fingerprints, self.rank, self.world = root, keep, fingerprints, rank, world
         # every rank is in it, so that it is no number
         self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo")) if world > 1 else None
+        self._own = bool(os.environ.get(OWN_DISK)) and world > 1
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -217,8 +224,10 @@ class Checkpoints:
                 process_group=self._group,
                 no_dist=self.world == 1,
             )
-            if self.rank == 0:
-                self._publish(partial, final, state)
+            if self._own:
+                self._publish_own(partial, final, state)
+            elif self.rank == 0:
+                self._publish(partial, final, state, secrets.token_hex(8), _sizes(partial))
         except (OSError, CheckpointException) as error:
             shutil.rmtree(partial, ignore_errors=True)
             why = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
@@ -227,10 +236,21 @@ class Checkpoints:
                 " are whole"
             ) from error
 
-    def _publish(self, partial: Path, final: Path, state: dict[str, Any]) -> None:
-        """What all ranks have written and synced becomes a checkpoint."""
-        sizes = {f.name: f.stat().st_size for f in sorted(partial.iterdir())}
-        record = {**state, "fingerprints": self.fingerprints, "files": sizes}
+    def _publish_own(self, partial: Path, final: Path, state: dict[str, Any]) -> None:
+        """On every machine the first rank publishes what lies on its disk, with the names of all files. Collective."""
+        first = os.environ.get("LOCAL_RANK", "0") == "0"
+        if first:
+            partial.mkdir(parents=True, exist_ok=True)  # replicas write nothing
+        told: list[Any] = [None] * self.world
+        mine = (secrets.token_hex(8), _sizes(partial) if first else {})
+        dist.all_gather_object(told, mine, group=self._group)
+        if first:
+            files = {name: size for _, sizes in told for name, size in sizes.items()}
+            self._publish(partial, final, state, told[0][0], files)
+
+    def _publish(self, partial: Path, final: Path, state: dict[str, Any], name: str, files: dict[str, int]) -> None:
+        """What all ranks have written and synced becomes a checkpoint; ``name`` tells it from another attempt's."""
+        record = {**state, "fingerprints": self.fingerprints, "files": files, "id": name}
         write_json(partial / "state.json", record)
         sync(partial)
         shutil.rmtree(final, ignore_errors=True)
@@ -240,6 +260,8 @@ class Checkpoints:
 
     def _prune(self) -> None:
         whole = self.whole()
+        if self._own:
+            whole = [path for path in sorted(self.root.glob("step-*")) if (path / "state.json").is_file()]
         scores = {path: json.loads((path / "state.json").read_text())["val_loss"] for path in whole}
         known = [path for path in whole if scores[path] is not None]
         best = {min(known, key=lambda path: scores[path])} if known else set()
@@ -263,8 +285,8 @@ class Checkpoints:
             return None
         if not _is_whole(path):
             raise OSError(
-                f"{path}: rank 0 sees this checkpoint and rank {self.rank} does not; nodes that train together need"
-                " PIPELINE_HOME in a shared folder"
+                f"{path}: rank 0 sees this checkpoint and rank {self.rank} does not; machines that train together need"
+                " PIPELINE_HOME in a shared folder, or a bucket (PIPELINE_STORE)"
             )
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         for name, value in self.fingerprints.items():
@@ -287,6 +309,10 @@ class Checkpoints:
         if self._group is not None:
             dist.broadcast_object_list(newest, src=0, group=self._group)
         return self.root / newest[0] if newest[0] else None
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {f.name: f.stat().st_size for f in sorted(folder.iterdir())}
 
 
 def _is_whole(path: Path) -> bool:

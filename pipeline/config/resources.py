@@ -21,26 +21,18 @@ class Resources(Section):
         description="data preparation processes (default: the cores this process may use)",
     )
     engine: Literal["local", "ray"] = Field(
-        default="local", description="what runs data shards: a local process pool, or a Ray cluster"
+        default="local", description="where data shards and training run: on this machine, or on a Ray cluster"
     )
     nproc: int = Field(default=1, ge=1, description="training processes (ranks) on this node")
-    nnodes: int = Field(default=1, ge=1, description="nodes that train together; `pipeline join` on each of the others")
-    rdzv_endpoint: str = Field(
-        default="",
-        description=(
-            "host:port at which other nodes reach this one when nnodes > 1; default: its own address, a free port"
-        ),
-    )
-    join_seconds: int = Field(
+    nnodes: int = Field(default=1, ge=1, description="machines that train together (engine = ray)")
+    place_seconds: int = Field(
         default=600,
         ge=0,
-        description="how long nnodes > 1 waits for the other nodes to join before the stage fails; 0 waits for ever",
+        description="how long a stage waits for room on the Ray cluster before it fails; 0 waits for ever",
     )
     hostfile: str = Field(
         default="",
-        description=(
-            "launcher = deepspeed: host file of nodes that its launcher reaches by ssh, instead of `pipeline join`"
-        ),
+        description="launcher = deepspeed: host file of nodes that its launcher reaches by ssh, instead of Ray",
     )
     launcher: Literal["torchrun", "deepspeed"] = Field(
         default="torchrun", description="what starts the training processes"

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.base import Progress, quiet
+from pipeline.running.connection import connect
 from storage.errors import Failed
 from storage.files import write_text
 from storage.room import DiskFull, filled
@@ -195,14 +196,15 @@ def _on_processes(name: str, jobs: Iterator[tuple[int, Job]], done: str, workers
 
 def _on_ray(name: str, jobs: Iterator[tuple[int, Job]], done: str, workers: int) -> Iterator[tuple[int, Job]]:
     """Each job is a Ray task; Ray itself starts a task again whose worker or node died."""
-    try:
-        import ray
-        from ray.exceptions import RayTaskError
-    except ImportError as error:
-        raise ValueError("resources.engine=ray needs the ray package: pip install 'full-pipeline[ray]'") from error
-    if not ray.is_initialized():
-        ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, include_dashboard=False)
+    ray = connect()
+    from ray.exceptions import RayTaskError
+
     task = ray.remote(num_cpus=1, max_retries=2)(do_job)
+    if not _all_see(ray, Path(done)):
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        task = task.options(scheduling_strategy=here)
     pending = {task.remote(name, job, i, done): i for i, job in jobs}
     while pending:
         ready, _ = ray.wait(list(pending), num_returns=1)
@@ -214,6 +216,26 @@ def _on_ray(name: str, jobs: Iterator[tuple[int, Job]], done: str, workers: int)
             if isinstance(error.cause, DiskFull):
                 raise DiskFull(str(error.cause)) from error
             raise ShardFailed(str(error.cause)) from error
+
+
+def _all_see(ray: Any, done: Path) -> bool:
+    """Whether every machine of the cluster sees the folder of the markers; where one does not, jobs stay on this
+    machine."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return True
+    probe = done / f".seen-{os.getpid()}"
+    probe.touch()
+    try:
+        sees = ray.remote(num_cpus=0, max_retries=0)(os.path.exists)
+        asked = [sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n, soft=False)) for n in nodes]
+        return all(ray.get([task.remote(str(probe)) for task in asked], timeout=60))
+    except ray.exceptions.RayError:
+        return False  # a machine that just died
+    finally:
+        probe.unlink()
 
 
 class _Worker:

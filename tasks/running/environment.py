@@ -24,7 +24,7 @@ MALLOC = {
     "MALLOC_TOP_PAD_": str(256 << 20),
 }
 # Set by a surrounding launcher or an earlier run; a rank must only see what its own launcher says.
-STALE = ("PREFECT_", "MLFLOW_", "TORCHELASTIC_", "MASTER_")
+STALE = ("PREFECT_", "MLFLOW_", "TORCHELASTIC_", "MASTER_", "RAY_")
 STALE_NAMES = {
     "RANK",
     "WORLD_SIZE",
@@ -78,6 +78,13 @@ def gpus(on: Resources) -> int:
 
 def lacking(on: Resources) -> list[str]:
     """What ``on`` asks of this machine and it does not have, a line each; found without loading torch."""
+    if on.engine == "ray":
+        return []  # the cluster's machines have it; where there is none, placing says so
+    if on.nnodes > 1 and not on.hostfile:
+        return [
+            f"resources.nnodes={on.nnodes} machines are found by Ray: set resources.engine=ray (docs/cluster.md), or"
+            " give DeepSpeed's launcher a resources.hostfile"
+        ]
     count, problems = gpus(on), []
     if on.device == "cuda" and not count:
         problems.append(

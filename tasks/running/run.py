@@ -143,7 +143,7 @@ class Run:
 
     def stop(self) -> None:
         """End the worker processes of stages that still run in other threads."""
-        from tasks.running.launch import stop_all
+        from tasks.running.processes import stop_all
 
         stop_all()
 
