@@ -22,7 +22,7 @@ from typing import Any
 
 from storage.errors import Failed
 from storage.files import write_json
-from storage.places import ROOT
+from storage.places import ROOT, below_home
 
 START_SECONDS = 180
 STARTS = 3
@@ -60,7 +60,7 @@ def _started(
 ) -> dict[str, Any]:
     """Start a service at the port it had last time, if that is free; its entry, also written to services.json."""
     log = home / "logs" / f"{name.replace(' ', '-')}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    below_home(log.parent)
     ports = read_json(home / "ports.json")
     last = ports.get(name, port) if port else 0
     entry = {**_spawn(start, _free_port(last, port) if port else 0, log), "home": str(home)}
@@ -220,7 +220,7 @@ def forget(home: Path, name: str) -> None:
 @contextlib.contextmanager
 def locked(home: Path) -> Iterator[None]:
     """Only one process at a time starts or stops services of this root."""
-    home.mkdir(parents=True, exist_ok=True)
+    below_home(home)
     with open(home / "services.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

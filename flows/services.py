@@ -36,6 +36,7 @@ from flows.processes import (
 from model.running.devices import visible_gpus
 from storage.places import ROOT
 from tasks.tracking.moved import mend
+from tasks.tracking.records import without_login
 from tasks.tracking.tracker import tracking_uri
 
 POOLS = ("cpu-pool", "gpu-pool")
@@ -69,10 +70,10 @@ def ensure_mlflow(home: Path, wait: bool = True) -> str:
     if uri.startswith("http"):
         if wait and not answers(f"{uri.rstrip('/')}/health"):
             raise ServiceError(
-                f"no MLflow server answers at MLFLOW_TRACKING_URI={uri}; start it, or unset MLFLOW_TRACKING_URI to get"
-                " one here"
+                f"no MLflow server answers at MLFLOW_TRACKING_URI={without_login(uri)}; start it, or unset"
+                " MLFLOW_TRACKING_URI to get one here"
             )
-        return uri
+        return without_login(uri)
     return ensure(home, "mlflow", MLFLOW_PORT, _mlflow, wait)["url"]
 
 
@@ -88,7 +89,7 @@ def mlflow_address(home: Path) -> str | None:
     """Where the MLflow server of this root answers, as far as it is known without asking."""
     uri, entry = tracking_uri(home), entries(home).get("mlflow", {})
     mine = entry.get("home", str(home)) == str(home)
-    return uri if uri.startswith("http") else entry.get("url") if mine else None
+    return without_login(uri) if uri.startswith("http") else entry.get("url") if mine else None
 
 
 def up(home: Path) -> None:

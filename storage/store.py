@@ -27,6 +27,7 @@ from storage.errors import Failed
 from storage.files import write_json
 from storage.lease import Lease
 from storage.lineage import PLAIN, Input, LineageRecord, Place, SourceListing
+from storage.places import below_home
 from storage.room import filled, free_bytes, human
 from storage.whole import Damaged, check, read_manifest, remember, verify
 from storage.withdrawal import Withdrawals
@@ -93,7 +94,7 @@ class Store:
         """Raise StoreError unless the store can be written; called before a run so that an outage is not taken for a
         miss. Leases that dead processes of this machine left are taken away."""
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            below_home(self.root)
             probe = self.root / f".probe-{os.getpid()}"
             probe.write_text("ok")
             probe.unlink()

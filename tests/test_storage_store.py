@@ -84,6 +84,16 @@ def test_content_is_hashed_once_on_a_machine_and_a_copied_store_once_more(tmp_pa
         assert Store(tmp_path / home).ready("clean", KEY) is not None and len(hashed) == times
 
 
+def test_a_new_home_is_its_owners_alone_and_an_old_one_keeps_its_permissions(tmp_path, monkeypatch):
+    for name, mode in (("new", 0o700), ("shared", 0o770)):
+        monkeypatch.setenv("PIPELINE_HOME", str(tmp_path / name))
+        if name == "shared":
+            (tmp_path / name).mkdir()
+            (tmp_path / name).chmod(mode)
+        Store(tmp_path / name / "store").check()
+        assert (tmp_path / name).stat().st_mode & 0o777 == mode
+
+
 def test_find_by_stage_key_and_digest(tmp_path):
     store = Store(tmp_path)
     artifact = publish(store)

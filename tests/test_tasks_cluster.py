@@ -32,6 +32,13 @@ from tasks.running.processes import stop_all
 WORKER = """
 import json, os, sys, time
 spec = json.load(open(sys.argv[sys.argv.index("--spec") + 1]))
+if spec["do"] == "score":
+    assert os.path.exists(os.path.join(spec["data"], "manifest.json"))
+    os.mkdir(os.path.join(spec["out"], "answers"))
+    open(os.path.join(spec["out"], "answers", "all.jsonl"), "w").write(os.environ["PIPELINE_HOME"])
+    result = {"read": open(os.path.join(spec["exams"], "a.txt")).read()}
+    json.dump(result, open(os.path.join(spec["out"], "_run", "result.json"), "w"))
+    sys.exit()
 open(os.path.join(spec["out"], "rank%s.pid" % os.environ["RANK"]), "w").write(str(os.getpid()))
 if spec["do"] == "fail" and os.environ["RANK"] == "1":
     raise KeyError("tokens")
@@ -164,8 +171,16 @@ def test_machines_that_share_only_a_bucket_train_with_zero_and_resume_from_it(
     assert f"resumed at step {int(there[-1][5:13])} of 40" in log
     curve = [json.loads(line)["step"] for line in (tmp_path / name / "_run" / "metrics.jsonl").read_text().splitlines()]
     assert sorted(set(curve)) == list(range(1, 41))
-    for machine in own:
+    for machine in own[1:]:
         machines.kill(machine)
+    scored = store.partial("evaluate", KEY)
+    (scored / "_run" / "exams").mkdir()
+    (scored / "_run" / "exams" / "a.txt").write_text("4 questions")
+    spec = {"out": str(scored), "exams": str(scored / "_run" / "exams"), "data": str(data), "do": "score"}
+    on = Resources(device="cpu", engine="ray", threads=2)
+    assert launch("sleeper", spec, scored, on, lambda record: None, single=True) == {"read": "4 questions"}
+    assert (scored / "answers" / "all.jsonl").read_text() == str(tmp_path / "disk0"), "made on the other machine's disk"
+    machines.kill(own[0])
 
 
 def run(tmp_path: Path, do: str, notes: list[str] | None = None, **resources) -> WorkerFailed:

@@ -384,3 +384,11 @@ def test_the_flow_side_does_not_load_mlflow():
         " sys.exit(any(m.partition('.')[0] in heavy for m in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_an_address_is_shown_and_stored_without_its_login():
+    from tasks.tracking.records import without_login
+
+    assert without_login("https://me:pass@mlflow.org:5000/a@b") == "https://mlflow.org:5000/a@b"
+    assert without_login("postgresql://u:p@db/mlflow") == "postgresql://db/mlflow"
+    assert without_login("sqlite:////home/a@b/mlflow.db") == "sqlite:////home/a@b/mlflow.db"

@@ -25,7 +25,7 @@ from tasks.running.command import Meeting
 from tasks.running.failure import WorkerFailed, explain
 from tasks.running.node import CURVE, LOG, Facts, News, Node, Work, versions
 from tasks.running.processes import Watch, stoppable, stopped_failure
-from tasks.running.sharing import newest_shared, restore, small_files
+from tasks.running.sharing import LAST_SECONDS, newest_shared, restore, small_files
 
 if TYPE_CHECKING:
     import threading
@@ -171,7 +171,7 @@ class _Training:
             restore(self.out, note)
         else:
             checkpoint = newest_shared(self.out, note)
-            small = {path.name: path.read_bytes() for path in small_files(self.run_folder)}
+            small = {path.relative_to(self.out).as_posix(): path.read_bytes() for path in self._along()}
         self._each("prepare", [(i, small, checkpoint) for i in range(len(self.actors))])
         on = self.on.model_copy(update={"engine": "local", "nnodes": 1})
         first = self.facts[0]
@@ -206,6 +206,14 @@ class _Training:
         own = self.ray.get_runtime_context().get_node_id()
         order = sorted(range(len(self.actors)), key=lambda i: self.facts[i]["id"] != own)
         self.actors, self.facts = [self.actors[i] for i in order], [self.facts[i] for i in order]
+
+    def _along(self) -> Iterator[Path]:
+        """Files in the caller's folder that the ranks need: small ones of the run, and what the spec names."""
+        yield from small_files(self.run_folder)
+        for text in _strings(json.loads(self.work.spec)):
+            path = Path(text)
+            if path.is_relative_to(self.out) and path != self.out:
+                yield from (file for file in [path, *path.rglob("*")] if file.is_file())
 
     def _all(self, method: str, *arguments: Any) -> list[Any]:
         """Call all nodes with the same arguments."""
@@ -285,7 +293,7 @@ class _Training:
             for i, actor in enumerate(self.actors):
                 if i not in self.ended:
                     actor.stop.remote()
-        end = time.monotonic() + guard.GRACE_SECONDS + 15
+        end = time.monotonic() + guard.GRACE_SECONDS + 15 + LAST_SECONDS  # the last checkpoint goes to the bucket
         alive = [i for i in range(len(self.actors)) if i not in self.ended]
         while alive and time.monotonic() < end:
             for i in list(alive):

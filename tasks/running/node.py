@@ -119,8 +119,8 @@ class Node:
         }
 
     def prepare(self, number: int, files: dict[str, bytes], checkpoint: str) -> None:
-        """Become node ``number``; bring the inputs, the run's small ``files`` and the shared ``checkpoint`` here.
-        Raises ValueError naming what is not here and cannot be brought."""
+        """Become node ``number``; bring the inputs, ``files`` of the caller's folder and the shared ``checkpoint``
+        here. Raises ValueError naming what is not here and cannot be brought."""
         self.number, host = number, socket.gethostname()
         if missing := [path for path in self.work.needed if not os.path.exists(path)]:
             raise ValueError(f"{host} does not have {', '.join(missing)}; put it there, or where all machines see it")
@@ -144,8 +144,9 @@ class Node:
             if path.is_file():
                 path.unlink()
         (self.run / "logs").mkdir(exist_ok=True)
-        for name, data in files.items():
-            (self.run / name).write_bytes(data)
+        for rel, data in files.items():
+            (self.out / rel).parent.mkdir(parents=True, exist_ok=True)
+            (self.out / rel).write_bytes(data)
         (self.run / "spec.json").write_text(self._own_spec(), "utf-8")
 
     def start(self, resources: dict[str, Any], meeting: Meeting | None) -> None:

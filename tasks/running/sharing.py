@@ -128,14 +128,18 @@ class _Sender(threading.Thread):
     def close(self, seconds: float) -> None:
         """Stop sending; with ``seconds``, try for so long to send the newest."""
         self.ending.set()
-        end = time.monotonic() + seconds
         if seconds:
-            self.join(seconds)
-            last = threading.Thread(target=self._send_newest, daemon=True)
-            if not self.is_alive():
-                last.start()
-                last.join(max(0.0, end - time.monotonic()))
+            last = threading.Thread(target=self._send_last, args=(time.monotonic() + seconds,), daemon=True)
+            last.start()
+            last.join(seconds)
         self._tidy()
+
+    def _send_last(self, end: float) -> None:
+        """The newest, unless there is none; again and again, because other machines may still send their parts."""
+        self.join()
+        while (name := self._newest()) and name not in self.sent and not self.failed and time.monotonic() < end:
+            self._send_newest()
+            time.sleep(0.2)
 
     def _newest(self) -> str | None:
         names = [name for path in sorted(self.folder.glob("step-*")) if (name := name_of(path))]

@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from storage.files import write_json
 from tasks.tracking.forms import as_key, as_tags, local_server
 from tasks.tracking.moved import mend
-from tasks.tracking.records import RunFacts, StageState, State
+from tasks.tracking.records import RunFacts, StageState, State, without_login
 
 log = logging.getLogger("tracking")
 EXPERIMENT = "full-pipeline"
@@ -35,7 +35,7 @@ class Connection:
     """A run's directory on one side, an MLflow server or database on the other."""
 
     def __init__(self, run_dir: Path, uri: str) -> None:
-        self.run_dir, self.uri, self.home = run_dir, uri, run_dir.parent.parent
+        self.run_dir, self.uri, self.home = run_dir, without_login(uri), run_dir.parent.parent
         self.facts: RunFacts = json.loads((run_dir / "run.json").read_text("utf-8"))
         # a preset can be a file; a model's name has no slashes
         self.preset = Path(self.facts.get("preset", "pipeline")).stem
@@ -44,7 +44,7 @@ class Connection:
         _prepare_sqlite(uri, self.home)
         mlflow.set_tracking_uri(uri)
         self.client = mlflow.MlflowClient(uri)
-        self.state, self.resumed = _earlier_state(run_dir, uri)
+        self.state, self.resumed = _earlier_state(run_dir, self.uri)
         self.stages = self.state.setdefault("stages", {})
         self.experiment = self.state["experiment_id"] = self._experiment()
 

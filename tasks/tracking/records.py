@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, NotRequired, TypedDict
 
 from tasks.running.events import Section, StageInput
@@ -79,3 +80,8 @@ class State(TypedDict, total=False):
     stages: dict[str, StageState]
     complete: bool
     error: str | None
+
+
+def without_login(uri: str) -> str:
+    """An address as it may be shown and stored: no user name and no password in it."""
+    return re.sub(r"(?<=://)[^/@]*@", "", uri)
