@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from storage.code import fingerprint
-from storage.digest import VOLATILE, sha256_json
+from storage.digest import VOLATILE, sha256_file, sha256_json
 from storage.places import ROOT, home
 from storage.store import StoreError, open_store
 from tasks.running.command import Meeting, launcher_command
@@ -80,10 +80,13 @@ class News(TypedDict):
     parts: dict[str, tuple[int, int, bytes]]
 
 
+OWN = sha256_file(Path(__file__))[:12]
+
+
 def versions(module: str) -> dict[str, str]:
     """What nodes that compute together must agree in."""
     own = fingerprint((module,), ROOT, PACKAGES, NEVER) if module.startswith("model.") else {}
-    return {"torch": importlib.metadata.version("torch").partition("+")[0], "code": sha256_json(own)[:12]}
+    return {"torch": importlib.metadata.version("torch").partition("+")[0], "code": sha256_json(own)[:12], "node": OWN}
 
 
 class Node:
