@@ -66,7 +66,7 @@ def sample(
         "device": on.device,
         "out": str(out),
     }
-    launch("model.sample", spec, out, on, report.training, note=report.note)
+    launch("model.sample", spec, out, on, report.training, one_folder=True, note=report.note)
     answered = [row for path in sorted((out / "_run" / "answers").glob("*.jsonl")) for row in read_jsonl(path)]
     judged = _judged(cfg, prompts, answered, report)
     write_jsonl(

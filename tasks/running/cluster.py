@@ -48,12 +48,14 @@ def run_on_cluster(
     watch: Watch,
     *,
     single: bool,
+    one_folder: bool = False,
     note: Callable[[str], None],
 ) -> WorkerFailed | None:
     """Run ``module`` in ``on.nproc`` ranks on each of ``on.nnodes`` machines until all have ended; why they failed, if
     they did. What they made is then in ``out``, and what they printed in ``out/_run/logs``.
 
-    Raises :class:`WorkerFailed` when the cluster has no room, a machine dies, or ``watch`` or ``stop_all`` ends it, and
+    With ``one_folder`` machines that do not see each other's files leave the work to one. Raises
+    :class:`WorkerFailed` when the cluster has no room, a machine dies, or ``watch`` or ``stop_all`` ends it, and
     ValueError when a machine lacks what it needs.
     """
     ray, out = connect(), out.resolve()
@@ -64,7 +66,7 @@ def run_on_cluster(
     work = Work(module, spec, str(home()), str(out), token, needed, artifacts, settings, single)
     with stoppable() as stopped, _placed(ray, on, single, note, stopped) as (count, options):
         actors = [ray.remote(Node).options(**options[i]).remote(work) for i in range(count)]
-        return _Training(ray, work, actors, on, out, stopped).run(watch, note)
+        return _Training(ray, work, actors, on, out, stopped).run(watch, one_folder, note)
 
 
 def _inputs(spec: str, out: Path) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
@@ -160,11 +162,13 @@ class _Training:
         self.ended: dict[int, int] = {}
         """Exit codes by node, in the order in which they ended."""
 
-    def run(self, watch: Watch, note: Callable[[str], None]) -> WorkerFailed | None:
+    def run(self, watch: Watch, one_folder: bool, note: Callable[[str], None]) -> WorkerFailed | None:
         """From the first question to the last file."""
         self.facts = self._all("facts")
         self._agree()
         self._number()
+        if one_folder and not all(fact["shared"] for fact in self.facts):
+            del self.actors[1:], self.facts[1:]  # they end with the placement group
         checkpoint = ""
         if all(fact["shared"] for fact in self.facts):
             small: dict[str, bytes] = {}

@@ -45,13 +45,15 @@ def launch(
     report: Report,
     *,
     single: bool = False,
+    one_folder: bool = False,
     note: Callable[[str], None] = log.warning,
 ) -> dict[str, Any]:
     """Run ``python -m module --spec <out>/_run/spec.json`` in ``on.nproc`` ranks and return its ``result.json``.
 
     ``report`` is called with every record of ``metrics.jsonl``, in order, about once a second with all that came since,
     and has seen the whole file when this returns; what it raises is logged and never stops the training. ``single``
-    runs one plain Python process instead of a launcher (scoring, generation). ``note`` gets a line for people when
+    runs one plain Python process instead of a launcher (scoring, generation). ``one_folder``: the ranks meet in ``out``
+    and not in a process group, so machines that share no folder leave the work to one of them. ``note`` gets a line for people when
     a cluster's machines are waited for. Raises :class:`WorkerFailed` when the workers fail, stay silent for
     ``on.no_progress_seconds`` or run longer than ``on.wall_seconds``, when the cluster has no room within
     ``on.place_seconds`` or a node dies, and ValueError when ``on`` cannot be had.
@@ -66,7 +68,8 @@ def launch(
     watch = _Watch(module, run, on, report, log_path)
     with contextlib.nullcontext() if single else sharing(out, note):
         if on.engine == "ray":
-            failure, start = run_on_cluster(module, text, out, on, watch, single=single, note=note), 0
+            start = 0
+            failure = run_on_cluster(module, text, out, on, watch, single=single, one_folder=one_folder, note=note)
         else:
             if not single:
                 restore(out, note)
