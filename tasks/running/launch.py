@@ -53,8 +53,8 @@ def launch(
     ``report`` is called with every record of ``metrics.jsonl``, in order, about once a second with all that came since,
     and has seen the whole file when this returns; what it raises is logged and never stops the training. ``single``
     runs one plain Python process instead of a launcher (scoring, generation). ``one_folder``: the ranks meet in ``out``
-    and not in a process group, so machines that share no folder leave the work to one of them. ``note`` gets a line for people when
-    a cluster's machines are waited for. Raises :class:`WorkerFailed` when the workers fail, stay silent for
+    and not in a process group, so machines that share no folder leave the work to one of them. ``note`` gets a line for
+    people when a cluster's machines are waited for. Raises :class:`WorkerFailed` when the workers fail, stay silent for
     ``on.no_progress_seconds`` or run longer than ``on.wall_seconds``, when the cluster has no room within
     ``on.place_seconds`` or a node dies, and ValueError when ``on`` cannot be had.
     """
