@@ -22,8 +22,10 @@ from tasks.ingest import ingest
 from tasks.language import language
 from tasks.preferences import preferences
 from tasks.pretrain import pretrain
+from tasks.problems import problems
 from tasks.report import report
 from tasks.reward import reward
+from tasks.rl import rl
 from tasks.running.inputs import several
 from tasks.running.outline import Outlined, outline
 from tasks.running.run import descent
@@ -52,9 +54,11 @@ def full(cfg: Config, inputs: Inputs) -> dict[str, Any]:
     own = sample(cfg.sample, chat, talks, judge, inputs.unasked) if inputs.samples else None
     given = pairs if inputs.aligns else None
     aligned = dpo(cfg.dpo, chat, given, own) if given or own else None
-    final = aligned or chat or base
+    tried = problems(cfg.decontaminate, inputs.problems, inputs.exams) if inputs.problems else None
+    trained = rl(cfg.rl, aligned or chat, tried) if tried else None
+    final = trained or aligned or chat or base
     release = export.submit(cfg.export, final, descent(final))
-    models = several(base, chat, aligned)
+    models = several(base, chat, aligned, trained)
     scores = evaluate.submit(cfg.evaluate, models, tokens, inputs.exams, several(text, talks, pairs))
     return {"model": release.result(), "report": report(cfg.report, scores.result(), models, judge, own)}
 

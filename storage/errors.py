@@ -18,9 +18,10 @@
     │   └── ServiceError         Prefect or MLflow does not start             flows/processes.py
     └── DiskFull (OSError)       path, need and what is free                  storage/room.py
 
-Workers (``model/``) import nothing of ours and have two of their own, ``Diverged`` and ``CheckpointMismatch``, which
-reach a person through ``WorkerFailed``. ``Reached``, ``Broken``, ``Unusable`` and ``_Retired`` are signals between two
-functions of a module and never leave it. ``Wrong`` (flows/serving/errors.py) is what a client of the server is told.
+Workers (``model/``) import nothing of ours and have their own, ``Diverged``, ``Pointless`` and ``CheckpointMismatch``,
+which reach a person through ``WorkerFailed``. ``Reached``, ``Broken``, ``Unusable`` and ``_Retired`` are signals
+between two functions of a module and never leave it. ``Wrong`` (flows/serving/errors.py) is what a client of the
+server is told.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from model.specs.base import dump
 from model.specs.train import TrainSpec
 from pipeline.config.resources import Resources
+from pipeline.config.rl import RlSection
 from pipeline.config.training import TrainSection
 from tasks.running.launch import launch
 from tasks.running.stage import Report
@@ -18,8 +19,8 @@ Spec = TypeVar("Spec", bound=TrainSpec)
 
 
 def spec_of(
-    kind: type[Spec], cfg: TrainSection, on: Resources, *, data: Path, tokenizer: Path, out: Path, init: Path | None,
-    **more: Any,
+    kind: type[Spec], cfg: TrainSection | RlSection, on: Resources, *, data: Path, tokenizer: Path, out: Path,
+    init: Path | None, **more: Any,
 ) -> Spec:  # fmt: skip
     """The worker's spec: every field of ``kind`` that the section has, by name; ``data`` is a token directory, ``init``
     a model directory (or weights) that takes the place of the section's shape, ``more`` wins over the section.

@@ -4,12 +4,13 @@ from dataclasses import fields as fields_of
 
 from model.dpo import DpoTrainer
 from model.reward import RewardTrainer
+from model.rl import RlTrainer
 from model.running.how import How
 from model.sft import SftTrainer
 from model.specs.base import parse
 from model.training.trainer import Trainer
 
-TRAINERS = {"pretrain": Trainer, "sft": SftTrainer, "dpo": DpoTrainer, "reward": RewardTrainer}
+TRAINERS = {"pretrain": Trainer, "sft": SftTrainer, "dpo": DpoTrainer, "reward": RewardTrainer, "rl": RlTrainer}
 PLAIN = {"dtype": "fp32", "compile": "off", "device": "cpu"}
 """Arithmetic that does not depend on the machine under the test; a test of another form says so."""
 NUMBERS = {"seq_len": 64, "batch_tokens": 512, "steps": 40, "epochs": 1.0, "seed": 0, "eval_every": 0, "eval_tokens": 0}
@@ -33,6 +34,38 @@ OWN = {
         "length_normalize": False,
         "simpo_gamma": 0.5,
         "nll_weight": 0.0,
+    },
+    "rl": {
+        "lora": {},
+        "algorithm": "grpo",
+        "prompts": 4,
+        "num_generations": 4,
+        "max_prompt_length": 24,
+        "max_completion_length": 12,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "rewards": {"exact": 1.0},
+        "length_limit": 0,
+        "num_iterations": 0,
+        "num_mini_batches": 1,
+        "epsilon": 0.2,
+        "epsilon_high": 0.0,
+        "delta": 0.0,
+        "beta": 0.0,
+        "kl_estimator": "k3",
+        "use_bias_correction_kl": True,
+        "importance_sampling_level": "auto",
+        "importance_sampling_clip_max": 3.0,
+        "scale_rewards": "auto",
+        "mask_truncated_completions": False,
+        "whiten_advantages": True,
+        "filter_samples": 0,
+        "min_pass_rate": 0.0,
+        "max_pass_rate": 1.0,
+        "patience": 5,
+        "eval_problems": 0,
+        "eval_samples": 1,
     },
 }
 

@@ -11,6 +11,7 @@ from flows.dag import stages
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("flows", "tasks", "pipeline", "model", "storage")
 TORCH_FREE = {
+    "model.rewards",
     "model.specs",
     "model.tokens",
     "model.network.hf_config",

@@ -13,9 +13,10 @@ from tasks.running.stage import NEVER, PACKAGES, Stage
 
 ROOT = Path(__file__).parent.parent
 STAGES = {name: s for name, s in vars(dag).items() if isinstance(s, Stage)}
-DOCUMENT_STAGES = {"ingest", "clean", "language", "dedup", "decontaminate", "shard", "chats", "preferences"}
+DOCUMENT_STAGES = {"ingest", "clean", "language", "dedup", "decontaminate", "shard", "chats", "preferences", "problems"}
 TUNING = {"sft", "reward", "dpo"}
-TRAINING = {"pretrain", *TUNING}
+TUNED = {*TUNING, "rl"}
+TRAINING = {"pretrain", *TUNED}
 ALL_MODELS = {*TRAINING, "sample", "evaluate", "export"}
 
 EDITS = [
@@ -48,7 +49,7 @@ EDITS = [
         "model/tokens/template.py",
         "CHAT_TEMPLATE = (",
         "CHAT_TEMPLATE = '' + (",
-        {"tokenizer", "encode", *TUNING, "sample", "evaluate", "export"},
+        {"tokenizer", "encode", *TUNED, "sample", "evaluate", "export"},
     ),
     ("pipeline/data/repairs.py", "fix_encoding=True", "fix_encoding=False", {"clean"}),
     ("pipeline/kernels/repeats.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"clean"}),
@@ -56,7 +57,7 @@ EDITS = [
     ("pipeline/data/shingles.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"dedup"}),
     ("pipeline/kernels/fasttext.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"language"}),
     ("pipeline/data/datacard.py", "def write_datacard", "EXTRA = 1\n\n\ndef write_datacard", {"shard"}),
-    ("pipeline/data/screen.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"chats", "preferences"}),
+    ("pipeline/data/screen.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"chats", "preferences", "problems"}),
     ("pipeline/data/documents.py", "SAMPLES = 20", "SAMPLES = 21", {*DOCUMENT_STAGES, "sample"}),
     # tokens
     ("pipeline/kernels/bpe.py", "_ZERO = np.int64(0)", "_ZERO = np.int64(1)", {"tokenizer"}),
@@ -90,11 +91,19 @@ EDITS = [
     ("model/tokens/reply.py", "def parse_reply", "EXTRA = 1\n\n\ndef parse_reply", set()),
     ("model/dpo.py", "together=2", "together=1", {"dpo"}),
     ("model/specs/dpo.py", "self.beta > 0", "self.beta > 1", {"dpo"}),
-    ("model/network/lora.py", "self.lora_A(input)", "self.lora_A(2 * input)", TUNING),
+    ("model/network/lora.py", "self.lora_A(input)", "self.lora_A(2 * input)", TUNED),
     ("model/training/optim.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", TRAINING),
     ("model/training/loop.py", "SKIP_LIMIT = 10", "SKIP_LIMIT = 11", TRAINING),
     ("model/network/transformer.py", "class Transformer", "EXTRA = 1\n\n\nclass Transformer", ALL_MODELS),
-    ("model/generation/judge.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"reward", "sample", "evaluate"}),
+    ("model/generation/judge.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"reward", "sample", "rl", "evaluate"}),
+    # reinforcement learning
+    ("model/rl.py", "1 << 31", "1 << 30", {"rl"}),
+    ("model/objectives/policy.py", "SPREAD = 1e-4", "SPREAD = 1e-3", {"rl"}),
+    ("model/rewards/functions.py", "MODEL = ", "MODEL = '' + ", {"rl"}),
+    ("model/training/rl_loop.py", "SHOWN = 2", "SHOWN = 3", {"rl"}),
+    ("pipeline/config/rl.py", "how hard made problems are", "how hard problems are", set()),
+    ("pipeline/formats/problem.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"problems"}),
+    ("pipeline/problems/generators.py", "_HELD_OUT = 8", "_HELD_OUT = 9", {"ingest", "chats", "problems"}),
     ("pipeline/release/export.py", "0x7FFF", "0x7FFE", {"export"}),
     # words about the code
     ("model/network/transformer.py", '"""', '"""Said in other words. ', set()),

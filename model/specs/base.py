@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 Spec = TypeVar("Spec")
 
@@ -53,6 +53,14 @@ def _read(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         need(isinstance(value, dict), f"{where}: must be a table, not {value!r}")
         return parse(cast(type[Any], hint), cast(dict[str, Any], value), f"{where}.")
+    kind, inside = get_origin(hint), get_args(hint)
+    if kind is dict:
+        need(isinstance(value, dict), f"{where}: must be a table, not {value!r}")
+        table = cast(dict[str, Any], value)
+        return {name: _read(inside[1], one, f"{where}.{name}") for name, one in table.items()}
+    if kind is tuple:
+        need(isinstance(value, (list, tuple)), f"{where}: must be a list, not {value!r}")
+        return tuple(_read(inside[0], one, f"{where}[{i}]") for i, one in enumerate(cast(list[Any], value)))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     kind = hint if isinstance(hint, type) else str  # a Literal of strings

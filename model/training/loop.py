@@ -96,8 +96,7 @@ class Loop:
 
     def _update(self) -> None:
         """One optimizer step over one global batch."""
-        rows = self.order(self.position, self.position + self.plan.rows(self.step))
-        norm_by = float(self.data.train.units[rows].sum())
+        rows, norm_by = self.draw()
         if norm_by:
             # forward and backward
             sums = self._gradient(rows, norm_by)
@@ -110,13 +109,18 @@ class Loop:
         # position, counts, log
         filled = int(self.data.train.filled[rows].sum())
         self.tokens += filled
-        self.position += len(rows)
         self.step += 1
         log = self.step % self.choices.log_every == 0 or self.step in (1, self.plan.steps)
         self.meter.step(filled, len(rows) * self.spec.seq_len, wait=log)
         self._check(gradient)
         if log:
             self._log(sums, gradient)
+
+    def draw(self) -> tuple[NDArray, float]:
+        """Numbers of the coming global batch's rows and the units that they are divided by; moves the position on."""
+        rows = self.order(self.position, self.position + self.plan.rows(self.step))
+        self.position += len(rows)
+        return rows, float(self.data.train.units[rows].sum())
 
     def _gradient(self, rows: NDArray, norm_by: float) -> torch.Tensor:
         """Accumulate the gradient of a global batch's share; halves the micro-batch when memory runs out. The
@@ -195,7 +199,12 @@ class Loop:
         values = self._means("", self.ranks.total(sums))
         rate = self.spec.optim.lr * self.spec.optim.factor(self.step - 1, self.plan.steps)
         shown = {"lr": rate, "grad_norm": float(gradient), "skipped_steps": self.skipped}
-        self.meter.log({"step": self.step, "total_steps": self.plan.steps, **shown, **values}, speed=True)
+        shown |= {**values, **self.noted(values)}
+        self.meter.log({"step": self.step, "total_steps": self.plan.steps, **shown}, speed=True)
+
+    def noted(self, values: dict[str, float]) -> dict[str, float]:
+        """What else is logged of an update beside the objective's means ``values``."""
+        return {}
 
     def _means(self, prefix: str, sums: torch.Tensor) -> dict[str, float]:
         values, count = sums.tolist()[:-1], max(float(sums[-1]), 1.0)
@@ -204,8 +213,7 @@ class Loop:
     def _housekeeping(self, done: bool) -> None:
         """Stop when told to, checkpoint when due; all ranks decide alike."""
         # seconds when no number of steps is given: clocks differ, so ranks must agree
-        every = self.spec.how.checkpoint_every
-        due = done or (self.step % every == 0 if every else time.monotonic() - self._saved > 60)
+        due = done or self.due()
         stop, due = self.ranks.agree(self.ranks.stopping(), due, self.step, self.choices.log_every)
         if stop or due or done:
             self.save()
@@ -214,6 +222,11 @@ class Loop:
             self.checkpoints.wait()
             self.ranks.say(f"stopped at step {self.step}, checkpoint written; run again to resume")
             raise SystemExit(143)
+
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        every = self.spec.how.checkpoint_every
+        return self.step % every == 0 if every else time.monotonic() - self._saved > 60
 
     def save(self, val_loss: float | None = None) -> None:
         """Write a checkpoint of this step, unless there is one (all ranks take part); ``val_loss`` says that its
@@ -231,9 +244,17 @@ class Loop:
                 "best_loss": self.best,
                 "val_loss": val_loss,
                 "guard": self.guard.state(),
+                **self.state(),
             },
         )
         self._saved = time.monotonic()
+
+    def state(self) -> dict[str, Any]:
+        """What else a checkpoint keeps, as JSON values."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take what a checkpoint kept."""
 
     def _resume(self) -> None:
         state = self.checkpoints.load(self.engine.pieces())
@@ -244,6 +265,7 @@ class Loop:
         self.best = state["best_loss"]
         self.guard.load(state["guard"])
         self.skipped = int(self.guard.counts[:2].sum())
+        self.restore(state)
         self.meter.rewind(self.step)
         self.ranks.say(f"resumed at step {self.step} of {self.plan.steps}")
 

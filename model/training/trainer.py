@@ -77,7 +77,7 @@ class Trainer(Generic[Spec]):
         folder = self.run / "checkpoints"
         checkpoints = Checkpoints(folder, spec.how.keep_checkpoints, prints, ranks.rank, ranks.world)
         loop = self.LOOP(spec, engine, data, ranks, choices, checkpoints, meter)
-        describe(loop, config)
+        self.describe(loop, config)
         self.before_first_step(loop, prints)
         gc.collect()
         gc.freeze()  # what is there now stays; full collections would stall steps
@@ -121,6 +121,10 @@ class Trainer(Generic[Spec]):
 
     def before_first_step(self, loop: Loop, prints: dict[str, Any]) -> None:
         """What has to be known before training goes on."""
+
+    def describe(self, loop: Loop, config: ModelConfig) -> None:
+        """One line on what is about to happen."""
+        describe(loop, config)
 
     def merged(self, model: Transformer, config: ModelConfig, state: dict[str, Tensor]) -> Transformer:
         """The model to publish, and in ``state`` what :func:`save_model` writes instead of its weights."""

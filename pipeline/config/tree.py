@@ -27,6 +27,7 @@ from pipeline.config.evaluation import EvaluateSection, ExportSection, ReportSec
 from pipeline.config.gate import check_names, parse_rule
 from pipeline.config.resources import Resources
 from pipeline.config.reward import RewardSection
+from pipeline.config.rl import RlSection
 from pipeline.config.sample import SampleSection
 from pipeline.config.sft import SftSection
 from pipeline.config.tokens import EncodeSection, TokenizerSection, tokenizer_file
@@ -62,6 +63,7 @@ class Config(Section):
     reward: RewardSection = RewardSection()
     sample: SampleSection = SampleSection()
     dpo: DpoSection = DpoSection()
+    rl: RlSection = RlSection()
     evaluate: EvaluateSection = EvaluateSection()
     report: ReportSection = ReportSection()
     export: ExportSection = ExportSection()
@@ -91,6 +93,18 @@ class Config(Section):
                 problems.append(f"evaluate.gate  {error}")
         if problems:
             raise ValueError("\n".join(problems))
+        return self
+
+    @model_validator(mode="after")
+    def _answers_fit(self) -> Config:
+        """Raises ValueError when a prompt with its answer is longer than what the model reads."""
+        window = self.pretrain.model.max_seq_len
+        if self.rl.wanted and not self.pretrain.init and self.rl.seq_len > window:
+            raise ValueError(
+                f"rl.max_completion_length  {self.rl.max_prompt_length} tokens of prompt and"
+                f" {self.rl.max_completion_length} of answer are more than the model reads"
+                f" (pretrain.model.max_seq_len = {window})"
+            )
         return self
 
     @model_validator(mode="after")
@@ -271,7 +285,7 @@ def _value(raw: str, names: list[str]) -> Any:
         value = tomllib.loads(f"v = {raw}")["v"]
     except tomllib.TOMLDecodeError:
         value = raw
-    if names[-1] in ("sources", "exams", "gate") and isinstance(value, str):
+    if names[-1] in ("sources", "exams", "gate", "tasks") and isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
     return value
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from pipeline.data.records import Kind, Losses, read_records
 from pipeline.formats.chat import as_chat
+from pipeline.problems.arithmetic import arithmetic_chats
 from pipeline.sources import Source
 from pipeline.sources.teaching import teaching_chats
 
-KIND = Kind("chat", as_chat, teaching_chats)
+KIND = Kind("chat", as_chat, {"teaching": teaching_chats, "arithmetic": arithmetic_chats})
 
 
 def read_chats(

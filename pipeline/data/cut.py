@@ -87,6 +87,8 @@ def _whole(file: dict[str, Any], cfg: IngestSection) -> list[dict[str, Any]]:
 
     if file["location"] == LOCATION:
         return [{**file, **run, "format": LOCATION, "bytes": cfg.part_mb << 20} for run in runs(cfg.python_docs_chars)]
+    if file["location"] == "arithmetic":
+        return [{**file, "format": "arithmetic"}]
     if file["source"] == "teaching" and Path(file["location"]).parent == FACTS:
         return [{**file, "format": "teaching"}]
     return [{**file, "format": format_of(file["location"]), "bytes": _inflated(file)}]

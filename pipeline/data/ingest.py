@@ -189,7 +189,7 @@ class _Piece:
 
     def read(self) -> None:
         """Book every record of the piece as a document or as lost."""
-        if self.piece["format"] in ("python-docs", "teaching"):
+        if self.piece["format"] in ("python-docs", "teaching", "arithmetic"):
             for document in _built_in(self.piece):
                 self._built_in(document)
         else:
@@ -281,6 +281,10 @@ def _built_in(piece: dict[str, Any]) -> Iterator[dict[str, Any]]:
         from pipeline.sources.python_docs import read_run
 
         return read_run(piece)
+    if piece["format"] == "arithmetic":
+        from pipeline.problems.arithmetic import arithmetic_texts
+
+        return arithmetic_texts()
     from pipeline.sources.teaching import teaching_texts
 
     return (text for text in teaching_texts() if text["path"] == piece["relpath"])

@@ -42,7 +42,7 @@ def _normal(record: Any, ignored: Sequence[str]) -> Record:
     return as_judged(record, ignored) if single else as_preference(record, ignored)
 
 
-KIND = Kind("preference", _normal, teaching_preferences)
+KIND = Kind("preference", _normal, {"teaching": teaching_preferences})
 
 
 @dataclass

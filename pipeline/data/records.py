@@ -7,16 +7,15 @@ too much of it is an error.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.formats.bad import BadRecord
 from pipeline.formats.ids import own_id
 from pipeline.readers import Fault, Text, read, recoded_rule, recoded_why
-from pipeline.sources import Source
+from pipeline.sources import Source, built_in_name
 from pipeline.sources.kinds import format_of
-from pipeline.sources.teaching import FACTS
 
 EXAMPLES = 20
 _LIMITS = {"max_record": 64 << 20, "max_text": 1_000_000}
@@ -50,11 +49,11 @@ class Losses:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of record: its name, how one becomes its normal form, and those of the built-in teaching set."""
+    """A kind of record: its name, how one becomes its normal form, and those of the built-in sources by their names."""
 
     name: str
     normal: Callable[[Any, Sequence[str]], dict[str, Any]]
-    built_in: Callable[[], list[dict[str, Any]]]
+    built_in: Mapping[str, Callable[[], list[dict[str, Any]]]]
 
 
 def read_records(
@@ -68,8 +67,8 @@ def read_records(
     """
     for source in sources:
         seen, bad = losses.seen, losses.dropped.total()
-        if source.files and all(f.location.startswith(str(FACTS)) for f in source.files):
-            built_in = kind.built_in()
+        if source.files and (own := built_in_name(source)):
+            built_in = kind.built_in[own]()
             losses.seen += len(built_in)
             yield from built_in
             continue

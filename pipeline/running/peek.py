@@ -17,10 +17,10 @@ from pipeline.formats.chat import as_chat
 from pipeline.formats.kinds import MARKS, kind_of
 from pipeline.formats.kto import as_judged, is_judged
 from pipeline.formats.preference import as_preference, is_preference
+from pipeline.formats.problem import as_problem
 from pipeline.readers import Fault, Text, read
-from pipeline.sources import Source, SourceFile
+from pipeline.sources import Source, SourceFile, built_in_name
 from pipeline.sources.kinds import format_of
-from pipeline.sources.teaching import FACTS
 
 _WHOLE = 32 << 20
 """Bytes up to which an exam's files are read whole, and objects of a store are fetched at all."""
@@ -28,10 +28,17 @@ _FIRST = 1000
 _RECORDS, _FILES = 20, 50
 """Records read of each file of chats or pairs, and files of each source."""
 _LIMITS = {"max_record": 64 << 20, "max_text": 1_000_000}
-_KNOBS = {"chat": "sft.sources", "preference": "dpo.sources", "exam": "evaluate.sources", "text": "ingest.sources"}
+_KNOBS = {
+    "chat": "sft.sources",
+    "preference": "dpo.sources",
+    "problem": "rl.sources",
+    "exam": "evaluate.sources",
+    "text": "ingest.sources",
+}
 _CALLED = {
     "chat": "conversations",
     "preference": "preference pairs",
+    "problem": "problems",
     "exam": "multiple-choice questions",
     "text": "plain texts",
 }
@@ -49,7 +56,7 @@ def peek(sources: Iterable[Source], kind: str, max_bad: float) -> list[str]:
 
 @functools.lru_cache(maxsize=256)  # a sweep resolves the same files once for each of its configs
 def _look(source: Source, kind: str, max_bad: float) -> tuple[str, ...]:
-    if source.files and all(f.location.startswith(str(FACTS)) for f in source.files):
+    if source.files and built_in_name(source):
         return ()
     near = tuple(file for file in source.files if _cheap(file))
     if kind == "exam":
@@ -79,7 +86,8 @@ def _wrong_kind(source: str, path: str, head: list[tuple[int, Any]], kind: str) 
     """A line if all that is at the beginning of a file is of one other kind."""
     kinds = {_kind(record) for _, record in head}
     judged = kind == "preference" and all(is_judged(record) for _, record in head)
-    if not judged and len(kinds) == 1 and (other := kinds.pop()) not in (kind, None):
+    same = (kind, "chat") if kind == "problem" else (kind,)  # a question with its answer may be both
+    if not judged and len(kinds) == 1 and (other := kinds.pop()) is not None and other not in same:
         file = path if path == source else f"{source}: {path}"
         yield f"{file} holds {_CALLED[other]}, not {_CALLED[kind]}: give it in {_KNOBS[other]}, not {_KNOBS[kind]}"
 
@@ -94,6 +102,8 @@ def _unusable(source: str, heads: dict[str, list[tuple[int, Any]]], kind: str) -
                     raise BadRecord(record.reason, record.detail)
                 if kind == "chat":
                     as_chat(record)
+                elif kind == "problem":
+                    as_problem(record)
                 elif is_judged(record) and not is_preference(record):
                     as_judged(record)
                 else:

@@ -17,8 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-KINDS = ("text", "chat", "preference", "exam")
-BUILT_IN = {"python-docs": ("text",), "teaching": KINDS}
+KINDS = ("text", "chat", "preference", "problem", "exam")
+BUILT_IN = {
+    "python-docs": ("text",),
+    "teaching": ("text", "chat", "preference", "exam"),
+    "arithmetic": ("text", "chat"),
+}
 _RECORDS = {"jsonl", "json", "parquet", "csv"}
 
 
@@ -58,7 +62,7 @@ def resolve(names: Sequence[str], kind: str) -> list[Source]:
     """The sources that ``names`` stand for, in that order; ``kind`` ("text", "chat", "preference" or "exam") is what is
     wanted of them.
 
-    A name is ``python-docs``, ``teaching``, a file, directory or glob, ``s3://bucket/key-or-prefix`` or
+    A name is ``python-docs``, ``teaching``, ``arithmetic``, a file, directory or glob, ``s3://bucket/key-or-prefix`` or
     ``hf://owner/dataset[/path]``. Raises ValueError that lists all problems, one a line.
     """
     if kind not in KINDS:
@@ -76,7 +80,9 @@ def resolve(names: Sequence[str], kind: str) -> list[Source]:
         if n > 1
     ]
     if not names:
-        problems.append("no sources; name at least one file, glob or built-in source (python-docs, teaching)")
+        problems.append(
+            "no sources; name at least one file, glob or built-in source (python-docs, teaching, arithmetic)"
+        )
     if problems:
         raise ValueError("\n".join(problems))
     return found
@@ -103,7 +109,7 @@ def _resolve_one(spec: str, name: str, kind: str) -> Source:
             files, skipped = list_files(spec)
         except FileNotFoundError as error:
             raise ValueError(f"{error}{_meant(spec)}") from None
-    if kind != "text":
+    if kind != "text" and spec not in BUILT_IN:
         _refuse_plain_text(spec, files, kind)
     return Source(name, _digest(name, files), tuple(files), tuple(skipped))
 
@@ -113,9 +119,22 @@ def _built_in(spec: str) -> list[SourceFile]:
         from pipeline.sources.python_docs import list_python_docs
 
         return list_python_docs()
+    if spec == "arithmetic":
+        from pipeline.sources.arithmetic import list_arithmetic
+
+        return list_arithmetic()
     from pipeline.sources.teaching import list_teaching
 
     return list_teaching()
+
+
+def built_in_name(source: Source) -> str | None:
+    """ "teaching" or "arithmetic" for a source that is made by the project and not read; None for files."""
+    from pipeline.sources.teaching import FACTS
+
+    if all(f.location.startswith(str(FACTS)) for f in source.files):
+        return "teaching"
+    return "arithmetic" if [f.location for f in source.files] == ["arithmetic"] else None
 
 
 def _refuse_plain_text(spec: str, files: list[SourceFile], kind: str) -> None:

@@ -6,10 +6,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from pipeline.config.tree import Config, ConfigError, examine
+from pipeline.problems.settings import ProblemSettings
 from pipeline.sampling.openai_judge import unanswered
 from pipeline.sources import Source, resolve
 from pipeline.sources.state import unchanged as files_unchanged
@@ -55,6 +56,17 @@ def unchanged(*given: SourceSet | None) -> AbstractContextManager[None]:
 
 
 @dataclass(frozen=True)
+class ProblemSet(SourceSet):
+    """Problems of sources and those that are made: the digest covers what decides both."""
+
+    settings: ProblemSettings = field(default_factory=ProblemSettings)
+
+    @property
+    def digest(self) -> str:
+        return sha256_json([self.settings.json(), super().digest])
+
+
+@dataclass(frozen=True)
 class Inputs:
     """Everything the flow reads from outside; what a config does not ask for is None, and its stages are left out.
 
@@ -65,6 +77,7 @@ class Inputs:
     text: SourceSet | None
     chats: SourceSet | None
     preferences: SourceSet | None
+    problems: ProblemSet | None
     exams: SourceSet | None
     against: SourceSet | None
     aligns: bool = False
@@ -100,7 +113,7 @@ def given(config: Config) -> Inputs:
     def gather(field: str, kind: str, find: Callable[[], list[Source]]) -> SourceSet | None:
         try:
             sources = find()
-            if kind in ("chat", "preference", "exam"):
+            if kind in ("chat", "preference", "problem", "exam"):
                 problems.extend(f"{field}  {line}" for line in peek(sources, kind, config.evaluate.max_bad_records))
             return SourceSet(kind, tuple(sources))
         except (ValueError, OSError) as error:
@@ -113,11 +126,14 @@ def given(config: Config) -> Inputs:
             names = ["teaching"]
         return gather(f"{section}.sources", kind, lambda: resolve(names, kind)) if names or required else None
 
-    against = config.dedup.against
+    against, tried = config.dedup.against, named("rl", "problem")
     inputs = Inputs(
         text=named("ingest", "text", required=True),
         chats=named("sft", "chat"),
         preferences=named("dpo" if config.dpo.sources else "reward", "preference"),
+        problems=ProblemSet("problem", tried.sources if tried else (), config.rl.settings())
+        if config.rl.wanted
+        else None,
         exams=named("evaluate", "exam"),
         against=gather("dedup.against", "documents", lambda: [_documents(path) for path in against])
         if against
@@ -129,6 +145,8 @@ def given(config: Config) -> Inputs:
     if config.sample.answers and config.sample.disturbed:
         inputs = replace(inputs, unasked=inputs.exams)
     problems += _preferring(config)
+    if config.rl.wanted and not config.sft.sources:
+        problems.append("rl.tasks  problems are answered by a chat model: give sft.sources too, or set rl.tasks=[]")
     if not problems:
         problems = _misnamed(config, inputs)
     if problems:

@@ -1,0 +1,40 @@
+"""The problems stage: problems that are made, and those of files in any form, become what rl tries answers to."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.cleaning import DecontaminateSection
+from pipeline.config.resources import Resources
+from tasks.running.sources import ProblemSet, SourceSet, unchanged
+from tasks.running.stage import Report, stage
+
+
+@stage(version=1, kind="records", libs=("orjson", "pyarrow", "xxhash"))
+def problems(
+    cfg: DecontaminateSection,
+    records: ProblemSet,
+    exams: SourceSet | None = None,
+    *,
+    on: Resources,
+    out: Path,
+    report: Report,
+) -> dict[str, Any]:
+    """Make and read problems, drop or report those that hold evaluation texts, and write them in normal form."""
+    from pipeline.data.problem_records import read_problems
+    from pipeline.data.screen import screen
+    from pipeline.evaluation.exams import exam_items
+
+    with unchanged(records, exams):
+        return screen(
+            cfg,
+            functools.partial(read_problems, records.settings),
+            records.sources,
+            exam_items(exams.sources if exams else ()),
+            out,
+            workers=on.workers,
+            engine=on.engine,
+            progress=report,
+        )
