@@ -12,6 +12,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from flows.environment import illegible, say, settle
@@ -133,7 +134,7 @@ def _plan(args: argparse.Namespace) -> int:
     from tasks.running.sources import notes, undevised
 
     config, inputs = found
-    plan = PlanRun("plan", config.resources, args.until, tuple(args.refresh))
+    plan = PlanRun("plan", config.resources, args.until, tuple(args.refresh), Path(args.preset).stem)
     with plan:
         full(config, inputs)
     told = None
@@ -302,6 +303,12 @@ def _invalidate(args: argparse.Namespace) -> int:
     return undo(args.what) if args.undo else invalidate(args.what, args.reason)
 
 
+def _evaluate(args: argparse.Namespace) -> int:
+    from flows.evaluate import evaluate
+
+    return evaluate(args)
+
+
 def _promote(args: argparse.Namespace) -> int:
     from flows.promote import command
 
@@ -357,6 +364,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "serve": _serve,
     "adopt": _adopt,
     "invalidate": _invalidate,
+    "evaluate": _evaluate,
     "promote": _promote,
     "verify": _verify,
     "gc": _gc,

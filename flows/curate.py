@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from flows.inspect import files_called, find_record, store
@@ -50,7 +51,7 @@ def _adopt_run(preset: str, overrides: list[str], look: bool) -> int:
     from tasks.running.sources import given
 
     config = load(preset, overrides)
-    run = AdoptRun("adopt", config.resources)
+    run = AdoptRun("adopt", config.resources, preset=Path(preset).stem)
     with run:
         full(config, given(config))
     taken = {plan.stage: record for plan, record in run.taken}
@@ -89,7 +90,7 @@ def _planned(stage: str, preset: str, overrides: list[str]) -> Any:
     from tasks.running.sources import given
 
     config = load(preset, overrides)
-    run = PlanRun("plan", config.resources)
+    run = PlanRun("plan", config.resources, preset=Path(preset).stem)
     with run:
         full(config, given(config))
     plan = next((p for p in run.planned if p.stage == stage), None)

@@ -28,7 +28,7 @@ from tasks.reward import reward
 from tasks.rl import rl
 from tasks.running.inputs import several
 from tasks.running.outline import Outlined, outline
-from tasks.running.run import descent
+from tasks.running.run import descent, verdict
 from tasks.running.sources import Inputs
 from tasks.sample import sample
 from tasks.sft import sft
@@ -42,9 +42,9 @@ def full(cfg: Config, inputs: Inputs) -> dict[str, Any]:
     cleaned = clean(cfg.clean, raw)
     kept = language(cfg.language, cleaned)
     unique = dedup(cfg.dedup, kept, inputs.against)
-    text = decontaminate(cfg.decontaminate, unique, inputs.exams)
-    talks = chats(cfg.decontaminate, inputs.chats, inputs.exams) if inputs.chats else None
-    pairs = preferences(cfg.decontaminate, inputs.preferences, inputs.exams) if inputs.preferences else None
+    text = decontaminate(cfg.decontaminate, unique, inputs.guarded)
+    talks = chats(cfg.decontaminate, inputs.chats, inputs.guarded) if inputs.chats else None
+    pairs = preferences(cfg.decontaminate, inputs.preferences, inputs.guarded) if inputs.preferences else None
     shards = shard(cfg.shard, text, several(raw, cleaned, kept, unique, text))
     vocabulary = tokenizer(cfg.tokenizer, shards)
     tokens = encode(cfg.encode, shards, vocabulary)
@@ -54,13 +54,15 @@ def full(cfg: Config, inputs: Inputs) -> dict[str, Any]:
     own = sample(cfg.sample, chat, talks, judge, inputs.unasked) if inputs.samples else None
     given = pairs if inputs.aligns else None
     aligned = dpo(cfg.dpo, chat, given, own) if given or own else None
-    tried = problems(cfg.decontaminate, inputs.problems, inputs.exams) if inputs.problems else None
+    tried = problems(cfg.decontaminate, inputs.problems, inputs.guarded) if inputs.problems else None
     trained = rl(cfg.rl, aligned or chat, tried) if tried else None
     final = trained or aligned or chat or base
     release = export.submit(cfg.export, final, descent(final))
     models = several(base, chat, aligned, trained)
-    scores = evaluate.submit(cfg.evaluate, models, tokens, inputs.exams, several(text, talks, pairs))
-    return {"model": release.result(), "report": report(cfg.report, scores.result(), models, judge, own)}
+    learnt = several(text, talks, pairs)
+    scores = evaluate.submit(cfg.evaluate, models, tokens, shards, inputs.exams, inputs.standard, learnt)
+    gated = verdict(cfg.evaluate, final, scores.result())
+    return {"model": release.result(), "report": report(cfg.report, scores.result(), models, judge, own, gated)}
 
 
 def replays(cfg: Config) -> bool:

@@ -312,6 +312,23 @@ def _artifact_commands(command: Any) -> None:
     sub.add_argument("--reason", help="why; shown wherever a withdrawn artifact is asked for")
     sub.add_argument("--undo", action="store_true", help="take the withdrawal back")
     sub = command(
+        "evaluate",
+        "score models on exams: C-Eval, CMMLU, MMLU, ARC, HellaSwag, PIQA, OpenBookQA, GSM8K, BLiMP, or your own",
+        "  pipeline evaluate tiny --exams cmmlu/ --shots 5\n"
+        "  pipeline evaluate sft/3fa9 dpo/81c2 --exams blimp/ arc:questions.jsonl     each against the one before\n"
+        "  pipeline evaluate ./Qwen3-0.6B --exams mmlu/ --limit 20 --out items.jsonl",
+    )
+    sub.add_argument("models", nargs="+", metavar="MODEL", help="a preset's name, a reference, or a model folder")
+    sub.add_argument("--exams", nargs="+", required=True, metavar="PATH", help="files or folders, as evaluate.exams")
+    sub.add_argument("--shots", type=int, default=-1, help="few-shot examples (default: as the exam is usually shown)")
+    sub.add_argument("--limit", type=int, default=0, help="questions of each subject, the first ones; 0 asks all")
+    sub.add_argument("--out", metavar="FILE", help="also write every item with what was given as JSON lines")
+    sub.add_argument("--batch", type=int, default=32, help="answers generated at once (default 32)")
+    sub.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    sub.add_argument("--dtype", default="auto", choices=("auto", "fp32", "bf16"))
+    sub.add_argument("--refresh", action="store_true", help="ask again although it is cached")
+    sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    sub = command(
         "promote",
         "list the champions, make a model its preset's champion, or go back to the one before",
         "  pipeline promote                       champions and every decision about them\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
 import shutil
 import sys
@@ -16,6 +15,7 @@ from rich.console import Console
 from flows.console import Watch, duration, summary_lines
 from flows.dag import model_names, of_kind
 from flows.environment import say
+from flows.scores import score_lines
 from flows.services import ensure_mlflow, ensure_prefect, run_page
 from flows.zombies import bury_dead
 from pipeline.data.jsonl import read_jsonl
@@ -102,48 +102,6 @@ def readable(error: BaseException) -> list[str]:
         free = shutil.disk_usage(home()).free if home().exists() else 0
         text += f"\nthe disk of {home()} has {free / 1e6:,.0f} MB left"
     return [f"error: {line}" if i == 0 else f"  {line}" for i, line in enumerate(text.splitlines())]
-
-
-SCORES = (
-    ("bits_per_byte", "held-out bits per byte", "{:.3f}", None),
-    ("answers_training", "training questions right", "{:.0%}", None),
-    ("answers_heldout", "held-out paraphrases right", "{:.0%}", None),
-    ("answers_exam", "exam questions right", "{:.0%}", None),
-    ("choices", "multiple choice right", "{:.0%}", 0.25),
-    ("preferences", "preferred answer likelier", "{:.0%}", 0.5),
-)
-"""Score, label, form, and what guessing gives where the stage does not say."""
-
-
-def score_lines(metrics: dict[str, Any]) -> list[str]:
-    """The models side by side, from the evaluate stage's flat metrics (``<model>.<score>``, with ``.n`` and ``.chance``
-    where it counts); no lines without any. A star marks what guessing would do as well."""
-    scored = [name for name in model_names() if f"{name}.bits_per_byte" in metrics or f"{name}.choices" in metrics]
-    if not scored:
-        return []
-    lines, guessed = ["  " + " " * 38 + "".join(f"{name:>9}" for name in scored)], False
-    for score, label, form, chance in SCORES:
-        cells = [metrics.get(f"{name}.{score}") for name in scored]
-        if all(cell is None for cell in cells):
-            continue
-        asked = [n for name in scored if (n := metrics.get(f"{name}.{score}.n", metrics.get(f"exam_{score}")))]
-        label += f" (of {max(asked):,})" if asked and "%" in form else ""
-        texts = []
-        for name, cell in zip(scored, cells, strict=True):
-            by_luck = cell is not None and _by_luck(
-                cell, metrics.get(f"{name}.{score}.chance", chance), max(asked, default=0)
-            )
-            guessed |= by_luck
-            texts.append("–" if cell is None else form.format(cell) + ("*" if by_luck else ""))
-        lines.append(f"  {label:<38}" + "".join(f"{text:>9}" for text in texts))
-    return [*lines, *(["  * no better than guessing"] if guessed else []), ""]
-
-
-def _by_luck(share: float, chance: float | None, n: int) -> bool:
-    """Whether a share of ``n`` is within 1.96 standard errors of what guessing gives; never without n and chance."""
-    if not chance or not n:
-        return False
-    return share - chance <= 1.96 * math.sqrt(chance * (1 - chance) / n)
 
 
 def sample_lines(evaluated: Path) -> list[str]:

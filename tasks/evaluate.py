@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +24,15 @@ if TYPE_CHECKING:
     kind="scores",
     workers="model.score",
     libs=("tokenizers", "torch"),
-    reads={"learnt": ("contamination.jsonl", "records.jsonl", "stats.json")},
+    reads={"learnt": ("contamination.jsonl", "records.jsonl", "stats.json"), "shards": "val/*"},
 )
 def evaluate(
     cfg: EvaluateSection,
     models: Several,
     tokens: Artifact,
+    shards: Artifact,
     exams: SourceSet | None = None,
+    standard: SourceSet | None = None,
     learnt: Several | None = None,
     *,
     on: Resources,
@@ -38,8 +40,9 @@ def evaluate(
     report: Report,
 ) -> dict[str, Any]:
     """Ask every model the same questions; ``learnt`` are the data they were trained on, to tell which questions those
-    hold."""
+    hold, and ``shards`` tell language and source of the held-out text."""
     from pipeline.data.jsonl import read_jsonl
+    from pipeline.evaluation.heldout import write_documents
     from pipeline.evaluation.selection import taken, write_exams
 
     data_of = learnt.items if learnt else ()
@@ -47,8 +50,10 @@ def evaluate(
     chats = [data.path / "records.jsonl" for data in data_of if data.stage == "chats"]
     asked = (row for path in chats for row in read_jsonl(path))
     contamination = [data.path / "contamination.jsonl" for data in data_of]
-    with unchanged(exams):
-        counts = write_exams(cfg, exams.sources if exams else (), out / "_run" / "exams", asked, contamination)
+    own, known = exams.sources if exams else (), standard.sources if standard else ()
+    with unchanged(exams, standard):
+        counts = write_exams(cfg, own, out / "_run" / "exams", asked, contamination, known)
+    write_documents(shards.path, out / "_run" / "exams")
     gone = taken({data.stage: data.path for data in data_of})
     for line in [*_taken(gone), *_unread(counts)]:
         report.note(f"evaluate: {line}")
@@ -57,7 +62,7 @@ def evaluate(
         "model.score",
         {
             "models": [{"name": name, "path": str(model.path)} for name, model in named.items()],
-            "reference": list(named)[-2] if len(named) > 2 else None,
+            "reference": reference_of(list(named)),
             "exams": str(out / "_run" / "exams"),
             "tokens": str(tokens.path),
             "out": str(out),
@@ -74,6 +79,14 @@ def evaluate(
         report.note(f"evaluate: {line}")
     lost = {f"exam_took_{name}": row["taken"] for name, row in gone.items()}
     return {f"exam_{name}": count for name, count in counts.items()} | lost | scores
+
+
+def reference_of(models: Sequence[str]) -> str | None:
+    """The model against which what preferences taught is measured: sft where something follows it, else the last but
+    one; None of fewer than three."""
+    if len(models) < 3:
+        return None
+    return "sft" if "sft" in models[:-1] else models[-2]
 
 
 def _taken(gone: Mapping[str, Taken]) -> Iterator[str]:

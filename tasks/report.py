@@ -7,6 +7,7 @@ from pathlib import Path
 from pipeline.config.evaluation import ReportSection
 from pipeline.config.resources import Resources
 from storage.store import Artifact
+from tasks.running.gate import Verdict
 from tasks.running.inputs import Several
 from tasks.running.stage import Report, stage
 
@@ -18,16 +19,19 @@ def report(
     models: Several,
     reward: Artifact | None = None,
     sample: Artifact | None = None,
+    gate: Verdict | None = None,
     *,
     on: Resources,
     out: Path,
     report: Report,
 ) -> dict[str, int]:
-    """Write report.html and report.md from the scores, the answers, the curves of the models' training, and what judged
-    answers."""
+    """Write report.html and report.md from the scores, the answers, the curves of the models' training, what judged
+    answers, and what the gate says of the last model."""
+    from pipeline.pages.report.gate import Gated
     from pipeline.pages.report.page import write_report
     from pipeline.pages.report.preferences import judging
 
     curves = {model.stage: model.path / "_run" / "metrics.jsonl" for model in models.items}
     judged = judging(reward and reward.path, sample and sample.path, cfg.samples)
-    return write_report(scores.path, out, curves=curves, samples=cfg.samples, judged=judged)
+    gated = None if gate is None else Gated(list(gate.conditions), gate.champion)
+    return write_report(scores.path, out, curves=curves, samples=cfg.samples, judged=judged, gate=gated)

@@ -104,6 +104,11 @@ EDITS = [
     ("pipeline/config/rl.py", "how hard made problems are", "how hard problems are", set()),
     ("pipeline/formats/problem.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"problems"}),
     ("pipeline/problems/generators.py", "_HELD_OUT = 8", "_HELD_OUT = 9", {"ingest", "chats", "problems"}),
+    ("model/generation/forest.py", "ROOM = 768", "ROOM = 512", {"evaluate"}),
+    ("pipeline/evaluation/standard/prompts.py", "SHOT_SEED = 1234", "SHOT_SEED = 1235", {"evaluate"}),
+    ("pipeline/pages/report/tax.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"report"}),
+    ("storage/champions.py", "import", "import sys as _s\nimport", set()),
+    ("tasks/running/gate.py", "_ROUNDING = 1e-9", "_ROUNDING = 1e-8", set()),
     ("pipeline/release/export.py", "0x7FFF", "0x7FFE", {"export"}),
     # words about the code
     ("model/network/transformer.py", '"""', '"""Said in other words. ', set()),

@@ -8,53 +8,75 @@ training: the first of a document from the end-of-text token alone, and document
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 
 from model.generation.scorer import Scorer
+from model.generation.summary import Bits, BitsPart
 from model.tokens.rows import read_split
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Pieces of documents, each token of which but the first is predicted, and the UTF-8 bytes of the text they are."""
+    """Pieces of documents, each token of which but the first is predicted; of each the UTF-8 ``sizes`` of the text that
+    it is and its ``documents`` number, and what is known of the documents by name (``parts``)."""
 
     pieces: list[list[int]]
-    bytes: int
+    sizes: list[float] = field(default_factory=list)
+    documents: list[int] = field(default_factory=list)
+    parts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """UTF-8 bytes of all pieces."""
+        return round(sum(self.sizes))
 
 
-class Bits(TypedDict):
-    """Bits per byte, over how many bytes and tokens."""
-
-    value: float
-    bytes: int
-    tokens: int
-
-
-def held_out(tokens: Path, limit: int, window: int) -> HeldOut:
+def held_out(tokens: Path, limit: int, window: int, parts: Mapping[str, Sequence[str]] | None = None) -> HeldOut:
     """The validation split's documents after an end-of-text token each, cut into pieces of ``window`` + 1 tokens that
-    share their edge token, up to ``limit`` tokens (0: all)."""
+    share their edge token, up to ``limit`` tokens (0: all). ``parts``: {"lang": of each document, …}."""
     split = read_split(tokens, "val")
-    pieces: list[list[int]] = []
-    taken = 0
-    for begin, end in pairwise(split.offsets.tolist()):
+    text = HeldOut([], parts=parts or {})
+    taken, spelled = 0, 0.0
+    for number, (begin, end) in enumerate(pairwise(split.offsets.tolist())):
         document = np.concatenate([[split.meta["eos_id"]], split.tokens[begin:end]])
         for at in range(0, end - begin, window):
             if limit and taken >= limit:
-                return HeldOut(pieces, round(split.spelled(taken)))
-            pieces.append(document[at : at + window + 1].tolist())
-            taken += len(pieces[-1]) - 1
-    return HeldOut(pieces, round(split.spelled(taken)))
+                return text
+            text.pieces.append(document[at : at + window + 1].tolist())
+            taken += len(text.pieces[-1]) - 1
+            before, spelled = spelled, split.spelled(taken)
+            text.sizes.append(spelled - before)
+            text.documents.append(number)
+    return text
 
 
 def bits_per_byte(scorer: Scorer, text: HeldOut) -> Bits | None:
-    """Bits per UTF-8 byte of the text. None when there is none."""
+    """Bits per UTF-8 byte of the text, and of its parts. None when there is none."""
     if not text.pieces or not text.bytes:
         return None
     values = scorer.log_probabilities([(piece, 1) for piece in text.pieces])
-    nats = -sum(float(v.sum()) for v in values)
-    return {"value": nats / math.log(2) / text.bytes, "bytes": text.bytes, "tokens": sum(len(v) for v in values)}
+    nats = [-float(v.sum()) for v in values]
+    parts: dict[str, list[int]] = {}
+    for kind, names in text.parts.items():
+        if len(set(names)) > 1:
+            for i, number in enumerate(text.documents):
+                if number < len(names):
+                    parts.setdefault(f"{kind}.{names[number]}", []).append(i)
+    return {
+        "value": sum(nats) / math.log(2) / text.bytes,
+        "bytes": text.bytes,
+        "tokens": sum(len(v) for v in values),
+        "parts": {name: _part(nats, text.sizes, of) for name, of in sorted(parts.items())},
+        "nats": nats,
+        "sizes": text.sizes,
+    }
+
+
+def _part(nats: Sequence[float], sizes: Sequence[float], of: Sequence[int]) -> BitsPart:
+    size = sum(sizes[i] for i in of)
+    return {"value": sum(nats[i] for i in of) / math.log(2) / max(size, 1.0), "bytes": round(size)}

@@ -6,19 +6,21 @@ or of part of an answer, is another question's.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from model.generation.forest import Scored, batches, plant, shared, tree_log_probabilities
 from model.generation.generator import generate
+from model.generation.summary import Weighed
 from model.network.transformer import Transformer
 from model.tokens.chat import ChatTokenizer
 
-Scored = tuple[list[int], int]  # ids, and the index of the first one whose likelihood is wanted
-Weighed = tuple[float, int]
-"""A text's log-likelihood in nats and its UTF-8 bytes."""
+WORTH = 0.1
+"""The share of tokens that must be common for trees to be quicker than plain rows."""
 _LOGITS = 1 << 26  # most logits held at once: 256 MB
 
 
@@ -29,7 +31,6 @@ class Scorer:
     def __init__(self, directory: str, device: str, dtype: str, batch: int, tick: Callable[[int], None]) -> None:
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         bf16 = dtype == "bf16" or (dtype == "auto" and self.device == "cuda")
-        self.tokenizer = ChatTokenizer.load(directory)
         self.model = Transformer.from_dir(
             directory, dtype=torch.bfloat16 if bf16 else torch.float32, device=self.device
         ).eval()
@@ -37,8 +38,15 @@ class Scorer:
         self.window = self.model.config.max_seq_len
         self.batch, self.tick, self.cut_short = batch, tick, 0
 
+    @functools.cached_property
+    def tokenizer(self) -> ChatTokenizer:
+        """The chat tokenizer, which a directory that is asked plain text need not have."""
+        return ChatTokenizer.load(self.directory)
+
     def answers(self, questions: Sequence[str], max_new_tokens: int) -> list[str | None]:
         """Greedy answers; None to a question that leaves no room in the model's window."""
+        if not questions:
+            return []
         prompts = [self.tokenizer.prompt([{"role": "user", "content": question}]) for question in questions]
         order = sorted(
             (i for i in range(len(prompts)) if len(prompts[i]) < self.window), key=lambda i: (len(prompts[i]), i)
@@ -74,7 +82,9 @@ class Scorer:
     @torch.no_grad()
     def log_probabilities(self, sequences: Sequence[Scored]) -> list[np.ndarray]:
         """Natural log-probabilities (float64) of each sequence's tokens from its start index on, given what precedes
-        them. Raises ValueError when one is not a number."""
+        them; what many begin with is computed once. Raises ValueError when one is not a number."""
+        if shared(sequences) >= WORTH:
+            return self._by_trees(sequences)
         found: list[np.ndarray] = [np.zeros(0)] * len(sequences)
         order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i][0]), i))
         for rows in self._batches(order, sequences):
@@ -90,15 +100,30 @@ class Scorer:
                 logits = F.linear(states, self.model.head.to(states.dtype)).float()  # [targets, vocab]
                 target = torch.tensor(tokens[start:], device=self.device)
                 found[i] = -F.cross_entropy(logits, target, reduction="none").double().cpu().numpy()
-                if not np.isfinite(found[i]).all():
-                    raise ValueError(
-                        f"{self.directory}: likelihoods are not finite: the weights are damaged or diverged"
-                    )
+                self._finite(found[i])
             self.tick(len(rows))
         return found
 
+    def _by_trees(self, sequences: Sequence[Scored]) -> list[np.ndarray]:
+        found: list[np.ndarray] = [np.zeros(0)] * len(sequences)
+        for trees in batches(list(plant(sequences)), self._slots()):
+            own = tree_log_probabilities(self.model, trees, sequences, _LOGITS)
+            for i, values in own.items():
+                self._finite(values)
+                found[i] = values
+            self.tick(len(own))
+        return found
+
+    def _finite(self, values: np.ndarray) -> None:
+        if not np.isfinite(values).all():
+            raise ValueError(f"{self.directory}: likelihoods are not finite: the weights are damaged or diverged")
+
+    def _slots(self) -> int:
+        """Tokens of a batch."""
+        return max(self.window, min(16_384, _LOGITS // self.model.config.vocab_size))
+
     def _batches(self, order: list[int], sequences: Sequence[Scored]) -> Iterator[list[int]]:
-        tokens = max(self.window, min(16_384, _LOGITS // self.model.config.vocab_size))
+        tokens = self._slots()
         rows: list[int] = []
         for i in order:  # lengths rise, so the next one is the longest of its batch
             if rows and ((len(rows) + 1) * len(sequences[i][0]) > tokens or len(rows) == self.batch):

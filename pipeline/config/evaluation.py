@@ -20,6 +20,21 @@ class EvaluateSection(Section):
             "none given takes the teaching set's, if the run learns from it"
         ),
     )
+    exams: list[str] = where(
+        default_factory=list,
+        description=(
+            "the exams that the field reports, asked and scored as lm-evaluation-harness does: files, folders or globs"
+            " of C-Eval, CMMLU, MMLU, ARC, HellaSwag, PIQA, OpenBookQA, GSM8K or BLiMP as their authors publish them"
+            " (arc:PATH where it must be said), or the name of a folder in PIPELINE_HOME/exams; what is of no such"
+            " form is asked as in sources"
+        ),
+    )
+    shots: int = Field(
+        default=-1,
+        ge=-1,
+        description="few-shot examples before each question of exams; -1 is as many as the exam is usually shown with",
+    )
+    limit: int = Field(default=0, ge=0, description="questions of each subject of exams, the first ones; 0 asks all")
     training_questions: int = Field(
         default=200, ge=0, description="questions that the sft stage trained on; 0 asks none"
     )

@@ -86,9 +86,11 @@ class Config(Section):
     def _gate_can_be_checked(self) -> Config:
         """Raises ValueError with every condition that is none, or that names a score which no model will have."""
         problems: list[str] = []
+        exams = [name.partition(":")[2] or name for name in self.evaluate.exams]
+        sets = [*source_names(self.evaluate.sources), *source_names(exams)]
         for text in self.evaluate.gate:
             try:
-                check_names(parse_rule(text), source_names(self.evaluate.sources))
+                check_names(parse_rule(text), sets)
             except ValueError as error:
                 problems.append(f"evaluate.gate  {error}")
         if problems:

@@ -17,6 +17,7 @@ from typing import Protocol, TypedDict
 
 from pipeline.evaluation.forms import KINDS, TRAINING, guarded_text, recognise
 from pipeline.evaluation.gold import Item, NotAnItem
+from pipeline.evaluation.standard.questions import questions
 from pipeline.readers import Fault, read
 from pipeline.sources.kinds import format_of
 
@@ -37,7 +38,10 @@ class ExamFile(Protocol):
 
 
 class ExamSource(Protocol):
-    """A source as far as exams need it."""
+    """A source as far as exams need it; ``form``: the standard exam that it is, or nothing."""
+
+    @property
+    def form(self) -> str: ...
 
     @property
     def name(self) -> str: ...
@@ -84,7 +88,7 @@ def read_exams(sources: Iterable[ExamSource], first: int | None = None) -> Exams
     for source in sources:
         asked, left = _asked(source.files)
         exams.left += [f"{source.name}/{file.relpath}" for file in left]
-        for file in asked:
+        for file in (file for file in asked if format_of(file.location)):
             _read_file(exams, source.name, file, first, seen)
     return exams
 
@@ -154,13 +158,16 @@ def complaints(exams: Exams, names: Iterable[str], max_bad: float) -> list[str]:
     return lines
 
 
-def exam_items(sources: Iterable[ExamSource]) -> list[dict[str, str]]:
+def exam_items(sources: Sequence[ExamSource]) -> list[dict[str, str]]:
     """``{"id", "set", "text"}`` of every question that must not be trained on, for the decontaminate stage.
 
     Left out is what the teaching set asks on purpose in the words it was taught in: its training questions and choices.
     """
-    items = read_exams(sources).items
-    return [{"id": item["id"], "set": item["set"], "text": guarded_text(item)} for item in _guarded(items)]
+    items = read_exams(source for source in sources if not source.form).items
+    guarded = [{"id": item["id"], "set": item["set"], "text": guarded_text(item)} for item in _guarded(items)]
+    for source in (source for source in sources if source.form):
+        guarded += questions(source, source.form)
+    return guarded
 
 
 def _guarded(items: dict[str, list[Item]]) -> Iterator[Item]:

@@ -8,16 +8,24 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 from pipeline.config.evaluation import EvaluateSection
 from pipeline.data.jsonl import read_jsonl
 from pipeline.evaluation.exams import ExamSource, complaints, read_exams
 from pipeline.evaluation.forms import KINDS, TRAINING, script
 from pipeline.evaluation.gold import Item
+from pipeline.evaluation.standard.prompts import read_standard
 
 OVERLAPS = ("in_distribution", "overlapping", "clean", "too_short")
 """Where an item can stand to the training data; of several kinds of data the first of these counts."""
+
+
+class StandardSource(ExamSource, Protocol):
+    """A source that is a standard exam."""
+
+    @property
+    def form(self) -> str: ...
 
 
 class Taken(TypedDict):
@@ -34,13 +42,16 @@ def write_exams(
     out: Path,
     trained: Iterable[Item] = (),
     contamination: Iterable[Path] = (),
+    standard: Sequence[StandardSource] = (),
+    contaminated: bool = True,
 ) -> dict[str, int]:
-    """Write ``choices.jsonl``, ``answers.jsonl``, ``preferences.jsonl`` and ``skipped.jsonl`` into ``out``; returns
-    their sizes, and how many files of few-shot or training examples were not asked (``left``).
+    """Write ``choices.jsonl``, ``answers.jsonl``, ``preferences.jsonl``, ``standard.jsonl`` and ``skipped.jsonl`` into
+    ``out``; returns their sizes, and how many files of few-shot or training examples were not asked (``left``).
 
-    ``trained`` are the chats that the sft stage learnt, asked as training questions; ``contamination`` are the
-    ``contamination.jsonl`` of all training data, from which each item gets its ``overlap`` (:func:`overlaps`). Raises
-    ValueError for a source of which too many records are no items.
+    ``standard`` are exams that are asked as their authors' harness does. ``trained`` are the chats that the sft stage
+    learnt, asked as training questions; ``contamination`` are the ``contamination.jsonl`` of all training data, from
+    which each item gets its ``overlap`` (:func:`overlaps`; not ``contaminated``: nothing is said). Raises ValueError
+    for a source of which too many records are no items.
     """
     exams = read_exams(sources)
     if problems := complaints(exams, [source.name for source in sources], cfg.max_bad_records):
@@ -54,10 +65,16 @@ def write_exams(
             + sample([i for i in answers if i["set"] != TRAINING], cfg.heldout_questions, cfg.seed)
         ),
         "preferences": sample(items["preferences"], cfg.preferences, cfg.seed),
+        "standard": [],
         "skipped": exams.skipped,
     }
+    shots = None if cfg.shots < 0 else cfg.shots
+    for source in standard:
+        exam = read_standard(source, source.form, shots, cfg.limit)
+        kept["standard"] += exam["items"]
+        kept["skipped"] += exam["unread"]
     known = overlaps(contamination)
-    for item in (item for name in KINDS for item in kept[name]):
+    for item in (item for name in (*KINDS, "standard") for item in kept[name] if contaminated):
         item["overlap"] = (
             "in_distribution" if item["set"] == TRAINING else known.get((item["set"], item["id"]), "too_short")
         )
@@ -67,6 +84,7 @@ def write_exams(
         (out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     return {
         **{name: len(kept[name]) for name in KINDS},
+        **({"standard": len(kept["standard"])} if standard else {}),
         "skipped": exams.bad.total(),
         "left": len(exams.left),
     }

@@ -50,12 +50,14 @@ class Source:
     """A named set of files. ``digest`` changes when a name or a content does, and with nothing else.
 
     ``skipped`` lists what lies there and is not read: files of no format we know, links to nothing and the like.
+    ``form`` is the exam that it was recognised as (pipeline/evaluation/standard), nothing for other data.
     """
 
     name: str
     digest: str
     files: tuple[SourceFile, ...]
     skipped: tuple[Skipped, ...] = ()
+    form: str = ""
 
 
 def resolve(names: Sequence[str], kind: str) -> list[Source]:
@@ -109,6 +111,10 @@ def _resolve_one(spec: str, name: str, kind: str) -> Source:
             files, skipped = list_files(spec)
         except FileNotFoundError as error:
             raise ValueError(f"{error}{_meant(spec)}") from None
+    if kind == "exam" and spec not in BUILT_IN and "://" not in spec:
+        from pipeline.sources.labels import with_labels
+
+        files, skipped = with_labels(spec, files, skipped)
     if kind != "text" and spec not in BUILT_IN:
         _refuse_plain_text(spec, files, kind)
     return Source(name, _digest(name, files), tuple(files), tuple(skipped))
@@ -140,7 +146,7 @@ def built_in_name(source: Source) -> str | None:
 def _refuse_plain_text(spec: str, files: list[SourceFile], kind: str) -> None:
     from pipeline.sources.kinds import format_of
 
-    wrong = [f.relpath for f in files if format_of(f.relpath) not in _RECORDS]
+    wrong = [f.relpath for f in files if format_of(f.relpath) not in _RECORDS and not f.relpath.endswith(".lst")]
     if wrong:
         raise ValueError(f"{spec}: {wrong[0]} is plain text; {kind} data comes as .jsonl, .json, .parquet or .csv")
 

@@ -18,6 +18,7 @@ from storage.digest import sha256_json
 from storage.lineage import LineageRecord
 from storage.store import Store
 from tasks.running.events import Section
+from tasks.running.inputs import Made
 
 _SIGNS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 _ROUNDING = 1e-9
@@ -93,6 +94,15 @@ def judge(gate: Sequence[str], candidate: Candidate, store: Store) -> Verdict:
         break
     rules = [parse_rule(text) for text in gate]
     return _verdict([_condition(rule, candidate, now, store) for rule in rules], place)
+
+
+def found(gate: Sequence[str], preset: str, model: Made, scores: Made, store: Store) -> Verdict:
+    """The verdict on an artifact by the scores in another; not known while one of them is only planned."""
+    record = store.record((scores.stage, scores.key)) if scores.digest else None
+    if record is None or model.digest is None:
+        return Verdict(None)
+    ref: ModelRef = {"stage": model.stage, "key": model.key, "digest": model.digest}
+    return judge(gate, Candidate(preset, ref, numbers(record.get("metrics", {})), scores.key), store)
 
 
 def decide(gate: Sequence[str], candidate: Candidate, run: str, store: Store) -> Decision:

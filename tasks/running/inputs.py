@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from storage.digest import sha256_json
-from storage.lineage import LineageRecord, Place, ancestry
+from storage.lineage import LineageRecord, Place, SourceEntry, ancestry
 from storage.store import Artifact
 
 Files = Callable[[str, str], Mapping[str, str]]
@@ -45,6 +45,19 @@ class Several:
     def digest(self) -> str | None:
         digests = [item.digest for item in self.items]
         return None if None in digests else sha256_json(digests)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A model folder that lies outside any store, known by the content of what decides its answers."""
+
+    name: str
+    digest: str
+    path: Path
+
+    def describe(self) -> list[SourceEntry]:
+        """It as lineage tells of a source."""
+        return [{"name": self.name, "digest": self.digest}]
 
 
 def several(*items: Made | None) -> Several:

@@ -66,6 +66,9 @@ class _OutlineRun:
     def descent(self, made: Made) -> Descent:
         return Descent("")
 
+    def verdict(self, section: Any, model: Made, scores: Made) -> _Nothing:
+        return _Nothing()
+
 
 def outline(dag: Callable[[Any, Any], Any]) -> tuple[Outlined, ...]:
     """Every stage that ``dag(config, inputs)`` can call, in order, with all optional inputs given."""

@@ -33,6 +33,7 @@ from tasks.running.events import (
     RunFinishedFields,
     StartedFields,
 )
+from tasks.running.gate import Verdict, found
 from tasks.running.inputs import Descent, Made, descent_of
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,11 @@ def entered(run: Any) -> Iterator[None]:
 def descent(made: Made) -> Descent:
     """What the lineage records of the current run's store say ``made`` was made from."""
     return current().descent(made)
+
+
+def verdict(section: Any, model: Made, scores: Made) -> Any:
+    """What ``evaluate.gate`` says of ``model`` by its ``scores`` (tasks/running/gate.py); None without a gate."""
+    return current().verdict(section, model, scores)
 
 
 WATCHERS: list[Callable[[dict[str, Any]], None]] = []
@@ -163,6 +169,10 @@ class Run:
     def descent(self, made: Made) -> Descent:
         """What the store's lineage records say ``made`` was made from."""
         return descent_of(self.store.record, made)
+
+    def verdict(self, section: Any, model: Made, scores: Made) -> Verdict | None:
+        """The gate's verdict, in what it can be seen by now."""
+        return found(section.gate, self.preset, model, scores, self.store) if section.gate else None
 
     def after(self, stage: str) -> None:
         """Leave the flow when ``stage`` is the one to stop at."""

@@ -29,7 +29,7 @@ class SourceSet:
 
     @property
     def digest(self) -> str:
-        return sha256_json([[s.name, s.digest] for s in self.sources])
+        return sha256_json([[s.name, s.digest, *([s.form] if s.form else [])] for s in self.sources])
 
     def describe(self) -> list[SourceEntry]:
         """Name, digest, files and bytes of each source, for lineage."""
@@ -79,11 +79,18 @@ class Inputs:
     preferences: SourceSet | None
     problems: ProblemSet | None
     exams: SourceSet | None
+    standard: SourceSet | None
     against: SourceSet | None
     aligns: bool = False
     ranks: bool = False
     samples: bool = False
     unasked: SourceSet | None = None
+
+    @property
+    def guarded(self) -> SourceSet | None:
+        """Everything that models are asked and that must not be trained on."""
+        sets = [sources for sources in (self.exams, self.standard) if sources]
+        return SourceSet("exam", tuple(s for own in sets for s in own.sources)) if sets else None
 
 
 def asked(preset: str, overrides: list[str] | tuple[str, ...] = (), here: bool = False) -> tuple[Config, Inputs]:
@@ -134,7 +141,8 @@ def given(config: Config) -> Inputs:
         problems=ProblemSet("problem", tried.sources if tried else (), config.rl.settings())
         if config.rl.wanted
         else None,
-        exams=named("evaluate", "exam"),
+        exams=None,
+        standard=None,
         against=gather("dedup.against", "documents", lambda: [_documents(path) for path in against])
         if against
         else None,
@@ -142,8 +150,12 @@ def given(config: Config) -> Inputs:
         ranks=bool(config.reward.sources),
         samples=config.sample.answers > 0,
     )
+    own = named("evaluate", "exam")
+    standard, others = _standard(config, problems)
+    asked = [*(own.sources if own else ()), *others]
+    inputs = replace(inputs, exams=SourceSet("exam", tuple(asked)) if asked else None, standard=standard)
     if config.sample.answers and config.sample.disturbed:
-        inputs = replace(inputs, unasked=inputs.exams)
+        inputs = replace(inputs, unasked=inputs.guarded)
     problems += _preferring(config)
     if config.rl.wanted and not config.sft.sources:
         problems.append("rl.tasks  problems are answered by a chat model: give sft.sources too, or set rl.tasks=[]")
@@ -186,6 +198,18 @@ def _weighed(config: Config, inputs: Inputs) -> list[tuple[str, set[str], set[st
     ]
 
 
+def _standard(config: Config, problems: list[str]) -> tuple[SourceSet | None, list[Source]]:
+    """The exams of ``evaluate.exams`` with their forms, and those that are of no form, to be asked as own ones; what
+    is wrong is added to ``problems``."""
+    from pipeline.evaluation.standard.named import recognised
+    from pipeline.running.peek import peek
+
+    known, others, wrong = recognised(config.evaluate.exams, config.evaluate.shots)
+    wrong += peek(others, "exam", config.evaluate.max_bad_records)
+    problems += [f"evaluate.exams  {line}" for line in wrong]
+    return (SourceSet("exam", tuple(known)) if known else None), others
+
+
 def _misnamed(config: Config, inputs: Inputs) -> list[str]:
     """Weights for a source that is not there, but nearly: a slip of the pen, which must not pass for no weight."""
     return [
@@ -198,7 +222,10 @@ def _misnamed(config: Config, inputs: Inputs) -> list[str]:
 
 def notes(config: Config, inputs: Inputs) -> list[str]:
     """What a person should know of a config before it runs, although nothing is wrong with it."""
-    return [
+    from pipeline.evaluation.standard.named import told
+
+    exams = [told(source, config.evaluate.shots) for source in inputs.standard.sources] if inputs.standard else []
+    return exams + [
         f"{option} of {', '.join(sorted(given - names))} has no effect: this run reads {', '.join(sorted(names))}"
         for option, given, names in _weighed(config, inputs)
         if given - names

@@ -23,6 +23,7 @@ from storage.lineage import SourceListing
 from storage.places import ROOT
 from storage.store import Artifact, Store
 from tasks.running.events import StageInput
+from tasks.running.gate import Verdict
 from tasks.running.inputs import Descent, Files, Several, artifacts_of, digest_of_input
 from tasks.running.run import Run, current
 
@@ -100,7 +101,9 @@ class Stage:
         """The inputs as lineage tells them: name, stage, key, digest, and the sources that come from outside."""
         entries: list[StageInput] = []
         for name, value in inputs.items():
-            for item in value.items if isinstance(value, Several) else () if isinstance(value, Descent) else (value,):
+            for item in (
+                value.items if isinstance(value, Several) else () if isinstance(value, (Descent, Verdict)) else (value,)
+            ):
                 entry: StageInput = {
                     "name": name,
                     "stage": getattr(item, "stage", "source"),

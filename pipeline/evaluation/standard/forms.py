@@ -14,13 +14,9 @@ from typing import Any, Literal
 
 from pipeline.evaluation.gold import NotAnItem
 from pipeline.evaluation.standard.files import ExamFile, ExamSource, first_record, first_row, is_labels
+from pipeline.evaluation.titles import TITLES
 from pipeline.sources.kinds import format_of
 
-FORMS = ("ceval", "cmmlu", "mmlu", "arc", "hellaswag", "piqa", "openbookqa", "gsm8k", "blimp")
-TITLES = {
-    "ceval": "C-Eval", "cmmlu": "CMMLU", "mmlu": "MMLU", "arc": "ARC", "hellaswag": "HellaSwag", "piqa": "PIQA",
-    "openbookqa": "OpenBookQA", "gsm8k": "GSM8K", "blimp": "BLiMP",
-}  # fmt: skip
 _ASKED: Mapping[str, tuple[str, ...]] = {
     "ceval": ("val",), "cmmlu": ("test",), "mmlu": ("test",), "arc": ("test", "val"), "hellaswag": ("val",),
     "piqa": ("val",), "openbookqa": ("test", "val"), "gsm8k": ("test", "val"), "blimp": (),

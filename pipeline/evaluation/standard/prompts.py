@@ -9,7 +9,7 @@ question its own answer. GSM8K shows five where nothing else is asked for, BLiMP
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -17,17 +17,16 @@ from typing import Any, NotRequired, TypedDict
 
 from pipeline.evaluation.forms import script
 from pipeline.evaluation.gold import NotAnItem
-from pipeline.evaluation.standard.files import LABELS, ExamFile, ExamSource, is_labels
-from pipeline.evaluation.standard.forms import TITLES, Subject, layout
-from pipeline.evaluation.standard.records import Document, Unread, documents
+from pipeline.evaluation.standard.files import ExamFile, ExamSource
+from pipeline.evaluation.standard.forms import Subject, layout
+from pipeline.evaluation.standard.questions import id_of, labels_of, read_all
+from pipeline.evaluation.standard.records import Document, Unread
+from pipeline.evaluation.titles import TITLES
 
 SHOT_SEED = 1234
 DEFAULT_SHOTS = {"gsm8k": 5}
 _FIRST = ("ceval", "cmmlu", "mmlu")
 _NOT_ITSELF = ("hellaswag", "piqa")
-UNTIL = ("Question:", "</s>", "<|im_end|>")
-"""What ends a generated answer."""
-NEW_TOKENS = 256
 
 
 class StandardItem(TypedDict):
@@ -68,11 +67,11 @@ def read_standard(source: ExamSource, form: str, shots: int | None, limit: int =
 
     Raises NotAnItem when nothing can be asked, or when there are not as many examples as asked for.
     """
-    found, labels = layout(source, form), {f.relpath: f for f in source.files if is_labels(f.relpath)}
+    found, labels = layout(source, form), labels_of(source)
     exam: StandardExam = {"items": [], "unread": [], "told": "", "records": 0}
     used = set[int]()
     for subject in found.subjects.values():
-        asked = [d for file in _records_of(subject.asked) for d in documents(form, file, _labels(file, labels))]
+        asked = list(read_all(form, subject.asked, labels))
         exam["records"] += len(asked)
         good = [d for d in asked if isinstance(d, Document)]
         exam["unread"] += [
@@ -82,12 +81,7 @@ def read_standard(source: ExamSource, form: str, shots: int | None, limit: int =
         ]
         if not good:
             continue
-        pool = [
-            d
-            for file in _records_of(subject.shots)
-            for d in documents(form, file, _labels(file, labels))
-            if isinstance(d, Document)
-        ]
+        pool = [d for d in read_all(form, subject.shots, labels) if isinstance(d, Document)]
         count = _count(form, shots, pool, source.name, subject.name)
         used.add(count)
         exam["items"] += _items(source.name, form, subject, good[: limit or None], pool, count)
@@ -115,14 +109,6 @@ def _told(source: ExamSource, form: str, exam: StandardExam, used: set[int], lef
     return f"{source.name} is {TITLES[form]}: {', '.join(parts)}"
 
 
-def _records_of(files: Iterable[ExamFile]) -> Iterator[ExamFile]:
-    return (file for file in files if not is_labels(file.relpath))
-
-
-def _labels(file: ExamFile, labels: dict[str, ExamFile]) -> ExamFile | None:
-    return labels.get(file.relpath.partition(".")[0] + LABELS)
-
-
 def _count(form: str, shots: int | None, pool: Sequence[Document], source: str, subject: str) -> int:
     """How many examples stand before each question. Raises NotAnItem when there are too few."""
     if form == "blimp":
@@ -148,9 +134,8 @@ def _items(
             f"{shot.prompt}{'' if not shot.prompt else ' '}{shot.target}\n\n"
             for shot in _shots(form, document, pool, count, draw)
         )
-        place = f"{document.path}:{document.line}"
         yield {
-            "id": place,
+            "id": id_of(document),
             "set": source,
             "form": form,
             "subject": subject.name,

@@ -16,8 +16,10 @@ from pipeline.pages.parts.charts import Chart, Group, Interval, bars, lines
 from pipeline.pages.parts.curves import read_curves
 from pipeline.pages.parts.forms import Badge, Cell, Table, Tile
 from pipeline.pages.parts.render import html, markdown
+from pipeline.pages.report.gate import Gated
 from pipeline.pages.report.preferences import Judging
 from pipeline.pages.report.scores import Answer, ModelScores, Row, comparison, pick_samples
+from pipeline.pages.report.tax import tax_rows, tax_table
 
 HERE = Path(__file__).parent
 LONGEST = 400
@@ -49,6 +51,15 @@ TERMS = {
         "The same by DPO's implicit reward, which is the gain in log-likelihood over the sft model. The margin is its"
         " mean difference in nats."
     ),
+    "Exams": (
+        "C-Eval, CMMLU, MMLU, ARC, HellaSwag, PIQA, OpenBookQA, GSM8K and BLiMP are asked as plain text with the"
+        " prompts of lm-evaluation-harness and scored as it does: acc compares the choices' log-likelihoods, acc_norm"
+        " those per character; exact_match wants the number after ####."
+    ),
+    "Change by stage": (
+        "The difference to the model before on the very same items, with the 95 % interval of a paired bootstrap;"
+        " coloured where it does not hold 0."
+    ),
     "Overlap": (
         "Clean: no training text, chat or preference pair holds the question, or those that did were dropped."
         " Overlapping: some that do were trained on. In-distribution: asked on purpose about what was trained on. Too"
@@ -69,12 +80,14 @@ def write_report(
     samples: int = 12,
     title: str = "Evaluation",
     judged: Judging | None = None,
+    gate: Gated | None = None,
 ) -> dict[str, int]:
     """Write ``report.html`` and ``report.md`` into ``out``; returns how many models, scores and samples they show.
 
     ``scored``: directory with the ``scores.json`` and ``answers.jsonl`` of the evaluate stage; ``curves``: the
     ``metrics.jsonl`` of each training stage by its name, drawn when it exists. Models come in the order in which they
-    were trained. ``judged`` is of the stages that judge answers, if the run has any.
+    were trained. ``judged`` is of the stages that judge answers, if the run has any; ``gate`` is what ``evaluate.gate``
+    says of the last model.
     """
     scores: dict[str, ModelScores] = json.loads((scored / "scores.json").read_text(encoding="utf-8"))
     names = sorted(scores, key=lambda name: scores[name]["place"])
@@ -82,6 +95,7 @@ def write_report(
     answers: list[Answer] = list(read_jsonl(scored / "answers.jsonl"))
     rows = comparison(models)
     shown = pick_samples(answers, samples)
+    tax = tax_rows(models)
     data = {
         "title": title,
         "names": names,
@@ -91,6 +105,8 @@ def write_report(
         "longest": LONGEST,
         "terms": TERMS,
         "judged": judged,
+        "gate": gate,
+        "tax": tax,
     }
     drawn = [chart for stage, path in curves.items() if (chart := _curve(stage, path))]
     page = html(
@@ -98,6 +114,7 @@ def write_report(
         "report.html.j2",
         tiles=_tiles(rows),
         table=_table(rows, names),
+        tax_table=tax_table(tax, names),
         bars=_bars(rows, names),
         curves=drawn,
         **data,

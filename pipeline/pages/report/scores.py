@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NotRequired, TypedDict
 
+from pipeline.evaluation.titles import TITLES
+
 WORSE, NO_BETTER = "worse than guessing", "no better than guessing"
 _SETS = {"training": "Training questions answered correctly", "heldout": "Held-out questions answered correctly"}
 _LANGUAGES = {"zh": "Chinese", "en": "English"}
@@ -22,10 +24,53 @@ _OVERLAPS = {
 
 
 class Bits(TypedDict):
-    """Loss on held-out text: bits per byte, over how many bytes."""
+    """Loss on held-out text: bits per byte, over how many bytes, and of its ``parts`` ("lang.zh", "source.book")."""
 
     value: float
     bytes: int
+    parts: NotRequired[dict[str, Bits]]
+
+
+class Measured(TypedDict):
+    """A measure of an exam with its 95 % interval."""
+
+    value: float
+    stderr: float
+    low: float
+    high: float
+
+
+class ExamPart(TypedDict):
+    """A subject, a group or an overlap of an exam."""
+
+    n: int
+    measures: dict[str, Measured]
+
+
+class ExamScores(TypedDict):
+    """A standard exam in ``scores.json`` (model/generation/measures.py)."""
+
+    form: str
+    shots: int
+    headline: str
+    n: int
+    unasked: int
+    chance: NotRequired[float]
+    measures: NotRequired[dict[str, Measured]]
+    macro: NotRequired[dict[str, float]]
+    subjects: NotRequired[dict[str, ExamPart]]
+    groups: NotRequired[dict[str, ExamPart]]
+    overlap: NotRequired[dict[str, ExamPart]]
+
+
+class Change(TypedDict):
+    """The difference of a score to the model before, item by item, with its 95 % interval."""
+
+    difference: float
+    low: float
+    high: float
+    n: int
+    sure: bool
 
 
 class Share(TypedDict):
@@ -52,6 +97,9 @@ class ModelScores(TypedDict):
     choices: dict[str, Share]
     preferences: dict[str, Share]
     against_reference: NotRequired[dict[str, Share]]
+    exams: NotRequired[dict[str, ExamScores]]
+    said: NotRequired[dict[str, float]]
+    against_before: NotRequired[dict[str, Change]]
 
 
 class Answer(TypedDict):
@@ -65,7 +113,7 @@ class Answer(TypedDict):
     right: dict[str, bool]
 
 
-Kind = Literal["bits", "share", "margin"]
+Kind = Literal["bits", "share", "margin", "plain"]
 
 
 @dataclass(frozen=True)
@@ -94,32 +142,109 @@ class Row:
         if own is None or before is None:
             return ""
         difference = own.value - before.value
-        return {"bits": f"{difference:+.3f}", "share": f"{100 * difference:+.1f}", "margin": f"{difference:+.2f}"}[
+        percent = f"{100 * difference:+.1f}"
+        return {"bits": f"{difference:+.3f}", "share": percent, "margin": f"{difference:+.2f}", "plain": percent}[
             self.kind
         ]
 
     def direction(self, i: int) -> str:
         """Whether the change as shown is for the better (up), the worse (down), or none (same)."""
+        if self.kind == "plain":
+            return "same"
         shown = float(self.change(i) or 0) * (-1 if self.kind == "bits" else 1)
         return "up" if shown > 0 else "down" if shown < 0 else "same"
 
 
 def comparison(models: Sequence[ModelScores]) -> list[Row]:
     """All rows; a score that no model has is left out."""
-    rows = [Row("Bits per byte of held-out text", "bits", tuple(_bits(model["bits_per_byte"]) for model in models))]
+    rows = bits_rows(models)
     sets = sorted(
         {name for model in models for name in model["answers"]}, key=lambda n: (n not in _SETS, n != "training", n)
     )
     for name in sets:
         label = _SETS.get(name, f"Questions of “{name}” answered correctly")
         rows += _with_parts(label, [model["answers"].get(name, {}) for model in models])
+    rows += exam_rows(models)
     rows += _with_parts("Multiple choice", [model["choices"] for model in models])
     rows += _with_parts("Preference accuracy", [model["preferences"] for model in models])
     rewards = [model.get("against_reference", {}) for model in models]
     rows += _with_parts("Reward accuracy against the sft model", rewards)
     margins = tuple(_margin(reward.get("all")) for reward in rewards)
     rows.append(Row("Reward margin against the sft model (nats)", "margin", margins))
-    return [row for row in rows if any(row.scores)]
+    return [row for row in [*rows, *said_rows(models)] if any(row.scores)]
+
+
+def bits_rows(models: Sequence[ModelScores]) -> list[Row]:
+    """Bits per byte of all held-out text, and by language and source."""
+    cells = [model["bits_per_byte"] for model in models]
+    rows = [Row("Bits per byte of held-out text", "bits", tuple(_bits(cell) for cell in cells))]
+    names = list(dict.fromkeys(name for cell in cells if cell for name in cell.get("parts", {})))
+    for name in sorted(names, key=lambda name: (not name.startswith("lang."), name)):
+        label = _LANGUAGES.get(name.removeprefix("lang."), name.partition(".")[2])
+        parts = [cell.get("parts", {}).get(name) if cell else None for cell in cells]
+        rows.append(Row(label, "bits", tuple(_bits(part) for part in parts), True))
+    return rows
+
+
+def exam_rows(models: Sequence[ModelScores]) -> list[Row]:
+    """Each standard exam by its own measure: all of it, the mean of its subjects, its groups, and its overlaps."""
+    rows: list[Row] = []
+    for name in dict.fromkeys(name for model in models for name in model.get("exams", {})):
+        cells = [model.get("exams", {}).get(name) for model in models]
+        first = next(cell for cell in cells if cell)
+        shots = f", {first['shots']} examples" if first["shots"] else ""
+        title = TITLES.get(first["form"], first["form"])
+        label = f"{title}{f' “{name}”' if name.lower() != title.lower() else ''} ({first['headline']}{shots})"
+        tables = [_as_shares(cell) if cell else {} for cell in cells]
+        rows += _with_parts(label, tables)
+        macro = [cell.get("macro", {}).get(first["headline"]) if cell else None for cell in cells]
+        scores = tuple(None if m is None else Score(m, f"{100 * m:.1f} %", "each subject the same") for m in macro)
+        rows.append(Row("mean of its subjects", "share", scores, True))
+    return rows
+
+
+def _as_shares(exam: ExamScores) -> dict[str, Share]:
+    """An exam's own measure as shares: of all items, of its groups, and by overlap with the training data."""
+    if "measures" not in exam:
+        return {}
+    chance, name = exam.get("chance", 0.0), exam["headline"]
+    table = {"all": _as_share(exam["measures"][name], exam["n"], chance)}
+    for group, part in exam.get("groups", {}).items():
+        table[group] = _as_share(part["measures"][name], part["n"], chance)
+    for overlap, part in exam.get("overlap", {}).items():
+        table[f"overlap.{overlap}"] = _as_share(part["measures"][name], part["n"], chance)
+    return table
+
+
+def _as_share(cell: Measured, n: int, chance: float) -> Share:
+    share: Share = {
+        "right": round(cell["value"] * n),
+        "asked": n,
+        "share": cell["value"],
+        "low": cell["low"],
+        "high": cell["high"],
+    }
+    return {**share, "chance": chance, "at_chance": cell["low"] <= chance <= cell["high"]} if chance else share
+
+
+_SAID = {
+    "loops": "Answers that end in a loop",
+    "distinct": "Different word pairs in an answer",
+    "language": "Answers in the question's language",
+    "well_formed": "Reasoning tags whole and in order",
+    "empty": "Empty answers",
+}
+
+
+def said_rows(models: Sequence[ModelScores]) -> list[Row]:
+    """What the answers look like, whether right or not."""
+    rows: list[Row] = []
+    for name, label in _SAID.items():
+        cells = [(model.get("said", {}).get(name), model.get("said", {}).get("n", 0)) for model in models]
+        scores = [None if v is None else Score(v, f"{100 * v:.1f} %", f"n = {n:,.0f}") for v, n in cells]
+        if any(score and score.value for score in scores):
+            rows.append(Row(label, "plain", tuple(scores)))
+    return rows
 
 
 def _with_parts(label: str, tables: Sequence[dict[str, Share]]) -> list[Row]:

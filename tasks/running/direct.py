@@ -1,0 +1,54 @@
+"""A run without Prefect: a stage is taken from the cache or built in this process, under the same key, lease and
+lineage as anywhere else. For commands that make one artifact while a person waits."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from storage.room import room
+from storage.store import Artifact
+from tasks.running.run import Run
+from tasks.running.stage import Report, Stage, key_of
+
+
+class DirectRun(Run):
+    """Calling a stage builds it here, or takes it from the cache."""
+
+    def call(self, stage: Stage, cfg: Any, inputs: dict[str, Any]) -> Artifact:
+        identity = stage.identity(cfg, inputs, self.store.files)
+        key = key_of(identity)
+        hit = None if stage.name in self.refresh else self.store.ready(stage.name, key)
+        if hit is not None:
+            return hit
+        self.store.check()
+        need = stage.need(inputs, self.store)
+        with room(self.store.directory(stage.name, key), stage.name, need), self.store.lease(stage.name, key) as lease:
+            if stage.name not in self.refresh and (made := self.store.lookup(stage.name, key)):
+                return made
+            return self._make(stage, cfg, inputs, identity, key, lease)
+
+    submit = call
+
+    def _make(
+        self, stage: Stage, cfg: Any, inputs: dict[str, Any], identity: dict[str, Any], key: str, lease: Any
+    ) -> Artifact:
+        began = time.monotonic()
+        out = self.store.partial(stage.name, key)
+        report = Report(self, stage.name, lambda percent: None)
+        metrics = stage.fn(cfg, **inputs, on=self.resources, out=out, report=report)
+        lease.confirm()
+        listed = stage.listed(inputs)
+        record = {
+            "identity": identity,
+            "inputs": listed,
+            "resources": self.resources.model_dump(),
+            "metrics": metrics,
+            "sources": self.store.sources_of(listed),
+            "seconds": round(time.monotonic() - began, 3),
+            "kind": stage.kind,
+            "base": stage.base_key(inputs),
+            "run": self.id,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        return self.store.publish(stage.name, key, record, stage.listings(inputs))
