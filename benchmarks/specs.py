@@ -11,7 +11,15 @@ NUMBERS: dict[str, Any] = {"steps": 0, "epochs": 1.0, "seed": 0, "eval_every": 0
 OWN: dict[str, dict[str, Any]] = {
     "pretrain": {},
     "sft": {"lora": {}, "distill": {}},
-    "dpo": {"lora": {}, "beta": 0.1, "label_smoothing": 0.0, "nll_weight": 0.0},
+    "dpo": {
+        "lora": {},
+        "loss": "sigmoid",
+        "beta": 0.1,
+        "label_smoothing": 0.0,
+        "length_normalize": False,
+        "simpo_gamma": 0.5,
+        "nll_weight": 0.0,
+    },
 }
 
 
