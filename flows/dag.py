@@ -23,6 +23,7 @@ from tasks.language import language
 from tasks.preferences import preferences
 from tasks.pretrain import pretrain
 from tasks.problems import problems
+from tasks.quantize import quantize
 from tasks.report import report
 from tasks.reward import reward
 from tasks.rl import rl
@@ -57,12 +58,13 @@ def full(cfg: Config, inputs: Inputs) -> dict[str, Any]:
     tried = problems(cfg.decontaminate, inputs.problems, inputs.guarded) if inputs.problems else None
     trained = rl(cfg.rl, aligned or chat, tried) if tried else None
     final = trained or aligned or chat or base
-    release = export.submit(cfg.export, final, descent(final))
     models = several(base, chat, aligned, trained)
     learnt = several(text, talks, pairs)
-    scores = evaluate.submit(cfg.evaluate, models, tokens, shards, inputs.exams, inputs.standard, learnt)
-    gated = verdict(cfg.evaluate, final, scores.result())
-    return {"model": release.result(), "report": report(cfg.report, scores.result(), models, judge, own, gated)}
+    scores = evaluate(cfg.evaluate, models, tokens, shards, inputs.exams, inputs.standard, learnt)
+    forms = quantize(cfg.quantize, final, tokens, scores) if cfg.quantize.forms else None
+    release = export.submit(cfg.export, final, descent(final), scores, forms)
+    gated = verdict(cfg.evaluate, final, scores)
+    return {"report": report(cfg.report, scores, models, judge, own, gated), "model": release.result()}
 
 
 def replays(cfg: Config) -> bool:

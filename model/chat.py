@@ -12,7 +12,7 @@ import torch
 
 from model.generation.generator import stream
 from model.generation.sampling import Sampling
-from model.network.transformer import Transformer
+from model.quantized.load import open_model
 from model.serving.text import Reader
 from model.tokens.chat import ChatTokenizer
 from model.tokens.history import fit_history
@@ -38,9 +38,7 @@ class Chat:
         self.name = name or Path(directory).name
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.tokenizer = ChatTokenizer.load(directory)
-        self.model = Transformer.from_dir(
-            directory, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device
-        )
+        self.model = open_model(directory, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
         defaults = generation_defaults(directory)
         self.sampling = sampling or own_sampling(defaults)
         self.max_new_tokens = max_new_tokens or int(defaults.get("max_new_tokens", 256))

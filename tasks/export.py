@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,25 @@ from tasks.running.stage import Report, stage
     workers="model.verify",
     libs=("gguf", "safetensors", "torch", "transformers"),
     base="model",
+    reads={"scores": "scores.json", "forms": "costs.json"},
 )
 def export(
-    cfg: ExportSection, model: Artifact, descent: Descent, *, on: Resources, out: Path, report: Report
+    cfg: ExportSection,
+    model: Artifact,
+    descent: Descent,
+    scores: Artifact | None = None,
+    forms: Artifact | None = None,
+    *,
+    on: Resources,
+    out: Path,
+    report: Report,
 ) -> dict[str, Any]:
-    """Publish weights, tokenizer, chat template and a model card that tells the ``descent``; prove that stock
-    transformers gives equal logits."""
+    """Publish weights, tokenizer, chat template and a model card that tells the descent, the scores and what rounded
+    forms cost; prove that stock transformers gives equal logits."""
     from pipeline.release.export import export as make
 
-    return make(cfg, model.path, out, facts={"stages": descent.stages, "sources": descent.sources}, progress=report)
+    facts: dict[str, Any] = {"stages": descent.stages, "sources": descent.sources}
+    for name, made, file in (("scores", scores, "scores.json"), ("costs", forms, "costs.json")):
+        if made:
+            facts[name] = json.loads((made.path / file).read_text(encoding="utf-8"))
+    return make(cfg, model.path, out, facts=facts, progress=report)

@@ -12,7 +12,8 @@ from model.tokens.chat import ChatTokenizer
 from model.tokens.template import CHAT_TEMPLATE, plain_template
 from model.verify import compare, run
 from pipeline.config.evaluation import ExportSection
-from pipeline.release.export import export, from_bf16, to_bf16
+from pipeline.release.export import export
+from pipeline.release.weights import from_bf16, to_bf16
 
 FACTS = {
     "sources": {"teaching": {"files": 4, "bytes": 12345, "digest": "ab" * 32, "stage": "ingest"}},

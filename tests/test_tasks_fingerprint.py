@@ -17,7 +17,7 @@ DOCUMENT_STAGES = {"ingest", "clean", "language", "dedup", "decontaminate", "sha
 TUNING = {"sft", "reward", "dpo"}
 TUNED = {*TUNING, "rl"}
 TRAINING = {"pretrain", *TUNED}
-ALL_MODELS = {*TRAINING, "sample", "evaluate", "export"}
+ALL_MODELS = {*TRAINING, "sample", "evaluate", "quantize", "export"}
 
 EDITS = [
     # what runs, watches, shows or estimates costs nothing
@@ -49,7 +49,7 @@ EDITS = [
         "model/tokens/template.py",
         "CHAT_TEMPLATE = (",
         "CHAT_TEMPLATE = '' + (",
-        {"tokenizer", "encode", *TUNED, "sample", "evaluate", "export"},
+        {"tokenizer", "encode", *TUNED, "sample", "evaluate", "quantize", "export"},
     ),
     ("pipeline/data/repairs.py", "fix_encoding=True", "fix_encoding=False", {"clean"}),
     ("pipeline/kernels/repeats.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"clean"}),
@@ -95,7 +95,12 @@ EDITS = [
     ("model/training/optim.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", TRAINING),
     ("model/training/loop.py", "SKIP_LIMIT = 10", "SKIP_LIMIT = 11", TRAINING),
     ("model/network/transformer.py", "class Transformer", "EXTRA = 1\n\n\nclass Transformer", ALL_MODELS),
-    ("model/generation/judge.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"reward", "sample", "rl", "evaluate"}),
+    (
+        "model/generation/judge.py",
+        "import",
+        "import sys as _s\nimport",
+        {"reward", "sample", "rl", "evaluate", "quantize"},
+    ),
     # reinforcement learning
     ("model/rl.py", "1 << 31", "1 << 30", {"rl"}),
     ("model/objectives/policy.py", "SPREAD = 1e-4", "SPREAD = 1e-3", {"rl"}),
@@ -104,12 +109,17 @@ EDITS = [
     ("pipeline/config/rl.py", "how hard made problems are", "how hard problems are", set()),
     ("pipeline/formats/problem.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"problems"}),
     ("pipeline/problems/generators.py", "_HELD_OUT = 8", "_HELD_OUT = 9", {"ingest", "chats", "problems"}),
-    ("model/generation/forest.py", "ROOM = 768", "ROOM = 512", {"evaluate"}),
+    ("model/generation/forest.py", "ROOM = 768", "ROOM = 512", {"evaluate", "quantize"}),
     ("pipeline/evaluation/standard/prompts.py", "SHOT_SEED = 1234", "SHOT_SEED = 1235", {"evaluate"}),
     ("pipeline/pages/report/tax.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"report"}),
     ("storage/champions.py", "import", "import sys as _s\nimport", set()),
     ("tasks/running/gate.py", "_ROUNDING = 1e-9", "_ROUNDING = 1e-8", set()),
-    ("pipeline/release/export.py", "0x7FFF", "0x7FFE", {"export"}),
+    ("model/quantized/linear.py", "/ 127", "/ 128", {"evaluate", "quantize"}),
+    ("model/quantized/rounding.py", "DAMP = 0.01", "DAMP = 0.02", {"quantize"}),
+    ("model/llamacpp/run.py", "BATCH = 512", "BATCH = 256", {"quantize"}),
+    ("pipeline/release/gguf_export.py", '"attn_norm"', '"attn_norms"', {"export", "quantize"}),
+    ("pipeline/release/card.py", "## Limits", "## Limit", {"export"}),
+    ("pipeline/release/weights.py", "0x7FFF", "0x7FFE", {"export", "quantize"}),
     # words about the code
     ("model/network/transformer.py", '"""', '"""Said in other words. ', set()),
 ]

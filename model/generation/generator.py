@@ -13,18 +13,18 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.generation.choose import choose, penalise, top_logprobs
 from model.generation.kernels.pick import pick
 from model.generation.packed import Packed
 from model.generation.sampling import GREEDY, Sampling, draws
 from model.generation.slots import Pieces, SlotCache
-from model.network.transformer import Transformer
+from model.network.transformer import Block, Transformer
 
 CHUNK, BESIDE = 256, 64
 """Most tokens of prompts that are read in one step, alone and beside sequences that are being answered."""
@@ -85,7 +85,9 @@ class Generator:
         if slots < 1:
             raise ValueError(f"slots must be at least 1, not {slots}")
         self.model, self.window, self.vocab = model, model.config.max_seq_len, model.config.vocab_size
-        self._cache = (Packed if model.head.device.type == "cpu" else SlotCache)(model, slots, 0)
+        # rounded matrices multiply as they are; the kernels would hold what they stand for
+        exact = isinstance(cast(Block, model.model.layers[0]).self_attn.o_proj.weight, nn.Parameter)
+        self._cache = (Packed if model.head.device.type == "cpu" and exact else SlotCache)(model, slots, 0)
         self._waiting: deque[_Sequence] = deque()
         self._running: dict[int, _Sequence] = {}  # by id, in order of joining
         self._tokens = np.zeros((slots, 0), np.int32)  # what a slot's sequence has read and said

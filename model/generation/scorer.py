@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from model.generation.forest import Scored, batches, plant, shared, tree_log_probabilities
 from model.generation.generator import generate
 from model.generation.summary import Weighed
-from model.network.transformer import Transformer
+from model.quantized.load import open_model
 from model.tokens.chat import ChatTokenizer
 
 WORTH = 0.1
@@ -31,9 +31,7 @@ class Scorer:
     def __init__(self, directory: str, device: str, dtype: str, batch: int, tick: Callable[[int], None]) -> None:
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         bf16 = dtype == "bf16" or (dtype == "auto" and self.device == "cuda")
-        self.model = Transformer.from_dir(
-            directory, dtype=torch.bfloat16 if bf16 else torch.float32, device=self.device
-        ).eval()
+        self.model = open_model(directory, dtype=torch.bfloat16 if bf16 else torch.float32, device=self.device).eval()
         self.directory = directory
         self.window = self.model.config.max_seq_len
         self.batch, self.tick, self.cut_short = batch, tick, 0

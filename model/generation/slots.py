@@ -115,7 +115,7 @@ class SlotCache:
         k, v = self.keys[layer, slots, :, :filled], self.values[layer, slots, :, :filled]  # [n, kv, filled, head]
         position = torch.arange(filled, device=q.device)
         seen = position[None] <= torch.from_numpy(pieces.starts).to(q.device)[:, None]
-        # what no one has written yet may be no number, which a weight of 0 does not undo
-        v = v.masked_fill(~seen[:, None, :, None], 0)
+        # what no one has written yet may be no number, which neither a mask nor a weight of 0 undoes
+        k, v = (part.masked_fill(~seen[:, None, :, None], 0) for part in (k, v))
         mask = seen[:, None, None]  # [n, 1, 1, filled]
         return F.scaled_dot_product_attention(q[:, :, None], k, v, attn_mask=mask, enable_gqa=True).flatten(1)

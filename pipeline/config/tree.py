@@ -25,6 +25,7 @@ from pipeline.config.data import IngestSection, ShardSection
 from pipeline.config.dpo import DpoSection
 from pipeline.config.evaluation import EvaluateSection, ExportSection, ReportSection
 from pipeline.config.gate import check_names, parse_rule
+from pipeline.config.release import QuantizeSection
 from pipeline.config.resources import Resources
 from pipeline.config.reward import RewardSection
 from pipeline.config.rl import RlSection
@@ -66,6 +67,7 @@ class Config(Section):
     rl: RlSection = RlSection()
     evaluate: EvaluateSection = EvaluateSection()
     report: ReportSection = ReportSection()
+    quantize: QuantizeSection = QuantizeSection()
     export: ExportSection = ExportSection()
     resources: Resources = Resources()
 
@@ -116,9 +118,16 @@ class Config(Section):
         init = Path(self.pretrain.init).expanduser()
         if self.pretrain.init and init.is_dir() and self.tokenizer.template == "same":
             check_template(init, f"pretrain.init  {init}")
-        if self.export.gguf != "off":
+        self._check_forms()
+        if self.export.gguf != "off" or any(form.startswith("gguf:") for form in self.quantize.forms):
             self._check_gguf(init if self.pretrain.init else None)
         return self
+
+    def _check_forms(self) -> None:
+        from pipeline.release.forms import check_forms
+
+        if problems := check_forms(self.quantize.forms):
+            raise ValueError(f"quantize.forms  {'; '.join(problems)}")
 
     def _check_gguf(self, init: Path | None) -> None:
         from pipeline.release.gguf_export import check_scaling, check_tokenizer

@@ -1,8 +1,8 @@
 """A GGUF file for llama.cpp and its family: weights, shape, tokenizer and chat template in one file.
 
-Needs the ``gguf`` package (llama.cpp's own writer). Dense Qwen3 and Llama layouts and Qwen3-MoE are written. The
-tokenizer is written only when llama.cpp knows its split pattern by name; otherwise it would tokenise differently
-without saying so, and the export is refused instead.
+Needs the ``gguf`` package (llama.cpp's own writer). Dense Qwen3 and Llama layouts and Qwen3-MoE are written; norms and
+the routers of experts stay fp32 in every file. The tokenizer is written only when llama.cpp knows how it splits texts
+by name; otherwise it would tokenise differently without saying so, and the export is refused instead.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ from model.tokens.template import CHAT_TEMPLATE, plain_template
 from pipeline.tokens.patterns import GPT2_PATTERN, PRETOKEN_PATTERN, split_pattern
 
 _ARCHITECTURE = {"qwen3": "qwen3", "llama": "llama", "qwen3_moe": "qwen3moe"}
-_PRE = {PRETOKEN_PATTERN: "qwen2", GPT2_PATTERN: "gpt-2"}
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_LETTERS, _REST = r"[^\r\n\p{L}\p{N}]?\p{L}+", r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_PRE = {
+    PRETOKEN_PATTERN: "qwen2",
+    f"{_CONTRACTIONS}|{_LETTERS}|\\p{{N}}|{_REST}": "qwen2",
+    GPT2_PATTERN: "gpt-2",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": "gpt-2",
+    f"{_CONTRACTIONS}|{_LETTERS}|\\p{{N}}{{1,3}}|{_REST}": "llama-bpe",
+}
+"""llama.cpp's names of split patterns, as the tokenizers of Qwen 2 and 3, GPT-2 and Llama 3 write them."""
 _NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -47,7 +56,8 @@ def write_gguf(tensors: dict[str, np.ndarray], config: dict[str, Any], tokenizer
     """Write ``tensors`` (fp32, Hugging Face names) with ``config.json``'s values and the tokenizer directory's files to
     ``path``.
 
-    ``dtype``: "bf16", "f16" or "f32" for matrices; vectors stay f32. Raises ValueError naming what cannot be written.
+    ``dtype``: "bf16", "f16" or "f32" for matrices; vectors and routers (a router in f16 costs more than the rest of the
+    model together) stay f32. Raises ValueError naming what cannot be written.
     """
     try:
         import gguf
@@ -67,7 +77,8 @@ def write_gguf(tensors: dict[str, np.ndarray], config: dict[str, Any], tokenizer
         "f32": gguf.GGMLQuantizationType.F32,
     }[dtype]
     for name, value in gguf_tensors(tensors, config).items():
-        own = gguf.GGMLQuantizationType.F32 if value.ndim == 1 else quantization
+        exact = value.ndim == 1 or name.endswith("ffn_gate_inp.weight")
+        own = gguf.GGMLQuantizationType.F32 if exact else quantization
         writer.add_tensor(name, gguf.quants.quantize(value, own), raw_dtype=own)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -140,14 +151,23 @@ def check_scaling(scaling: dict[str, Any] | None) -> None:
 
 
 def check_tokenizer(spec: dict[str, Any]) -> str:
-    """llama.cpp's name for how the tokenizer of a ``tokenizer.json`` splits texts. Raises ValueError without one."""
-    pre = _PRE.get(split_pattern(spec) or "")
-    if pre is None or spec["model"].get("type") != "BPE":
+    """llama.cpp's name for how the tokenizer of a ``tokenizer.json`` splits texts. Raises ValueError without one.
+
+    A tokenizer that brings texts into NFC first (Qwen's) passes: llama.cpp leaves that out, see :func:`normalises`.
+    """
+    bare = {**spec, "normalizer": None} if normalises(spec) else spec
+    pre, merges = _PRE.get(split_pattern(bare) or ""), bool(spec["model"].get("ignore_merges"))
+    if pre is None or spec["model"].get("type") != "BPE" or merges != (pre == "llama-bpe"):
         raise ValueError(
             "export.gguf: llama.cpp has no name for this tokenizer's split pattern and would tokenise differently; set"
             " export.gguf=off"
         )
     return pre
+
+
+def normalises(spec: dict[str, Any]) -> bool:
+    """Whether a tokenizer brings texts into NFC, which llama.cpp does not: texts that are not in it get other ids."""
+    return spec.get("normalizer") == {"type": "NFC"}
 
 
 def _tokenizer(writer: Any, directory: Path, vocab_size: int, gguf: Any) -> None:

@@ -44,11 +44,18 @@ class _Nothing:
         return _Nothing()
 
 
+class _Section(str):
+    """A section as its own name, whose options are all set, so that no stage is left out."""
+
+    def __getattr__(self, name: str) -> bool:
+        return True
+
+
 class _Names:
     """A config whose sections are their own names."""
 
     def __getattr__(self, name: str) -> str:
-        return name
+        return _Section(name)
 
 
 class _OutlineRun:

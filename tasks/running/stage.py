@@ -35,9 +35,9 @@ NEVER = frozenset(
 keys of the stages that reach it; the values of sections enter the key themselves."""
 
 
-KINDS = ("documents", "records", "tokenizer", "tokens", "model", "reward", "release", "scores", "page")
+KINDS = ("documents", "records", "tokenizer", "tokens", "model", "reward", "forms", "release", "scores", "page")
 """What a stage makes. A model is one that was trained to talk, a reward one to score; a release is what others are
-given of a model."""
+given of a model, forms are what its weights are rounded to."""
 
 
 @dataclass(frozen=True)
