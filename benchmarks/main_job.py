@@ -45,7 +45,7 @@ def main() -> None:
             timed("down", environment=environment)
     print(f"| {preset} | seconds |\n|---|---:|")
     for stage in result["stages"]:
-        print(f"| {stage['name']}: {headline(stage['metrics'])} | {stage['seconds']:.1f} |")
+        print(f"| {stage['name']}: {headline(stage['metrics'], stage['name'])} | {stage['seconds']:.1f} |")
     print(
         f"| **the first time, all included** | **{cold:.0f}** |\n| again, server up | {again:.1f} |\n| again, with the"
         f" server's start | {restart:.1f} |"

@@ -153,7 +153,7 @@ def compared(at: Library, a: Stages, b: Stages) -> list[Change]:
 
 
 def _headlines(*stages: dict[str, Any] | None) -> tuple[str, str]:
-    told = [headline(entry["metrics"]) if entry else "" for entry in stages[:2]]
+    told = [headline(entry["metrics"], entry.get("name", "")) if entry else "" for entry in stages[:2]]
     return told[0], told[1]
 
 

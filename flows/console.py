@@ -17,8 +17,8 @@ from rich.text import Text
 
 QUIET_SECONDS = 10.0
 UNITS = {
-    "chats": "conversations",
-    "sft": "conversations",
+    "chats": "chats",
+    "sft": "chats",
     "preferences": "pairs",
     "reward": "pairs",
     "sample": "prompts",
@@ -53,13 +53,15 @@ def title(args: Any) -> Console:
     return out
 
 
-def headline(metrics: dict[str, Any]) -> str:
-    """The few numbers of a stage that a person wants first."""
-    parts = []
-    if "docs_in" in metrics and "docs_out" in metrics:
-        parts.append(f"{metrics['docs_in']:,} → {metrics['docs_out']:,} documents")
-    elif "docs_out" in metrics:
-        parts.append(f"{metrics['docs_out']:,} documents")
+def headline(metrics: dict[str, Any], stage: str = "") -> str:
+    """The few numbers of a stage that a person wants first, in what it counts (:data:`UNITS`)."""
+    parts, unit = [], UNITS.get(stage, "documents")
+    came, left = metrics.get("docs_in"), metrics.get("docs_out")
+    if came is not None and left is not None:
+        more = f"{came:,} {unit}, {left:,} with repeats"  # weights repeat documents
+        parts.append(more if left > came else f"{came:,} → {left:,} {unit}")
+    elif left is not None:
+        parts.append(f"{left:,} {unit}")
     for key, text in (
         ("vocab_size", "{:,} tokens in the vocabulary"),
         ("train_tokens", "{:,} training tokens"),
@@ -222,7 +224,7 @@ class Watch:
         took = f"saved {duration(event['built_seconds'])}" if state == "cached" else duration(event["seconds"])
         colour = "cyan" if state == "cached" else "green"
         if self.level >= 0:
-            self.console.print(f"  {name:<14} [{colour}]{state:<7}[/] {took:>16}   {headline(event['metrics'])}")
+            self.console.print(f"  {name:<14} [{colour}]{state:<7}[/] {took:>16}   {headline(event['metrics'], name)}")
         if self.level > 0:
             for key, value in sorted(event["metrics"].items()):
                 self._line(f"  {'':<14} {key} = {value}")

@@ -131,7 +131,8 @@ def _to_log(logger: Any) -> Any:
 
     def listen(event: dict[str, Any]) -> None:
         if event["event"] == "stage_finished":
-            line = f"{event['stage']} {event['state']} {duration(event['seconds'])} {headline(event['metrics'])}"
+            what = headline(event["metrics"], event["stage"])
+            line = f"{event['stage']} {event['state']} {duration(event['seconds'])} {what}"
             logger.error("%s: %s", line, event["error"]) if event["error"] else logger.info(line)
             for line in losses(event) if not event["error"] else ():
                 logger.warning("%s: %s", event["stage"], line)

@@ -143,7 +143,7 @@ def show(ref: str, as_json: bool) -> int:
     print(
         f"{record['stage']}/{record['key']}\n  digest   {record['digest']}\n  path     {path}\n  made    "
         f" {record['created']} in {duration(record.get('seconds', 0.0))}, run {record.get('run')}\n  what    "
-        f" {headline(record.get('metrics', {}))}"
+        f" {headline(record.get('metrics', {}), record['stage'])}"
     )
     if "adopted_from" in record:
         print(

@@ -16,7 +16,7 @@ from conftest import MICRO, ROOT
 from rich.console import Console
 
 from flows import runs
-from flows.console import Watch, losses
+from flows.console import Watch, headline, losses
 from flows.environment import Steady, illegible, spare_loopback
 from flows.parser import parsed, parser
 from flows.runner import advice, readable, score_lines
@@ -172,8 +172,8 @@ def test_every_kind_of_loss_is_a_line_with_its_option(tmp_path):
         json.dumps({"files_of_unknown_type": {"mine": 3}, "changed": {"recoded_gb18030": 2, "email": 4}})
     )
     assert losses(FINISHED | {"metrics": {"records": 40, "dropped": 38, "dropped_too_long": 38, "truncated": 1}}) == [
-        "38 of 40 conversations dropped: too_long 38 (sft.seq_len)",
-        "conversations that lost their oldest exchanges (sft.seq_len): 1",
+        "38 of 40 chats dropped: too_long 38 (sft.seq_len)",
+        "chats that lost their oldest exchanges (sft.seq_len): 1",
     ]
     ingested = {"docs_in": 10, "dropped/bad_json": 2, "dropped/sampled_out": 1, "dropped/empty": 0}
     assert losses(FINISHED | {"stage": "ingest", "path": str(tmp_path), "metrics": ingested}) == [
@@ -186,6 +186,13 @@ def test_every_kind_of_loss_is_a_line_with_its_option(tmp_path):
         "lines of evaluation sets that cannot be read (evaluate.sources): 4",
     ]
     assert losses(FINISHED | {"metrics": {"steps": 3}}) == []
+
+
+def test_a_stage_counts_in_its_own_words():
+    assert headline({"docs_in": 1280, "docs_out": 1270}, "chats") == "1,280 → 1,270 chats"
+    assert headline({"docs_in": 1280, "docs_out": 1280}, "preferences") == "1,280 → 1,280 pairs"
+    assert headline({"docs_in": 3810, "docs_out": 4900}, "shard") == "3,810 documents, 4,900 with repeats"
+    assert headline({"docs_out": 12}, "ingest") == "12 documents"
 
 
 def test_percentages_say_of_how_many_and_what_guessing_gives():

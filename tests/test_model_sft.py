@@ -17,17 +17,20 @@ import torch.nn.functional as F
 from spec_helpers import spec as make
 from spec_helpers import train
 from test_model_train import Alone, assert_close, curve, make_spec, tokens, weights
-from token_helpers import new_model
+from token_helpers import new_model, tokenizer_dir
 
 from model.network.transformer import Transformer, initialize
+from model.network.weights import save_model
 from model.objectives.answers import Answers, embedding_noise
 from model.objectives.distill import Distill
 from model.running.setup import Ranks
 from model.sft import SftTrainer
 from model.specs.shape import ModelConfig
-from model.tokens.mixture import MixedOrder, Mixture
-from model.tokens.rows import Split, Windows, share
+from model.tokens.mixture import MixedOrder, Mixture, Weighed
+from model.tokens.rows import Split, Windows, read_split, share
 from model.training import loss
+from pipeline.formats.chat import as_chat
+from pipeline.tokens.chats import encode_chats
 
 __all__ = ["tokens"]  # a fixture
 
@@ -176,6 +179,50 @@ def test_noise_on_embeddings_is_that_of_transformers_and_knows_each_conversation
     model = new_model()
     h = model.hidden(ids, noise=ours.new_zeros(1, 12, 64))
     assert torch.equal(h, model.hidden(ids)) and not torch.equal(model.hidden(ids, noise=torch.ones(1, 12, 64)), h)
+
+
+THOUGHT = {"role": "assistant", "content": "4", "reasoning_content": "2 + 2"}
+CALLED = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}],
+}
+ASKED, ANSWERED = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "It is 4."}
+TALKS = [
+    [ASKED, ANSWERED],
+    [{"role": "system", "content": "短"}, ASKED, THOUGHT, ASKED, THOUGHT],
+    [ASKED, CALLED, {"role": "tool", "content": "4"}, ANSWERED],
+]
+
+
+def test_the_loss_of_a_batch_is_trls(tmp_path):
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    model = new_model()
+    save_model(model, tmp_path / "model", tokenizer_dir())
+    config = SFTConfig(
+        output_dir=str(tmp_path / "trl"), assistant_only_loss=True, max_length=192, report_to=[], use_cpu=True,
+        per_device_train_batch_size=len(TALKS), bf16=False, dataloader_pin_memory=False,
+    )  # fmt: skip
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32),
+        args=config,
+        train_dataset=Dataset.from_list([{"messages": messages} for messages in TALKS]),
+        processing_class=AutoTokenizer.from_pretrained(tmp_path / "model"),
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    count = (batch["labels"][:, 1:] != -100).sum()
+    theirs = trainer.compute_loss(trainer.model, batch, num_items_in_batch=count)
+
+    records = [as_chat({"messages": messages}) | {"source": "s", "path": "p", "line": 1} for messages in TALKS]
+    counts = encode_chats(records, tokenizer_dir(), tmp_path / "data", max_tokens=192, val_share=0)
+    data = Weighed(read_split(tmp_path / "data", "train"), 192, 1.0, by_targets=False)
+    made = Answers(model, make("sft", **PATHS))
+    ours, sums = made(made.batch(data.read(np.arange(data.rows)), float(data.units.sum()), CHUNK, "train"))
+    assert counts["train_supervised"] == count == sums[-1]
+    torch.testing.assert_close(ours.detach(), theirs.detach().cpu(), atol=1e-5, rtol=1e-5)
 
 
 def test_replay_keeps_what_the_model_knew_and_reports_it(tokens, tmp_path):

@@ -45,6 +45,17 @@ def test_the_template_is_what_transformers_makes_of_it(chat):
     assert (theirs.pad_token_id, theirs.bos_token_id, theirs.eos_token_id) == (0, 1, 2)
 
 
+def test_reasoning_is_switched_off_as_qwen3_does_it(chat):
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(tokenizer_dir())
+    asked = CONVERSATION[:2]
+    for thinking, end in ((True, "<|im_start|>assistant\n"), (False, "<|im_start|>assistant\n<think>\n\n</think>\n\n")):
+        options = {"add_generation_prompt": True, "enable_thinking": thinking}
+        assert chat.prompt(asked, thinking=thinking) == theirs.apply_chat_template(asked, **options)["input_ids"]
+        assert theirs.apply_chat_template(asked, tokenize=False, **options).endswith(end)
+
+
 TOOLS = [{"type": "function", "function": {"name": "tide", "description": "潮位", "parameters": {"type": "object"}}}]
 USER, ANSWER = {"role": "user", "content": " 几点？\n"}, {"role": "assistant", "content": "Low.\n"}
 CALLS = {

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
 from model.tokens.template import CHAT_TEMPLATE
-from model.tokens.turns import CHAT_SPECIALS, END_OF_TEXT, IM_END, IM_START, Message, turns
+from model.tokens.turns import CHAT_SPECIALS, END_OF_TEXT, IM_END, IM_START, NO_THOUGHT, Message, turns
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -108,9 +108,10 @@ class ChatTokenizer:
             mask = [0] * len(header) + [int(turn.learn)] * len(content) + [0] * len(self._newline)
             yield header + content + self._newline, mask, turn.messages
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of a conversation followed by the header of the assistant's next turn."""
-        return [*self.chat(messages)[0], self.bos_id, *self.encode("assistant\n")]
+    def prompt(self, messages: Sequence[Message], *, thinking: bool = True) -> list[int]:
+        """Ids of a conversation followed by the header of the assistant's next turn; without ``thinking`` its reasoning
+        is closed already."""
+        return [*self.chat(messages)[0], self.bos_id, *self.encode("assistant\n" + ("" if thinking else NO_THOUGHT))]
 
     def save(self, directory: str | Path, *, max_length: int = 32768) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_config.json`` (byte-stable) into an existing directory."""

@@ -4,14 +4,15 @@
 of the normal form, in which calls and reasoning are in the contents already. Both give the same text. The template
 marks with ``{% generation %}`` exactly what a model is trained on. Contents are trimmed, and earlier answers keep their
 reasoning, so that a generation prompt is always a prefix of what was trained. Tools follow Hermes' and Qwen3's
-convention: ``<tools>`` in the system turn, ``<tool_call>``, and ``<tool_response>`` in a turn of the user.
+convention: ``<tools>`` in the system turn, ``<tool_call>``, ``<tool_response>`` in a turn of the user, and an answer
+that begins with an empty ``<think>`` block under ``enable_thinking=False``.
 """
 
 from __future__ import annotations
 
 import re
 
-from model.tokens.turns import TOOLS_INTRO
+from model.tokens.turns import NO_THOUGHT, TOOLS_INTRO
 
 CHAT_TEMPLATE = (
     r"""{%- macro text(content) -%}
@@ -68,7 +69,12 @@ CHAT_TEMPLATE = (
 {%- if ns.body or role != 'system' -%}{{ '<|im_start|>' + role + '\n' + ns.body + '<|im_end|>\n' }}{%- endif -%}
 {%- endif -%}
 {%- endfor -%}
-{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"""
+{%- if add_generation_prompt -%}
+{{ '<|im_start|>assistant\n' }}
+{%- if enable_thinking is defined and not enable_thinking -%}{{ '"""
+    + NO_THOUGHT.replace("\n", r"\n")
+    + r"""' }}{%- endif -%}
+{%- endif -%}"""
 )
 _GENERATION = re.compile(r"\{%-? *(?:end)?generation *-?%\}")
 

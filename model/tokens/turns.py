@@ -11,6 +11,9 @@ CHAT_SPECIALS = (END_OF_TEXT, IM_START, IM_END)
 
 TOOLS_INTRO = 'Tools you can call, each by <tool_call>{"name": …, "arguments": …}</tool_call>:'
 
+NO_THOUGHT = "<think>\n\n</think>\n\n"
+"""How an answer begins that is not to be reasoned about (Qwen3's ``enable_thinking=False``)."""
+
 
 class Message(TypedDict):
     """One message of the normal form. Roles are system, user, assistant and tool; ``learn`` false makes an answer
