@@ -55,6 +55,15 @@ class Completion:
     finish: Literal["", "stop", "length"] = ""
     stop: tuple[int, float] | None = None
 
+    def take(self, token: Token) -> None:
+        """Add the next token."""
+        if token.finish == "stop":
+            self.stop = token.token, token.logprob
+        else:
+            self.tokens.append(token.token)
+            self.logprobs.append(token.logprob)
+        self.finish = token.finish
+
 
 @dataclass
 class _Sequence:
@@ -304,7 +313,7 @@ def complete(
     answers = {id: Completion() for ids in given.values() for id in ids}
     while generator.busy:
         for token in generator.step():
-            _extend(answers[token.id], token)
+            answers[token.id].take(token)
     rest = {prompt: iter([answers[id] for id in ids]) for prompt, ids in given.items()}
     return [[next(rest[tuple(prompt)]) for _ in range(samples)] for prompt in prompts]
 
@@ -315,15 +324,6 @@ def _generator(model: Transformer | Generator, slots: int) -> Generator:
     if model.busy:
         raise RuntimeError("the generator is at work for someone else")
     return model
-
-
-def _extend(answer: Completion, token: Token) -> None:
-    if token.finish == "stop":
-        answer.stop = token.token, token.logprob
-    else:
-        answer.tokens.append(token.token)
-        answer.logprobs.append(token.logprob)
-    answer.finish = token.finish
 
 
 def generate(

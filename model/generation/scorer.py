@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from model.generation.forest import Scored, batches, plant, shared, tree_log_probabilities
-from model.generation.generator import generate
+from model.generation.generator import Completion, Generator
 from model.generation.summary import Weighed
 from model.quantized.load import open_model
 from model.tokens.chat import ChatTokenizer
@@ -52,13 +52,18 @@ class Scorer:
         answers: list[str | None] = [None] * len(prompts)
         stop = {self.tokenizer.eos_id, self.tokenizer.end_of_text_id}
         self.tick(len(prompts) - len(order))
-        for start in range(0, len(order), self.batch):
-            rows = order[start : start + self.batch]
-            said = generate(self.model, [prompts[i] for i in rows], stop=stop, max_new_tokens=max_new_tokens)
-            for i, ids in zip(rows, said, strict=True):
-                answers[i] = self.tokenizer.decode(ids).strip()
-                self.cut_short += len(prompts[i]) + len(ids) == self.window and len(ids) < max_new_tokens
-            self.tick(len(rows))
+        generator = Generator(self.model, slots=self.batch)
+        asked = {
+            generator.add(prompts[i], stop=stop, max_new_tokens=max_new_tokens)[0]: (i, Completion()) for i in order
+        }
+        while generator.busy:
+            for token in generator.step():
+                i, answer = asked[token.id]
+                answer.take(token)
+                if token.finish:
+                    answers[i] = self.tokenizer.decode(answer.tokens).strip()
+                    self.cut_short += token.finish == "length" and len(answer.tokens) < max_new_tokens
+                    self.tick(1)
         return answers
 
     def likelihoods(self, pairs: Sequence[tuple[str | None, str]]) -> list[Weighed | None]:
