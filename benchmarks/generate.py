@@ -2,7 +2,7 @@
 process and in turns, on a random model of MiniMind's small shape (26M: 512 wide, 8 layers, 8 heads on 2, vocabulary
 6400).
 
-    OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/generate.py [--tokens 128] [--rounds 3] [--only WORD] [--draw greedy]
+    OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/generate.py [--tokens 128] [--rounds 3] [--only WORD] [--draw WAY]
 
 Each side answers the same prompts of 16 tokens with exactly so many new ones. Tokens a second of processor time, the
 best of the rounds; so work of others on the machine counts for little. Packing our weights is part of our time, loading
