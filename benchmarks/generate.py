@@ -2,7 +2,7 @@
 process and in turns, on a random model of MiniMind's small shape (26M: 512 wide, 8 layers, 8 heads on 2, vocabulary
 6400).
 
-    OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/generate.py [--tokens 128] [--rounds 3] [--only WORD] [--draw WAY]
+    OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/generate.py [--tokens 128] [--rounds 3] [--only WORD]
 
 Each side answers the same prompts of 16 tokens with exactly so many new ones. Tokens a second of processor time, the
 best of the rounds; so work of others on the machine counts for little. Packing our weights is part of our time, loading
@@ -55,14 +55,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=128, help="new tokens of each sequence")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="", help="sides whose name has this word, and ours")
+    parser.add_argument("--only", default="", help="sides whose name has these words, and ours")
+    parser.add_argument("--sequences", type=int, nargs="+", default=[1, 16, 32])
     parser.add_argument("--draw", choices=DRAWS, help="this way of choosing alone")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         sides = {n: s for n, s in all_sides(Path(folder)).items() if "ours" in n or args.only in n}
         for kind, sampling in DRAWS.items():
-            for count in (1, 16, 32) if args.draw in (None, kind) else ():
+            for count in args.sequences if args.draw in (None, kind) else ():
                 measure(sides, kind, sampling, count, args.tokens, args.rounds)
 
 
