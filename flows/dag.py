@@ -52,7 +52,8 @@ def full(cfg: Config, inputs: Inputs) -> dict[str, Any]:
     base = pretrain(cfg.pretrain, tokens, vocabulary)
     chat = sft(cfg.sft, base, talks, tokens if replays(cfg) else None) if talks else None
     judge = reward(cfg.reward, chat, pairs) if inputs.ranks else None
-    own = sample(cfg.sample, chat, talks, judge, inputs.unasked) if inputs.samples else None
+    scorer = judge if scores_by_reward(cfg) else None
+    own = sample(cfg.sample, chat, talks, scorer, inputs.unasked) if inputs.samples else None
     given = pairs if inputs.aligns else None
     aligned = dpo(cfg.dpo, chat, given, own) if given or own else None
     tried = problems(cfg.decontaminate, inputs.problems, inputs.guarded) if inputs.problems else None
@@ -71,6 +72,11 @@ def replays(cfg: Config) -> bool:
     """Whether sft reads the pretraining tokens; ``cfg`` may be the stand-in of :func:`stages`, which leaves nothing
     out."""
     return bool(getattr(cfg.sft, "replay", True))
+
+
+def scores_by_reward(cfg: Config) -> bool:
+    """Whether sample reads the reward model; ``cfg`` may be a stand-in as above."""
+    return getattr(cfg.sample, "judge", "reward") == "reward"
 
 
 @functools.cache
