@@ -57,7 +57,7 @@ def score_model(scorer: Scorer, exams: dict[str, list[Item]], text: HeldOut, set
 
 def _weighed(scorer: Scorer, items: list[Item], texts: list[list[str]]) -> list[list[Weighed] | None]:
     """The likelihoods of each item's texts; None for an item one of whose texts does not fit."""
-    flat = [(asked(item), text) for item, own in zip(items, texts, strict=True) for text in own]
+    flat = [(item.get("messages") or asked(item), text) for item, own in zip(items, texts, strict=True) for text in own]
     weights = iter(scorer.likelihoods(flat))
     rows = [[next(weights) for _ in own] for own in texts]
     return [None if None in row else [weight for weight in row if weight] for row in rows]

@@ -72,6 +72,22 @@ def test_users_questions_and_preferences_are_read(tmp_path):
     assert items["preferences"][0]["lang"] == "fr"
 
 
+def test_a_pair_may_be_a_conversation_in_any_form_of_the_training_data(tmp_path):
+    ask, told = {"role": "user", "content": "When is high tide?"}, {"role": "assistant", "content": "At noon."}
+    before = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello."}]
+    wrong = {"role": "assistant", "content": "Never."}
+    rows = [
+        {"chosen": [ask, told], "rejected": [ask, wrong], "lang": "en"},
+        {"conversations": [*before, ask], "chosen": told, "rejected": wrong},
+        {"chosen": [ask], "rejected": [ask]},
+    ]
+    exams = read_exams([source(tmp_path / "f.jsonl", *rows)])
+    one, two = exams.items["preferences"]
+    assert (one["prompt"], one["chosen"], one["rejected"]) == ("When is high tide?", "At noon.", "Never.")
+    assert "messages" not in one and [m["content"] for m in two["messages"]] == ["Hello.", "Hello.", ask["content"]]
+    assert two["prompt"] == ask["content"] and exams.bad["mine"] == 1
+
+
 def test_what_is_no_item_is_skipped_with_its_line(tmp_path):
     bad = [
         "{broken",
@@ -197,7 +213,7 @@ def wrong_files(path):
 @pytest.mark.parametrize(
     ("kind", "right", "wrong"),
     [
-        ("exam", ["exam", "qa", "dpo"], {"sft": "sft.sources", "chat": "sft.sources", "pairs": "dpo.sources"}),
+        ("exam", ["exam", "qa", "dpo", "pairs"], {"sft": "sft.sources", "chat": "sft.sources"}),
         ("exam", ["qa"], {"text": "no question"}),
         ("chat", ["sft", "chat", "qa"], {"dpo": "dpo.sources", "pairs": "dpo.sources", "text": "ingest.sources"}),
         ("chat", ["qa"], {"exam": "evaluate.sources"}),

@@ -17,7 +17,7 @@ from typing import Any
 
 from model.tokens.reply import well_formed
 
-_LOOP = re.compile(r"(\S.{0,59}?)\1{3,}\W*\Z", re.DOTALL)
+_LOOP = re.compile(r"(.{1,60}?)\1{3,}\W*\Z", re.DOTALL)
 _WORD = re.compile(r"[一-鿿]|[^\W一-鿿]+")
 _TAG = re.compile(r"</?(?:think|answer)>")
 _TAIL = 600
@@ -25,8 +25,8 @@ _TAIL = 600
 
 def loops(text: str) -> bool:
     """Whether a text ends in a piece of it again and again."""
-    tail = text[-_TAIL:]
-    return len(tail) >= 8 and _LOOP.search(tail) is not None
+    found = _LOOP.search(text[-_TAIL:])
+    return found is not None and len(found[0]) >= 8 and any(character.isalnum() for character in found[1])
 
 
 def distinct(text: str) -> float | None:

@@ -18,6 +18,7 @@ from model.generation.generator import Completion, Generator
 from model.generation.summary import Weighed
 from model.quantized.load import open_model
 from model.tokens.chat import ChatTokenizer
+from model.tokens.turns import Message
 
 WORTH = 0.1
 """The share of tokens that must be common for trees to be quicker than plain rows."""
@@ -66,14 +67,17 @@ class Scorer:
                     self.tick(1)
         return answers
 
-    def likelihoods(self, pairs: Sequence[tuple[str | None, str]]) -> list[Weighed | None]:
-        """For (question, answer) the answer's likelihood after the question as a chat, or alone as a text where the
-        question is None; None for a pair that does not fit the window."""
+    def likelihoods(self, pairs: Sequence[tuple[str | list[Message] | None, str]]) -> list[Weighed | None]:
+        """For (question, answer) the answer's likelihood after the question (or a whole conversation) as a chat, or
+        alone as a text where the question is None; None for a pair that does not fit the window."""
         sequences: list[Scored] = []
         for question, answer in pairs:
             begin = [self.tokenizer.end_of_text_id]  # what a document begins with in training
             if question is not None:
-                begin = self.tokenizer.prompt([{"role": "user", "content": question}])
+                talk: list[Message] = (
+                    question if isinstance(question, list) else [{"role": "user", "content": question}]
+                )
+                begin = self.tokenizer.prompt(talk)
             sequences.append((begin + self.tokenizer.encode(answer.strip()), len(begin)))
         fitting = [i for i, (ids, _) in enumerate(sequences) if len(ids) <= self.window]
         self.tick(len(sequences) - len(fitting))

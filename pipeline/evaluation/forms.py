@@ -6,7 +6,7 @@
   TruthfulQA (mc1), BLiMP.
 - ``answers``: ``question`` or ``prompt``, and ``keywords`` (groups, each needs one hit), a reference ``answer`` or
   ``completion``, several ``answers`` (SQuAD, TriviaQA), or a final number (GSM8K).
-- ``preferences``: ``prompt``, ``chosen``, ``rejected`` (strings).
+- ``preferences``: ``prompt``, ``chosen``, ``rejected``: strings, or conversations as dpo.sources takes them.
 - a teaching fact, which gives all three in each language.
 
 Nothing is guessed: a number that could count from 0 or from 1 is resolved by the labels, else by what the form's
@@ -21,6 +21,8 @@ from typing import Any
 
 from pipeline.evaluation.benchmarks import benchmark_item
 from pipeline.evaluation.gold import Fields, Item, NotAnItem, by_index, by_label, by_name, choices_of, parsed, text
+from pipeline.formats.bad import BadRecord
+from pipeline.formats.preference import as_preference
 
 KINDS = ("choices", "answers", "preferences")
 TRAINING, HELDOUT = "training", "heldout"
@@ -97,9 +99,10 @@ def _fields(row: dict[Any, Any]) -> Fields:
 
 
 def _item(fields: Fields) -> tuple[str, Item]:
-    if any(isinstance(parsed(fields.get(name)), list) for name in ("messages", "conversations", "conversation")):
-        if "chosen" in fields:
-            raise NotAnItem("pairs of conversations are data for dpo.sources; an exam has prompt, chosen and rejected")
+    talks = any(isinstance(parsed(fields.get(name)), list) for name in ("messages", "conversations", "conversation"))
+    if {"chosen", "rejected"} <= fields.keys() and (talks or not isinstance(parsed(fields["chosen"]), str)):
+        return "preferences", _conversation(fields)
+    if talks:
         raise NotAnItem("conversations are fine-tuning data: give them in sft.sources; an exam has question and answer")
     if "instruction" in fields and not {"question", "prompt", "query", "problem"} & fields.keys():
         raise NotAnItem(
@@ -121,6 +124,18 @@ def _item(fields: Fields) -> tuple[str, Item]:
         sides = {side: text(fields, side) for side in ("chosen", "rejected")}
         return "preferences", {"prompt": _question(fields), **sides} | _context(fields)
     return "answers", _answer(fields) | _context(fields)
+
+
+def _conversation(fields: Fields) -> Item:
+    """A preference pair whose prompt is a conversation, in any form that dpo.sources takes; ``messages`` are all of it
+    where it is more than a question."""
+    try:
+        pair = as_preference(fields, ("lang", "set"))
+    except BadRecord as error:
+        raise NotAnItem(str(error)) from None
+    asked = pair["prompt"]
+    item = {"prompt": asked[-1]["content"], "chosen": pair["chosen"], "rejected": pair["rejected"]}
+    return item if len(asked) == 1 else {**item, "messages": asked}
 
 
 def _context(fields: Fields) -> Item:

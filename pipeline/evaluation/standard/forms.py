@@ -90,6 +90,11 @@ def layout(source: ExamSource, form: str) -> Layout:
     return Layout(form, subjects, left)
 
 
+def asked_splits(form: str) -> tuple[str, ...]:
+    """The splits that are asked, the first that is there."""
+    return _ASKED[form]
+
+
 def split_of(relpath: str) -> tuple[str | None, str]:
     """The split that a path names by a folder or by the first or last word of the file's name, and what the file is
     called apart from that: ``dev/law_dev.csv`` is dev and law."""

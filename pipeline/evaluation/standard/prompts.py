@@ -18,7 +18,7 @@ from typing import Any, NotRequired, TypedDict
 from pipeline.evaluation.forms import script
 from pipeline.evaluation.gold import NotAnItem
 from pipeline.evaluation.standard.files import ExamFile, ExamSource
-from pipeline.evaluation.standard.forms import Subject, layout
+from pipeline.evaluation.standard.forms import Subject, asked_splits, layout
 from pipeline.evaluation.standard.questions import id_of, labels_of, read_all
 from pipeline.evaluation.standard.records import Document, Unread
 from pipeline.evaluation.titles import TITLES
@@ -86,10 +86,12 @@ def read_standard(source: ExamSource, form: str, shots: int | None, limit: int =
         used.add(count)
         exam["items"] += _items(source.name, form, subject, good[: limit or None], pool, count)
     if not exam["items"]:
-        first = f"; first: {exam['unread'][0]['path']} line {exam['unread'][0]['line']}: {exam['unread'][0]['why']}"
+        files = ", ".join(file.relpath for file in list(source.files)[:4])
+        why = f"files: {files}; its {' or '.join(asked_splits(form))} file is what is asked"
+        if exam["unread"]:
+            why = f"first: {exam['unread'][0]['path']} line {exam['unread'][0]['line']}: {exam['unread'][0]['why']}"
         raise NotAnItem(
-            f"recognised as {TITLES[form]}, and none of its {exam['records']:,} records can be asked"
-            + (first if exam["unread"] else f" (files: {', '.join(f.relpath for f in list(source.files)[:4])})")
+            f"recognised as {TITLES[form]}, and none of its {exam['records']:,} records can be asked; {why}"
         )
     exam["told"] = _told(source, form, exam, used, found.left)
     return exam

@@ -1,0 +1,75 @@
+"""How long an exam takes here and in lm-evaluation-harness: the same model, the same requests, one core.
+
+    python benchmarks/exam_speed.py MODEL EXAM [--shots 5] [--limit 20] [--rounds 2]
+
+MODEL is a model folder (an artifact or an export), EXAM what `evaluate.exams` takes and compares choices by likelihood.
+Both sides encode and score the same contexts and choices in fp32, turn by turn; loading is not counted. The harness
+keeps one-token choices of a question together (its logits cache) and gets the batch size of --batch. The largest
+difference of a log-likelihood is printed beside the seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from model.generation.scorer import Scorer
+from model.generation.standard import ask
+from pipeline.evaluation.standard.named import recognised
+from pipeline.evaluation.standard.prompts import read_standard
+
+
+def harness(model: str, batch: int):
+    """A function from (context, continuation) pairs to log-likelihoods, by the harness."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    language_model = HFLM(pretrained=model, dtype="float32", device="cpu", batch_size=batch)
+
+    def score(pairs: list[tuple[str, str]]) -> list[float]:
+        requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+        return [value for value, _ in language_model.loglikelihood(requests, disable_tqdm=True)]
+
+    return score
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("exam")
+    parser.add_argument("--shots", type=int, default=-1)
+    parser.add_argument("--limit", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=8)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    (source,), _, wrong = recognised([args.exam], args.shots)
+    if wrong:
+        raise SystemExit("\n".join(wrong))
+    exam = read_standard(source, source.form, None if args.shots < 0 else args.shots, args.limit)
+    items = exam["items"]
+    print(exam["told"])
+    pairs = [(item["context"], f" {choice}") for item in items for choice in item["choices"]]
+    scorer, theirs = Scorer(args.model, "cpu", "fp32", 32, lambda done: None), harness(args.model, args.batch)
+    for turn in range(args.rounds):
+        begun = time.perf_counter()
+        said = ask(scorer, items)
+        middle = time.perf_counter()
+        values = theirs(pairs)
+        end = time.perf_counter()
+        own = [value for one in said for value in one["log_likelihood"] or []]
+        worst = max(abs(a - b) for a, b in zip(own, values, strict=True))
+        print(
+            f"round {turn + 1}: {len(items)} questions, {len(pairs)} requests; here {middle - begun:.1f} s, harness"
+            f" {end - middle:.1f} s, ratio {(end - middle) / (middle - begun):.2f}; largest difference {worst:.1e}"
+        )
+
+
+if __name__ == "__main__":
+    main()
