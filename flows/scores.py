@@ -14,6 +14,7 @@ SCORES = (
     ("answers_exam", "exam questions right", "{:.0%}", None),
     ("choices", "multiple choice right", "{:.0%}", 0.25),
     ("preferences", "preferred answer likelier", "{:.0%}", 0.5),
+    ("judged", "better than before, says the judge", "{:.0%}", 0.5),
 )
 """Score, label, form, and what guessing gives where the stage does not say."""
 EXAM = ".exam."

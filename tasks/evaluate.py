@@ -75,6 +75,10 @@ def evaluate(
         report.training,
         single=True,
     )
+    if cfg.judge_model and len(named) > 1:
+        from pipeline.evaluation.judged import judge_answers
+
+        scores |= judge_answers(cfg, out, list(named), report)
     for line in _windows(scores, named):
         report.note(f"evaluate: {line}")
     lost = {f"exam_took_{name}": row["taken"] for name, row in gone.items()}

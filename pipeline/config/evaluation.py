@@ -55,6 +55,17 @@ class EvaluateSection(Section):
     max_new_tokens: int = Field(default=96, ge=1, le=4096, description="longest answer in tokens")
     batch: int = Field(default=32, ge=1, le=1024, description="questions answered at once")
     seed: int = Field(default=0, ge=0, description="seed of sampling from the sets and of the bootstrap")
+    judge_model: str = Field(
+        default="",
+        description=(
+            "model behind an OpenAI-compatible endpoint that compares each model's held-out answers with those of the"
+            " model before, in both orders; empty asks none (key: the variable OPENAI_API_KEY)"
+        ),
+    )
+    judge_url: str = where(
+        "", description="address of the judge's endpoint; empty takes OPENAI_BASE_URL, else OpenAI's"
+    )
+    judge_parallel: int = where(8, ge=1, le=256, description="requests to the judge at once")
     gate: list[str] = where(
         default_factory=list,
         description=(

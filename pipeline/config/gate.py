@@ -20,7 +20,7 @@ from dataclasses import dataclass
 REFERENCES = ("champion", "chance", "before", "base")
 SHORT = {"heldout": "answers_heldout", "training": "answers_training"}
 """Names that scores have in conditions, and their own."""
-SCORES = ("bits_per_byte", "heldout", "training", "choices", "preferences", "against_reference")
+SCORES = ("bits_per_byte", "heldout", "training", "choices", "preferences", "against_reference", "judged")
 ENDINGS = ("zh", "en", "low", "high", "n")
 MEASURES = ("acc", "acc_norm", "acc_bytes", "exact_match", "flexible", "macro")
 FACTS = ("withdrawn",)

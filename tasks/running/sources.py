@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+from pipeline.config.sample import SampleSection
 from pipeline.config.tree import Config, ConfigError, examine
 from pipeline.problems.settings import ProblemSettings
 from pipeline.sampling.openai_judge import unanswered
@@ -156,7 +157,7 @@ def given(config: Config) -> Inputs:
     inputs = replace(inputs, exams=SourceSet("exam", tuple(asked)) if asked else None, standard=standard)
     if config.sample.answers and config.sample.disturbed:
         inputs = replace(inputs, unasked=inputs.guarded)
-    problems += _preferring(config)
+    problems += [*_preferring(config), *_judging(config)]
     if config.rl.wanted and not config.sft.sources:
         problems.append("rl.tasks  problems are answered by a chat model: give sft.sources too, or set rl.tasks=[]")
     if not problems:
@@ -186,6 +187,13 @@ def _preferring(config: Config) -> list[str]:
     if sample.answers and sample.judge == "openai":
         found += [f"sample.judge  {line}" for line in unanswered(sample)]
     return found
+
+
+def _judging(config: Config) -> list[str]:
+    """Why the judge of answers would not answer, as far as is known without asking."""
+    judge = SampleSection(judge_url=config.evaluate.judge_url)
+    lines = unanswered(judge) if config.evaluate.judge_model else []
+    return [f"evaluate.judge_model  {line.replace('sample.', 'evaluate.')}" for line in lines]
 
 
 def _weighed(config: Config, inputs: Inputs) -> list[tuple[str, set[str], set[str]]]:

@@ -99,6 +99,7 @@ class ModelScores(TypedDict):
     against_reference: NotRequired[dict[str, Share]]
     exams: NotRequired[dict[str, ExamScores]]
     said: NotRequired[dict[str, float]]
+    judged: NotRequired[Share]
     against_before: NotRequired[dict[str, Change]]
 
 
@@ -167,6 +168,8 @@ def comparison(models: Sequence[ModelScores]) -> list[Row]:
     rows += exam_rows(models)
     rows += _with_parts("Multiple choice", [model["choices"] for model in models])
     rows += _with_parts("Preference accuracy", [model["preferences"] for model in models])
+    judged = [{"all": own} if (own := model.get("judged")) else {} for model in models]
+    rows += _with_parts("Answers better than the model before, by the judge", judged)
     rewards = [model.get("against_reference", {}) for model in models]
     rows += _with_parts("Reward accuracy against the sft model", rewards)
     margins = tuple(_margin(reward.get("all")) for reward in rewards)
