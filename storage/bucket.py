@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import secrets
 from collections.abc import Generator
 from pathlib import Path
@@ -105,17 +104,19 @@ class Bucket:
             return {o["Key"][len(self.prefix) :]: o["Size"] for page in pages for o in page.get("Contents", ())}
 
     def ages(self, below: str) -> dict[str, float]:
-        """Seconds since each object below a name was written, by the server's clock as far as it tells."""
+        """Seconds since each object below a name was written, by the server's clock alone: this machine's may be
+        wrong."""
+        probe = self.prefix + f".clock-{secrets.token_hex(8)}"
         with self._worded(f"list {below}"):
-            pages = list(
-                self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=self.prefix + below)
-            )
-        now = datetime.datetime.now(datetime.UTC)
-        return {
-            o["Key"][len(self.prefix) :]: (now - o["LastModified"]).total_seconds()
-            for page in pages
-            for o in page.get("Contents", ())
-        }
+            self.client.put_object(Bucket=self.name, Key=probe, Body=b"")
+            now = self.client.head_object(Bucket=self.name, Key=probe)["LastModified"]
+            self.client.delete_object(Bucket=self.name, Key=probe)
+            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=self.prefix + below)
+            return {
+                o["Key"][len(self.prefix) :]: (now - o["LastModified"]).total_seconds()
+                for page in pages
+                for o in page.get("Contents", ())
+            }
 
     def upload(self, path: Path, name: str) -> None:
         with self._worded(f"upload {name}"):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -78,13 +78,13 @@ class Unfinished:
         found = (name.removeprefix(self.base).split("/") for name in self.bucket.names(self.base))
         return sorted(parts[0] for parts in found if parts[1:] == [STATE] and _NAME.fullmatch(parts[0]))
 
-    def send(self, folder: Path, name: str, beside: Iterable[Path]) -> None:
-        """Send what this machine has of a checkpoint, and files of its ``_run/``; not yet its state."""
-        for path in sorted(folder.iterdir()):
-            if path.is_file() and path.name != STATE:
-                self.bucket.upload(path, f"{self.base}{name}/{path.name}")
-        for path in beside:
-            self.bucket.upload(path, f"{self.base}{name}/{VOLATILE}/{path.name}")
+    def send(self, folder: Path, name: str, beside: Iterable[Path], go_on: Callable[[], None] = lambda: None) -> None:
+        """Send what this machine has of a checkpoint, and files of its ``_run/``; not yet its state. ``go_on`` is
+        called before each file, and may raise."""
+        own = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != STATE]
+        for path, rel in [*((p, p.name) for p in own), *((p, f"{VOLATILE}/{p.name}") for p in beside)]:
+            go_on()
+            self.bucket.upload(path, f"{self.base}{name}/{rel}")
 
     def complete(self, folder: Path, name: str) -> bool:
         """Send the state when all files are there; whether they were. Older ones beyond the newest ``KEEP`` go."""

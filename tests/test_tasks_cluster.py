@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -14,12 +15,14 @@ import psutil
 import pytest
 from spec_helpers import spec as make
 from test_model_data import write_tokens
+from test_storage_s3 import KEY
 from test_storage_s3 import s3 as s3
 from test_storage_s3 import server as server
 
 from model.specs.base import dump
 from pipeline.config.resources import Resources
 from storage.places import ROOT
+from storage.store import open_store
 from tasks.running import cluster as clustering
 from tasks.running import processes
 from tasks.running.failure import WorkerFailed
@@ -136,6 +139,48 @@ def test_two_machines_train_what_one_does_though_one_dies_and_another_goes_on(tm
     assert len(commands) == 2 and all("torch.distributed.run" in command for command in commands)
     state = json.loads((tmp_path / "lost" / "_run" / "checkpoints" / "step-00000060" / "state.json").read_text())
     assert {"__0_0.distcp", "__1_0.distcp"} < set(state["files"])
+
+
+def test_machines_that_share_only_a_bucket_train_with_zero_and_resume_from_it(
+    tmp_path, machines, training, s3, monkeypatch
+) -> None:
+    alone = training("alone", 40, nproc=2, launcher="deepspeed")
+    own = [machines.start(PIPELINE_HOME=str(tmp_path / f"disk{i}"), cpus=2, **s3.env) for i in range(2)]
+    store = open_store(tmp_path / "home" / "store")
+    with store.lease("shard", KEY):
+        shutil.copytree(training.text, store.partial("shard", KEY), dirs_exist_ok=True)
+        data = store.publish("shard", KEY, {"inputs": [], "created": "2026", "run": "r"}).path
+    name = store.partial("pretrain", KEY).relative_to(tmp_path)
+    steps: list[int] = []
+
+    def report(record) -> None:
+        steps.append(record["step"])
+        if record["step"] == 20:
+            stop_all()
+
+    how = {"every": 10, "data": data, "nnodes": 2, "engine": "ray", "launcher": "deepspeed", "threads": 2}
+    with pytest.raises(WorkerFailed) as failure:
+        training(name, 40, report, **how)
+    assert failure.value.reason == "stopped"
+    there = store.unfinished("pretrain", KEY).names()
+    assert there and not list((tmp_path / name / "_run").glob("checkpoints/*")), "they lie on the machines' own disks"
+    parts = [sorted(p.name for p in (tmp_path / f"disk{i}").rglob("*.distcp")) for i in range(2)]
+    assert parts[0] and parts[1] and not set(parts[0]) & set(parts[1])
+    assert training(name, 40, **how) == alone
+    log = (tmp_path / name / "_run" / "logs" / "launcher.log").read_text()
+    assert f"resumed at step {int(there[-1][5:13])} of 40" in log
+    curve = [json.loads(line)["step"] for line in (tmp_path / name / "_run" / "metrics.jsonl").read_text().splitlines()]
+    assert sorted(set(curve)) == list(range(1, 41))
+    for machine in own[1:]:
+        machines.kill(machine)
+    scored = store.partial("evaluate", KEY)
+    (scored / "_run" / "exams").mkdir()
+    (scored / "_run" / "exams" / "a.txt").write_text("4 questions")
+    spec = {"out": str(scored), "exams": str(scored / "_run" / "exams"), "data": str(data), "do": "score"}
+    on = Resources(device="cpu", engine="ray", threads=2)
+    assert launch("sleeper", spec, scored, on, lambda record: None, single=True) == {"read": "4 questions"}
+    assert (scored / "answers" / "all.jsonl").read_text() == str(tmp_path / "disk0"), "made on the other machine's disk"
+    machines.kill(own[0])
 
 
 def run(tmp_path: Path, do: str, notes: list[str] | None = None, **resources) -> WorkerFailed:

@@ -277,6 +277,10 @@ def test_nodes_of_several_are_numbered_and_meet_at_one_address(tmp_path):
     on = on.model_copy(update={"launcher": "deepspeed"})
     assert {"--no_ssh", "--node_rank=1", "--master_port=29400"} < set(launcher_command(on, ["m"], {}, tmp_path, second))
     assert (tmp_path / "hostfile-1").read_text() == "node-0 slots=4\nnode-1 slots=4\n"
+    some = {"CUDA_VISIBLE_DEVICES": "4,5,6,7"}  # what a cluster gave of this machine's GPUs
+    assert "--include=node-0:0,1,2,3@node-1:4,5,6,7" in launcher_command(on, ["m"], dict(some), tmp_path, second)
+    assert (tmp_path / "hostfile-1").read_text() == "node-0 slots=4\nnode-1 slots=8\n"
+    assert "--include=localhost:4,5,6,7" in launcher_command(on, ["m"], dict(some), tmp_path)
     with pytest.raises(ValueError, match=r"nnodes=2 machines are found by Ray: set resources\.engine=ray"):
         launcher_command(Resources(nnodes=2, device="cpu"), ["m"], {}, tmp_path)
     environment = {"OMP_NUM_THREADS": "8", "HOME": "/h"}

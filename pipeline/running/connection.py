@@ -30,7 +30,7 @@ def connect() -> ModuleType:
             " HOST:PORT of its head (docs/cluster.md)"
         ) from error
     finally:
-        if main:
+        if main and before is not None:
             signal.signal(
                 signal.SIGTERM, before
             )  # Ray takes it, and a run that is cancelled must stop its stages first

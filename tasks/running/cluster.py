@@ -156,6 +156,7 @@ class _Training:
         self.ray, self.work, self.actors, self.on, self.out, self.stopped = ray, work, actors, on, out, stopped
         self.run_folder = out / VOLATILE
         self.facts: list[Facts] = []
+        self.note: Callable[[str], None] = lambda line: None
         self.seen: list[dict[str, tuple[int, int]]] = [{} for _ in actors]
         self.starts = [self._size(self._log(i)) for i in range(len(actors))]
         self.beat = 0
@@ -164,6 +165,7 @@ class _Training:
 
     def run(self, watch: Watch, one_folder: bool, note: Callable[[str], None]) -> WorkerFailed | None:
         """From the first question to the last file."""
+        self.note = note
         self.facts = self._all("facts")
         self._agree()
         self._number()
@@ -280,6 +282,8 @@ class _Training:
                 with open(self._log(node), "ab") as file:
                     file.write(data)
             self.seen[node][name] = (inode, offset + len(data))
+        for line in news["notes"]:
+            self.note(f"{self.facts[node]['host']}: {line}")
         if news["beat"] > self.beat:
             self.beat = news["beat"]
             (self.run_folder / "heartbeat").touch()

@@ -76,18 +76,28 @@ def launcher_command(
 
 
 def _deepspeed_nodes(on: Resources, environment: dict[str, str], run: Path, meeting: Meeting | None) -> list[str]:
-    """Options of DeepSpeed's launcher that say which nodes there are; at a ``meeting`` each starts its own ranks."""
+    """Options of DeepSpeed's launcher that say which nodes there are; at a ``meeting`` each starts its own ranks. The
+    launcher takes GPU 0 and on whatever CUDA_VISIBLE_DEVICES says, so this machine's are named to it."""
+    given = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    own = [int(name) for name in given[: on.nproc]] if all(name.isdigit() for name in given) else []
     if meeting:
         hosts = run / f"hostfile-{meeting.node}"
-        write_text(hosts, "".join(f"node-{i} slots={on.nproc}\n" for i in range(meeting.nodes)))
+        slots = [list(range(on.nproc))] * meeting.nodes
+        slots[meeting.node] = own or slots[meeting.node]
+        write_text(hosts, "".join(f"node-{i} slots={max(ids) + 1}\n" for i, ids in enumerate(slots)))
+        include = "@".join(f"node-{i}:" + ",".join(map(str, ids)) for i, ids in enumerate(slots))
         return [
             f"--hostfile={hosts.resolve()}",
+            f"--include={include}",
             "--no_ssh",
             f"--node_rank={meeting.node}",
             f"--master_addr={meeting.host}",
             f"--master_port={meeting.port}",
         ]
-    one = [f"--num_accelerators={on.nproc}", f"--master_port={network.free_port()}"]
+    port = f"--master_port={network.free_port()}"
+    if own and not on.hostfile:
+        return ["--include=localhost:" + ",".join(map(str, own)), port]
+    one = [f"--num_accelerators={on.nproc}", port]
     if not on.hostfile:
         return one
     environment["DS_ENV_FILE"] = str((run / "deepspeed.env").resolve())

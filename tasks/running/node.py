@@ -71,10 +71,11 @@ class Facts(TypedDict):
 
 class News(TypedDict):
     """What has come since the last look: the exit code once there is one (or what went wrong in words), the time of
-    the last heartbeat, and parts of files as (inode, offset, bytes)."""
+    the last heartbeat, lines for people, and parts of files as (inode, offset, bytes)."""
 
     code: int | None
     error: str
+    notes: list[str]
     start: int
     beat: int
     parts: dict[str, tuple[int, int, bytes]]
@@ -87,6 +88,14 @@ def versions(module: str) -> dict[str, str]:
     """What nodes that compute together must agree in."""
     own = fingerprint((module,), ROOT, PACKAGES, NEVER) if module.startswith("model.") else {}
     return {"torch": importlib.metadata.version("torch").partition("+")[0], "code": sha256_json(own)[:12], "node": OWN}
+
+
+class _Ended(Exception):
+    """The ranks have ended with an exit code that is not 0."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
 
 
 class Node:
@@ -103,6 +112,7 @@ class Node:
         os.environ.pop("OMP_NUM_THREADS", None)  # Ray's, of one process
         self.out = Path(self._own(work.out))
         self.run = self.out / VOLATILE
+        self.notes: list[str] = []
         self._end: tuple[int | None, str] = (None, "")
         self._stopped = threading.Event()
         self._start = 0
@@ -173,7 +183,12 @@ class Node:
         def run() -> None:
             try:
                 with contextlib.nullcontext() if self.shared or work.single else self._sharing():
-                    self._end = (logged(command, environment, log, self)[1], "")
+                    code = logged(command, environment, log, self)[1]
+                    if code:
+                        raise _Ended(code)
+                self._end = (0, "")
+            except _Ended as end:
+                self._end = (end.code, "")
             except WorkerFailed as error:
                 self._end = (143, str(error))
             except BaseException as error:
@@ -182,7 +197,7 @@ class Node:
         threading.Thread(target=run, daemon=True).start()
 
     def _sharing(self) -> contextlib.AbstractContextManager[None]:
-        return sharing(self.out, lambda line: print(line, flush=True), state=self.number == 0)
+        return sharing(self.out, self.notes.append, state=self.number == 0)
 
     @property
     def log(self) -> Path:
@@ -215,7 +230,15 @@ class Node:
             heart = self.run / "heartbeat"
             beat = heart.stat().st_mtime_ns if heart.exists() else 0
         whole = all(len(part[2]) < CHUNK_BYTES for part in parts.values())
-        return {"code": code if whole else None, "error": error, "start": self._start, "beat": beat, "parts": parts}
+        notes, self.notes[:] = list(self.notes), []
+        return {
+            "code": code if whole else None,
+            "error": error,
+            "notes": notes,
+            "start": self._start,
+            "beat": beat,
+            "parts": parts,
+        }
 
     def made(self) -> dict[str, int]:
         """Size of every file that the ranks left, apart from checkpoints and logs."""

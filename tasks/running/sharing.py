@@ -115,7 +115,7 @@ class _Sender(threading.Thread):
         super().__init__(name="checkpoints to the bucket", daemon=True)
         self.place, self.run_folder, self.note, self.with_state = place, out / VOLATILE, note, state
         self.folder = self.run_folder / "checkpoints"
-        self.ending = threading.Event()
+        self.ending, self.given_up = threading.Event(), threading.Event()
         self.sent: set[str] = set()
         self.uploaded, self.failed = "", False
         self._tidy()
@@ -128,10 +128,13 @@ class _Sender(threading.Thread):
     def close(self, seconds: float) -> None:
         """Stop sending; with ``seconds``, try for so long to send the newest."""
         self.ending.set()
-        if seconds:
+        if not seconds:
+            self.given_up.set()
+        else:
             last = threading.Thread(target=self._send_last, args=(time.monotonic() + seconds,), daemon=True)
             last.start()
             last.join(seconds)
+            self.given_up.set()
         self._tidy()
 
     def _send_last(self, end: float) -> None:
@@ -156,7 +159,7 @@ class _Sender(threading.Thread):
                     self.note(f"checkpoints reach {self.place.bucket.address} again")
                 self.failed = False
         except Exception as error:  # whatever it is, the training is not to suffer from it
-            if not self.failed and (self.folder / name.partition(".")[0]).exists():
+            if not self.failed and not self.given_up.is_set() and (self.folder / name.partition(".")[0]).exists():
                 self.note(f"checkpoints do not reach the bucket, training goes on: {error}")
                 self.failed = True
 
@@ -175,12 +178,18 @@ class _Sender(threading.Thread):
                 shutil.rmtree(links, ignore_errors=True)
                 source = self.folder / name.partition(".")[0]
         if self.uploaded != name:
-            self.place.send(source, name, small_files(self.run_folder))
+            self.place.send(source, name, small_files(self.run_folder), self._go_on)
             self.uploaded = name
+        self._go_on()
         whole = not self.with_state or self.place.complete(source, name)
         if whole:
             self._tidy()
         return whole
+
+    def _go_on(self) -> None:
+        """Raises once the training has ended well: what comes late would lie beside the published model."""
+        if self.given_up.is_set():
+            raise StoreError("the training has ended")
 
     def _tidy(self, but: Path | None = None) -> None:
         for left in self.folder.glob(f"{SENDING}*"):
