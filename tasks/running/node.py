@@ -90,14 +90,6 @@ def versions(module: str) -> dict[str, str]:
     return {"torch": importlib.metadata.version("torch").partition("+")[0], "code": sha256_json(own)[:12], "node": OWN}
 
 
-class _Ended(Exception):
-    """The ranks have ended with an exit code that is not 0."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
-
-
 class Node:
     """This machine as one of a stage's nodes; it gets its number once all are known."""
 
@@ -113,6 +105,7 @@ class Node:
         self.out = Path(self._own(work.out))
         self.run = self.out / VOLATILE
         self.notes: list[str] = []
+        self._ranks = 0
         self._end: tuple[int | None, str] = (None, "")
         self._stopped = threading.Event()
         self._start = 0
@@ -184,13 +177,12 @@ class Node:
             try:
                 with contextlib.nullcontext() if self.shared or work.single else self._sharing():
                     code = logged(command, environment, log, self)[1]
+                    self._ranks = code
                     if code:
-                        raise _Ended(code)
+                        raise WorkerFailed("", "exit")  # the last checkpoint is still to be sent
                 self._end = (0, "")
-            except _Ended as end:
-                self._end = (end.code, "")
             except WorkerFailed as error:
-                self._end = (143, str(error))
+                self._end = (self._ranks or 143, str(error))
             except BaseException as error:
                 self._end = (1, f"{type(error).__name__}: {error}")
 
