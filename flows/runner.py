@@ -16,7 +16,7 @@ from flows.console import Watch, duration, summary_lines
 from flows.dag import model_names, of_kind
 from flows.environment import say
 from flows.scores import score_lines
-from flows.services import ensure_mlflow, ensure_prefect, run_page
+from flows.services import ensure_mlflow, ensure_prefect, run_page, runs_page
 from flows.zombies import bury_dead
 from pipeline.data.jsonl import read_jsonl
 from storage.places import home
@@ -143,7 +143,10 @@ def _summary(
         ("Prefect", os.environ["PREFECT_API_URL"].removesuffix("/api") + f"/runs/flow-run/{result['flow_run_id']}")
     ]
     if tracking_ui:
-        rows += [("MLflow", run_page(tracking_ui, result.get("mlflow") or {}))]
+        tracking = result.get("mlflow") or {}
+        rows += [("MLflow", run_page(tracking_ui, tracking))]
+        if tracking.get("experiment_id"):
+            rows += [("all runs", runs_page(tracking_ui, tracking["experiment_id"]))]
     if any(name in by_name for name in (*of_kind("model")[1:], *of_kind("release"))):
         rows += [("talk to it", f"{command()} chat {args.preset}")]
     rows += [("made from", f"{command()} lineage {args.preset}"), ("this run", result["run_id"])]

@@ -38,6 +38,7 @@ from storage.places import ROOT
 from tasks.tracking.moved import mend
 from tasks.tracking.records import without_login
 from tasks.tracking.tracker import tracking_uri
+from tasks.tracking.view import VIEW
 
 POOLS = ("cpu-pool", "gpu-pool")
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
@@ -83,6 +84,11 @@ def run_page(base: str, tracking: Mapping[str, Any]) -> str:
         return base
     where = f"experiments/{tracking['experiment_id']}/runs/{tracking['parent_run_id']}"
     return f"{base.rstrip('/')}/#/{where}?workflowType=machine_learning"
+
+
+def runs_page(base: str, experiment: str) -> str:
+    """The table of all runs, with the columns that tell runs apart (tasks/tracking/view.py)."""
+    return f"{base.rstrip('/')}/#/experiments/{experiment}/runs?viewStateShareKey={VIEW}&workflowType=machine_learning"
 
 
 def mlflow_address(home: Path) -> str | None:

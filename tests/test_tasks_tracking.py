@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 
 from storage.champions import Champions, Decision
+from tasks.tracking import overview
 from tasks.tracking.tracker import follow, follow_champions, start_tracker, summary, sync
 
 ROOT = Path(__file__).resolve().parent.parent
 LONG = {"rules": ["short", "markup"], "optim": {"lr": 0.001, "name": "muon"}, "note": "x" * 7000}
 DAG = {  # stage: (inputs, kind, base, metrics)
-    "ingest": (["@docs"], "dataset", None, {"docs_out": 10, "dropped": {"empty": 2}, "name": "text is no metric"}),
+    "ingest": (["@docs"], "documents", None, {"docs_out": 10, "dropped": {"empty": 2}, "name": "text is no metric"}),
     "pretrain": (["ingest"], "model", None, {"steps": 30, "val_loss": 2.5}),
     "sft": (["pretrain", "@chats"], "model", "pretrain", {"steps": 30, "val_loss": 1.5}),
     "export": (["sft"], "release", "sft", {"bytes": 100}),
@@ -208,6 +209,34 @@ def test_a_run_has_a_parent_and_a_nested_child_per_stage(home, client):
         and ingest.data.params["resources.nproc"] == "2"
     )
     assert ingest.data.metrics == {"docs_out": 10, "dropped.empty": 2, "seconds": 2}
+
+
+def test_the_table_of_runs_shows_sizes_scores_and_data_of_a_run(home, client):
+    told = summary(home / "runs" / "first")
+    parent = client.get_run(told["parent_run_id"])
+    assert parent.data.metrics == {"documents": 10, "stages_built": len(DAG), "stages_cached": 0}
+    assert {d.dataset.name for d in parent.inputs.dataset_inputs} == {"docs", "chats"}
+    assert parent.data.tags["model"] == "sft" and parent.data.tags["data"] == "chats, docs"
+    scores = {"base.bits_per_byte": 2.0, "sft.bits_per_byte": 1.5, "sft.choices": 0.5, "sft.choices.n": 20}
+    made = {"section": {}, "inputs": [], "path": "", "run_id": None, "key": "", "state": "cached"}
+    records = [
+        {**made, "stage": "encode", "kind": "tokens", "metrics": {"train_tokens": 99}},
+        {**made, "stage": "pretrain", "kind": "model", "metrics": {"parameters": 7}},
+        {**made, "stage": "sft", "kind": "model", "metrics": {"parameters": 8}},
+        {**made, "stage": "evaluate", "kind": "scores", "metrics": scores},
+        {**made, "stage": "export", "kind": "release", "metrics": {}, "state": "failed"},
+    ]
+    assert overview.metrics(records) == {
+        "training_tokens": 99,
+        "parameters": 8,
+        "base.bits_per_byte": 2.0,
+        "sft.bits_per_byte": 1.5,
+        "sft.choices": 0.5,
+        "bits_per_byte": 1.5,
+        "choices": 0.5,
+        "stages_built": 0,
+        "stages_cached": 4,
+    }
 
 
 def test_training_curves_models_and_datasets_are_linked(home, client):

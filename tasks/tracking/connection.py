@@ -19,6 +19,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from storage.files import write_json
+from tasks.tracking import view
 from tasks.tracking.forms import as_key, as_tags, local_server
 from tasks.tracking.moved import mend
 from tasks.tracking.records import RunFacts, StageState, State, without_login
@@ -51,12 +52,13 @@ class Connection:
     def _experiment(self) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
         if known := self.client.get_experiment_by_name(name):
+            if known.tags.get(view.TAG) != view.state():
+                self.client.set_experiment_tag(known.experiment_id, view.TAG, view.state())
             return known.experiment_id
         artifacts = (self.home / "mlflow" / "artifacts").as_uri() if self.uri.startswith("sqlite:") else None
+        tags = {"mlflow.experimentKind": "custom_model_development", view.TAG: view.state()}
         try:
-            return self.client.create_experiment(
-                name, artifact_location=artifacts, tags={"mlflow.experimentKind": "custom_model_development"}
-            )
+            return self.client.create_experiment(name, artifact_location=artifacts, tags=tags)
         except MlflowException:
             if known := self.client.get_experiment_by_name(name):  # another tracker was quicker
                 return known.experiment_id

@@ -151,6 +151,7 @@ class Mirror:
             note = lineage.note(None, everything, self.connection.run_link, self.connection.model_link)
             told = champion.text(self.decision) + "\n\n" if self.decision else ""
             tags["mlflow.note.content"] = told + note
+            self.runs.overview(everything, ended)
         self.connection.tag(parent, tags)
         if status == "FINISHED":
             self.models.aliases()

@@ -15,6 +15,7 @@ from mlflow.entities import DatasetInput, InputTag, LoggedModelInput, Metric
 
 from storage.files import write_json
 from tasks.running.events import StageFinished, StageInput
+from tasks.tracking import overview
 from tasks.tracking.connection import Connection
 from tasks.tracking.forms import as_datasets, as_tags, flat, milliseconds, numbers
 from tasks.tracking.records import StageRecord, StageState
@@ -167,6 +168,14 @@ class Runs:
         }
         self.connection.tag(run_id, tags)
         self.files(run_id, Path(event["path"]))
+
+    def overview(self, records: list[StageRecord], when: int) -> None:
+        """Log on the parent what the whole run came to and the data that it read."""
+        values = overview.metrics(records)
+        self.connection.log_metrics(self.parent, [Metric(k, v, when, 0) for k, v in values.items()])
+        self.connection.tag(self.parent, overview.tags(records))
+        if data := overview.data(records):
+            self.connection.client.log_inputs(self.parent, datasets=data)
 
     def files(self, run_id: str, path: Path) -> None:
         """Log what people read of an artifact, made or left unfinished: numbers, samples, reports and logs."""
