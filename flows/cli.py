@@ -325,9 +325,9 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _gc(args: argparse.Namespace) -> int:
-    from flows.inspect import collect
+    from flows.collect import collect
 
-    return collect(args.keep, args.dry_run)
+    return collect(args.keep, args.dry_run, args.shared, args.history)
 
 
 def _up(args: argparse.Namespace) -> int:

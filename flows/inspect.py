@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ from typing import Any
 from flows.console import duration, headline
 from flows.environment import say
 from flows.price import Bill
-from flows.runs import PIN, facts, meant, model_stages
-from storage.champions import Champions
+from flows.runs import meant, model_stages
 from storage.digest import sha256_file
 from storage.lineage import (
     FileUse,
@@ -29,7 +27,6 @@ from storage.lineage import (
 )
 from storage.places import home
 from storage.store import Store, open_store
-from tasks.running.run import is_alive
 
 
 def store() -> Store:
@@ -279,67 +276,3 @@ def verify(ref: str | None) -> int:
                 )
     print(f"{len(records) - damaged} of {len(records)} artifacts in {place.root} are sound")
     return 1 if damaged else 0
-
-
-FORGOTTEN_DAYS = 14
-"""Checkpoints in the bucket of a training that nobody has gone on with for so long are taken away."""
-
-
-def collect(keep: int, dry_run: bool) -> int:
-    """Delete what the newest ``keep`` runs, pinned ones and those going on do not reach: artifacts, damaged copies,
-    abandoned attempts.
-
-    Failed runs count: what they finished is their way back, and what they were building can be resumed.
-    """
-    place = store()
-    runs = [
-        (path.parent, nodes)
-        for path in sorted((home() / "runs").glob("*/events.jsonl"), reverse=True)
-        if (nodes := _touched(path))
-    ]
-    kept_runs = [nodes for i, (run, nodes) in enumerate(runs) if i < keep or (run / PIN).exists() or is_alive(run)]
-    todo = [*(node for nodes in kept_runs for node in nodes), *Champions(place.root).kept()]
-    records = {(r["stage"], r["key"]): r for r in place.records()}
-    kept: set[tuple[str, str]] = set()
-    while todo:
-        node = todo.pop()
-        if node not in kept:
-            kept.add(node)
-            todo += [(i["stage"], i["key"]) for i in records.get(node, {"inputs": []})["inputs"]]
-    doomed = [place.directory(*node) for node in records if node not in kept]
-    place.sweep()
-    doomed += [p for p in place.leftovers() if not (p.suffix == ".partial" and (p.parent.name, p.stem) in kept)]
-    freed = sum(f.stat().st_size for d in doomed for f in d.rglob("*") if f.is_file())
-    for path in sorted(doomed):
-        lost = _model_of(records.get((path.parent.name, path.name)))
-        print(f"  {'would delete' if dry_run else 'deleted'} {path.parent.name}/{path.name[:28]}{lost}")
-        if not dry_run:
-            shutil.rmtree(path)
-    for place_there in place.forgotten(FORGOTTEN_DAYS):
-        print(f"  {'would delete' if dry_run else 'deleted'} checkpoints in {place_there.address}")
-        if not dry_run:
-            place_there.remove()
-    print(
-        f"{len(doomed)} directories, {freed / 1e6:,.1f} MB; {len(kept & records.keys())} artifacts of {len(kept_runs)}"
-        f" runs kept in {place.root}" + ("; `pipeline pin RUN` keeps a run's model" if dry_run and doomed else "")
-    )
-    return 0
-
-
-def _model_of(record: LineageRecord | None) -> str:
-    """What is lost with a model: of which run it is, and what was asked for there; nothing for other artifacts."""
-    if not record or record["stage"] not in model_stages():
-        return ""
-    directory = home() / "runs" / str(record.get("run"))
-    return f"  MODEL of run {record.get('run')}: {facts(directory).asked}".rstrip(": ")
-
-
-def _touched(events: Path) -> list[tuple[str, str]]:
-    """Stage and key of everything that a run built, took from the cache or tried to build."""
-    found = set()
-    for line in events.read_text("utf-8").split("\n"):
-        if '"stage' in line and line.endswith("}"):
-            event = json.loads(line)
-            if event["event"] in ("stage_started", "stage_finished"):
-                found.add((event["stage"], event["key"]))
-    return sorted(found)

@@ -342,6 +342,18 @@ def _artifact_commands(command: Any) -> None:
     sub.add_argument("--force", action="store_true", help="also when the gate does not hold")
     sub = command("verify", "hash every file of every artifact again and set damaged ones aside")
     sub.add_argument("ref", nargs="?", help="only this artifact or stage")
-    sub = command("gc", "delete artifacts that no kept run reaches")
+    sub = command(
+        "gc",
+        "delete artifacts that no kept run and no champion reaches",
+        "  pipeline gc --dry-run\n  pipeline gc --keep 20 --history    the runs too, in MLflow and Prefect",
+    )
     sub.add_argument("--keep", type=int, default=5, metavar="N", help="runs to keep, newest first (default 5)")
     sub.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+    sub.add_argument(
+        "--shared", action="store_true", help="also from the bucket (PIPELINE_STORE), by the runs of all machines"
+    )
+    sub.add_argument(
+        "--history",
+        action="store_true",
+        help="also forget the runs of whose making nothing stays, in MLflow and Prefect",
+    )

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -262,6 +263,19 @@ def ask(api: str, path: str, body: dict[str, Any] | None = None) -> Any:
             return json.load(answer)
     except (OSError, ValueError) as error:
         raise ServiceError(f"the Prefect server at {api} refused {path}: {error}") from error
+
+
+def delete(api: str, path: str) -> bool:
+    """Delete what Prefect's API has at ``path``; whether it was there. Raises ServiceError."""
+    try:
+        with opened(urllib.request.Request(f"{api}/{path}", method="DELETE"), 30):
+            return True
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            return False
+        raise ServiceError(f"the Prefect server at {api} does not delete {path}: {error}") from error
+    except OSError as error:
+        raise ServiceError(f"the Prefect server at {api} does not delete {path}: {error}") from error
 
 
 def last_lines(log: Path, count: int = 15) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from flows.dag import model_names, of_kind
 from storage.places import home
+from storage.store import open_store
 from tasks.running.run import is_alive
 
 SHOWN = (
@@ -149,6 +150,7 @@ def pin(name: str, keep: bool) -> int:
         mark.touch()
     else:
         mark.unlink(missing_ok=True)
+    open_store(home() / "store").note_run(run.id, [(s["name"], s["key"]) for s in run.stages], pinned=keep)
     print(f"{'pinned' if keep else 'no longer pinned'}: {run.id}  {run.asked}")
     return 0
 

@@ -9,6 +9,7 @@ else runs that service: it is checked and used, never started or stopped.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 import socket
@@ -25,6 +26,7 @@ from flows.processes import (
     alive,
     answers,
     ask,
+    delete,
     end,
     ensure,
     entries,
@@ -96,6 +98,21 @@ def mlflow_address(home: Path) -> str | None:
     uri, entry = tracking_uri(home), entries(home).get("mlflow", {})
     mine = entry.get("home", str(home)) == str(home)
     return without_login(uri) if uri.startswith("http") else entry.get("url") if mine else None
+
+
+def forget_flow_runs(home: Path, names: list[str]) -> int:
+    """Delete the flow runs of these pipeline runs from the Prefect server in use; gives how many it had. Raises
+    ServiceError when none answers."""
+    api = ensure_prefect(home)
+    count = 0
+    for name in names:
+        try:
+            facts = json.loads((home / "runs" / name / "run.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            continue
+        flow_run = (facts.get("prefect") or {}).get("flow_run_id")
+        count += bool(flow_run and delete(api, f"flow_runs/{flow_run}"))
+    return count
 
 
 def up(home: Path) -> None:

@@ -16,12 +16,13 @@ inside the artifact, and each listed one is checked against the manifest's sha25
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from storage.bucket import TRANSFERS, Bucket, ObjectPlace
 from storage.digest import VOLATILE, FileInfo, Manifest, digest_of, listing, parse_manifest, sha256_file, stays_inside
@@ -37,8 +38,17 @@ from storage.withdrawal import Rule, Withdrawals, is_name
 KEPT_BYTES = 32 << 20
 """Files of ``_run/`` up to this size are uploaded; checkpoints and intermediate data (its sub-directories but logs)
 never are."""
+RUNS = "runs"
+"""Where machines that share a bucket note what their runs need, for :meth:`S3Store.noted_runs`."""
 SYNC_SECONDS = 5.0
 """How old the local copy of the bucket's withdrawals may be."""
+
+
+class NotedRun(TypedDict):
+    """What a run on any machine needs: stage and key of its artifacts; ``pinned`` ones are never cleared away."""
+
+    nodes: list[Place]
+    pinned: bool
 
 
 class S3Store(Store):
@@ -147,13 +157,37 @@ class S3Store(Store):
         if (path / rel).is_file():
             self.bucket.upload(path / rel, f"{stage}/{key}/{rel}")
 
-    def everywhere(self) -> dict[Place, LineageRecord]:
+    def note_run(self, name: str, nodes: Sequence[Place], pinned: bool) -> None:
+        told = {"nodes": [list(node) for node in nodes], "pinned": pinned}
+        self.bucket.put(f"{RUNS}/{name}.json", json.dumps(told, sort_keys=True).encode())
+
+    def noted_runs(self) -> dict[str, NotedRun]:
+        """The runs of all machines that used this bucket; what is not the record of one is left out."""
+        found: dict[str, NotedRun] = {}
+        for name in self.bucket.names(f"{RUNS}/"):
+            if run := _noted(self.bucket.get(name)):
+                found[name.removeprefix(f"{RUNS}/").removesuffix(".json")] = run
+        return found
+
+    def shared_places(self) -> list[Place]:
+        """Stage and key of every whole artifact in the bucket."""
         places: list[Place] = []
         for name in sorted(self.bucket.names("")):
             stage, _, rest = name.partition("/")
             key, _, file = rest.partition("/")
             if file == "lineage.json" and PLAIN.fullmatch(stage) and PLAIN.fullmatch(key):
                 places.append((stage, key))
+        return places
+
+    def remove_shared(self, stage: str, key: str) -> None:
+        """Delete an artifact from the bucket; it is no hit from the first object on."""
+        with self.lease(stage, key):
+            self.bucket.delete(f"{stage}/{key}/lineage.json")
+            for name in self.bucket.names(f"{stage}/{key}/"):
+                self.bucket.delete(name)
+
+    def everywhere(self) -> dict[Place, LineageRecord]:
+        places = self.shared_places()
         with ThreadPoolExecutor(TRANSFERS) as pool:
             told = pool.map(self._shared_record, (stage for stage, _ in places), (key for _, key in places))
             found = [record for record in told if record]
@@ -270,6 +304,16 @@ class S3Store(Store):
             return f"{rel} has {there.get(base + rel, 'no')} bytes, the manifest says {info['bytes']}"
         self.bucket.download(base + rel, path)
         return None if sha256_file(path) == info["sha256"] else f"{rel}: content differs from the manifest"
+
+
+def _noted(data: bytes | None) -> NotedRun | None:
+    """A run's record from the bucket, which anyone may have written; None when it is not one."""
+    try:
+        loaded = cast(dict[str, Any], json.loads(data or b""))
+        nodes = [(str(stage), str(key)) for stage, key in loaded["nodes"]]
+        return {"nodes": nodes, "pinned": loaded["pinned"] is True}
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _is_kept(rel: str, size: int) -> bool:

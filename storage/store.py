@@ -239,6 +239,9 @@ class Store:
         """Keep what was written beside an artifact after it was published (MLflow's ids) where other machines find
         it."""
 
+    def note_run(self, name: str, nodes: Sequence[Place], pinned: bool) -> None:
+        """Tell other machines what a run needs, where there is a place that they share."""
+
     def lineage(self, stage: str, key: str) -> LineageRecord:
         """The lineage record of a published artifact. Raises OSError or ValueError when there is none to read."""
         return lineage.parse((self.directory(stage, key) / "lineage.json").read_bytes(), stage, key)

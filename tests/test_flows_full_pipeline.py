@@ -163,6 +163,23 @@ def test_show_lineage_verify_and_chat(home, first):
     assert "nonsense" in unknown.stderr
 
 
+def test_a_run_of_whose_making_nothing_stays_is_forgotten_in_prefect_too(home, first, prefect_url):
+    from flows.processes import ask
+
+    known = ask(prefect_url, "flow_runs/filter")
+    flow = next(run for run in known if run["id"] == first["flow_run_id"])["flow_id"]
+    extra = ask(prefect_url, "flow_runs/", {"flow_id": flow, "state": {"type": "CRASHED"}})["id"]
+    old = home.path / "runs" / "20200101-000000-old"
+    old.mkdir()
+    (old / "run.json").write_text(json.dumps({"preset": "tiny", "prefect": {"flow_run_id": extra}}))
+    told = home("gc", "--keep", "1000", "--history", "--dry-run").stdout
+    assert "would forget run 20200101-000000-old: tiny" in told and old.is_dir()
+    told = home("gc", "--keep", "1000", "--history").stdout
+    assert "forgot 1 runs: 0 runs in MLflow, 1 flow runs in Prefect" in told and not old.exists()
+    left = {run["id"] for run in ask(prefect_url, "flow_runs/filter")}
+    assert extra not in left and first["flow_run_id"] in left
+
+
 def tree_of(pid):
     try:
         process = psutil.Process(pid)

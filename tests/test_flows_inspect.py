@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from flows import curate, inspect
+from flows import collect, curate, inspect
 from pipeline.config.tree import load
 from storage.digest import sha256_file
 from storage.store import Store
@@ -50,12 +50,12 @@ def test_gc_keeps_what_kept_failed_and_living_runs_reach(place, capsys):
         (place / "store" / name).mkdir(parents=True)
     with open(alive / "alive", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        inspect.collect(keep=1, dry_run=True)
+        collect.collect(keep=1, dry_run=True)
         assert "would delete clean/a3" in capsys.readouterr().out and (place / "store/clean/a3").is_dir()
-        inspect.collect(keep=1, dry_run=False)
+        collect.collect(keep=1, dry_run=False)
     left = sorted(str(p.relative_to(place / "store")) for p in (place / "store").glob("*/*") if p.is_dir())
     assert left == ["clean/a1", "clean/a2", "pretrain/c1.partial", "shard/b1"]
-    inspect.collect(keep=1, dry_run=False)
+    collect.collect(keep=1, dry_run=False)
     assert not (place / "store/clean/a2").exists(), "the run is over"
 
 
@@ -91,11 +91,11 @@ def test_gc_keeps_pinned_runs_and_names_the_models_it_would_delete(place, capsys
         directory = events(place, f"2026-{i}", ("stage_finished", stage, f"k{i}"))
         (directory / "run.json").write_text(json.dumps({"preset": "tiny", "overrides": [f"sft.epochs={i}"]}))
     (place / "runs/2026-1/pinned").touch()
-    inspect.collect(keep=0, dry_run=True)
+    collect.collect(keep=0, dry_run=True)
     said = capsys.readouterr().out
     assert "would delete sft/k0  MODEL of run 2026-0: tiny sft.epochs=0" in said
     assert "dpo/k1" not in said and "would delete shard/k2\n" in said and str(place / "store") in said
-    inspect.collect(keep=0, dry_run=False)
+    collect.collect(keep=0, dry_run=False)
     assert [p.parent.name for p in (place / "store").glob("*/*")] == ["dpo"]
 
 

@@ -197,3 +197,37 @@ def test_a_withdrawal_on_one_machine_holds_on_all_and_is_undone_by_any(tmp_path,
     assert open_store(tmp_path / "three").ready("clean", KEY) is None
     open_store(tmp_path / "one").withdrawals.remove(rule["what"])
     assert open_store(tmp_path / "three").ready("clean", KEY) is not None
+
+
+def test_gc_of_a_bucket_keeps_what_runs_of_any_machine_champions_and_young_artifacts_need(
+    s3, tmp_path, monkeypatch, capsys
+):
+    from flows import collect
+    from storage.store import open_store
+
+    monkeypatch.setenv("PIPELINE_HOME", str(tmp_path / "here"))
+    other, here = open_store(tmp_path / "there" / "store"), open_store(tmp_path / "here" / "store")
+    old, now = "2020-01-01T00:00:00Z", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    for stage, key, inputs, created in (
+        ("clean", "a", [], old),
+        ("shard", "b", [("clean", "a")], old),
+        ("clean", "c", [], old),
+        ("clean", "d", [], old),
+        ("sft", "e", [("clean", "d")], now),
+        ("sft", "f", [], old),
+    ):
+        (other.partial(stage, key) / "x.txt").write_text(stage + key)
+        listed = [{"name": s, "stage": s, "key": k, "digest": "x"} for s, k in inputs]
+        other.publish(stage, key, {"inputs": listed, "created": created, "metrics": {}, "sources": []})
+    other.note_run("20260101-0001", [("clean", "c")], pinned=False)
+    other.note_run("20260102-0001", [("shard", "b")], pinned=False)
+    other.note_run("20250101-0001", [("sft", "f")], pinned=True)
+    s3.put_object(Bucket=s3.bucket, Key="team/a/runs/hostile.json", Body=b'{"nodes": "../.."}')
+    assert collect.collect(keep=1, dry_run=True, shared=True) == 0
+    assert "would delete clean/c" in capsys.readouterr().out and ("clean", "c") in here.shared_places()
+    assert collect.collect(keep=1, dry_run=False, shared=True) == 0
+    assert "1 artifacts of s3://" in capsys.readouterr().out
+    assert here.shared_places() == [("clean", "a"), ("clean", "d"), ("sft", "e"), ("sft", "f"), ("shard", "b")]
+    assert here.examine("clean", "c").state == "absent" and here.ready("shard", "b")
+    monkeypatch.delenv("PIPELINE_STORE")
+    assert collect.collect(keep=1, dry_run=True, shared=True) == 2

@@ -407,6 +407,23 @@ def test_a_copied_home_writes_into_itself_alone(home, client, tmp_path, monkeypa
     assert places and all(place.startswith(str(copy)) for place in places)
 
 
+def test_a_forgotten_run_leaves_mlflow_with_its_models_and_versions_and_no_other(home, client, monkeypatch):
+    from tasks.tracking.forget import forget
+
+    monkeypatch.setattr(sys.modules[__name__], "sha", lambda text: hashlib.sha256(f"other {text}".encode()).hexdigest())
+    run = FlowRun(home, "forgotten")
+    run.all("ran")
+    assert follow(run.dir, None)
+    told, before = summary(run.dir), len(client.search_model_versions("name = 'tiny'"))
+    kept = summary(home / "runs" / "first")
+    assert forget(home, ["forgotten", "never there"]) == 1 + len(DAG)
+    assert runs_of(client, home, "forgotten") == [] and len(client.search_model_versions("name = 'tiny'")) == before - 3
+    with pytest.raises(Exception, match="not found"):
+        client.get_run(told["parent_run_id"])  # not even among the deleted
+    assert client.get_run(kept["parent_run_id"]).info.lifecycle_stage == "active"
+    assert client.get_logged_model(kept["stages"]["sft"]["model_id"]).status == "READY"
+
+
 def test_the_flow_side_does_not_load_mlflow():
     code = (
         "import sys, tasks.tracking.tracker; heavy = {'mlflow', 'torch', 'pandas', 'pyarrow'};"

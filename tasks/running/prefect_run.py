@@ -61,6 +61,10 @@ class PrefectRun(Run):
                     self.store.settle(name, event["key"])
                 except StoreError as error:
                     self.emit("note", stage=name, text=str(error))
+        try:
+            self.store.note_run(self.id, [(name, event["key"]) for name, event in self.stages.items()], pinned=False)
+        except StoreError as error:
+            self.emit("note", text=str(error))
 
 
 @dataclass
