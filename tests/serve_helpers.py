@@ -57,6 +57,16 @@ def skilled_dir():
     return path
 
 
+@functools.cache
+def babbling_dir():
+    """A model that never ends by itself, with a window of 16,384 tokens."""
+    from model.network.weights import save_model
+
+    path = Path(tempfile.mkdtemp(prefix="babbling-"))
+    save_model(new_model(max_seq_len=16_384), path, tokenizer_dir())
+    return path
+
+
 def _padded(rows):
     """Ids and what is learnt of rows of (ids, mask)."""
     import torch

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import orjson
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
@@ -23,11 +24,16 @@ from flows.serving.requests import ChatRequest, CompletionRequest
 from pipeline.pages.chat.page import page
 
 _STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    200: {"content": {"text/event-stream": {}}},
     "4XX": {"model": replies.Error, "description": "The request is wrong, or comes at a wrong time"},
     "5XX": {"model": replies.Error, "description": "The server is at fault, or too slow"},
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {"4XX": _STREAM["4XX"]}
+_JSON = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+_AS_JSON: dict[int | str, dict[str, Any]] = {
+    code: {"content": _JSON, "description": _STREAM[code]["description"]} for code in ("4XX", "5XX")
+}
+"""Of routes whose answer is no JSON, though their errors are."""
 
 
 class Backend(Protocol):
@@ -103,11 +109,13 @@ def _answers(app: FastAPI, backend: Backend) -> None:
     @app.post("/v1/chat/completions", response_model=replies.ChatReply, responses=_STREAM)
     async def chat(request: Request, asked: ChatRequest) -> Response:
         """Answer a conversation; with ``stream`` as server-sent events."""
+        _legible(await request.body())
         return await backend.chat(request, asked)
 
     @app.post("/v1/completions", response_model=replies.TextReply, responses=_STREAM)
     async def complete(request: Request, asked: CompletionRequest) -> Response:
         """Go on with a text; with ``stream`` as server-sent events."""
+        _legible(await request.body())
         return await backend.complete(request, asked)
 
     @app.post("/v1/embeddings", include_in_schema=False)
@@ -128,19 +136,29 @@ def _answers(app: FastAPI, backend: Backend) -> None:
         raise Wrong(404, f"no model {model!r} is served here", param="model", code="model_not_found")
 
 
+def _legible(body: bytes) -> None:
+    """Refuse halves of surrogate pairs, which JSON can spell and no tokenizer reads. Raises Wrong."""
+    try:
+        if b"\\u" in body:
+            orjson.loads(body)
+    except ValueError as error:
+        raise Wrong(400, f"the body holds what is no text: {error}", code="invalid_json") from None
+
+
 def _looks(app: FastAPI, backend: Backend, metrics: Metrics, face: Face) -> None:
     """The routes at which people and monitors look."""
     html = page(compare=face.compare)
     policy = (
         "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors"
-        f" 'none'; script-src {_hashes(html, 'script')}; style-src {_hashes(html, 'style')}"
+        # a lineage page that is opened with a key comes from here and has styles of its own
+        f" 'none'; style-src 'unsafe-inline'; script-src {_hashes(html)}"
     )
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def chat_page() -> Response:
         return HTMLResponse(html, headers={"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"})
 
-    @app.get("/lineage/{model:path}", response_class=HTMLResponse, responses=_ERRORS)
+    @app.get("/lineage/{model:path}", response_class=HTMLResponse, responses=_AS_JSON)
     async def lineage(model: str) -> Response:
         """What a model was made from, as a page."""
         text = await asyncio.to_thread(backend.lineage, model)
@@ -152,16 +170,16 @@ def _looks(app: FastAPI, backend: Backend, metrics: Metrics, face: Face) -> None
         """Whether the server can answer, and how busy its models are."""
         return JSONResponse({"status": "ok", "models": await backend.health()})
 
-    @app.get("/metrics", response_class=PlainTextResponse, responses=_ERRORS)
+    @app.get("/metrics", response_class=PlainTextResponse, responses=_AS_JSON)
     async def numbers() -> Response:
         """Numbers for Prometheus."""
         await backend.health()
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _hashes(html: str, tag: str) -> str:
-    """What a content security policy lets through: exactly the blocks that the page has."""
-    blocks = [block.partition(f"</{tag}>")[0] for block in html.split(f"<{tag}>")[1:]]
+def _hashes(html: str) -> str:
+    """The scripts that a content security policy lets through: exactly those that the page has."""
+    blocks = [block.partition("</script>")[0] for block in html.split("<script>")[1:]]
     digests = [base64.b64encode(hashlib.sha256(block.encode()).digest()).decode() for block in blocks]
     return " ".join(f"'sha256-{digest}'" for digest in digests)
 

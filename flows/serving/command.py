@@ -17,8 +17,10 @@ from flows.chat import beside, named
 from flows.environment import LOOPBACK
 from flows.inspect import find_model
 from flows.serving.served import Found
+from storage.champions import Champions, champion
 from storage.errors import Refused
 from storage.places import home
+from storage.store import open_store
 
 KEY = "PIPELINE_API_KEY"
 
@@ -36,15 +38,13 @@ def serve(args: Any) -> int:
         )
     names: list[str] = list(dict.fromkeys([*args.models, *([args.compare] if args.compare else [])]))
     try:
-        sock = _bound(args.host, args.port)
-        app = _app(args, names, key)
+        with _bound(args.host, args.port) as sock:
+            return _run(_app(args, names, key), sock, args)
     except LookupError as error:
         print(f"error: {error.args[0]}", file=sys.stderr)
-        return 2
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    return _run(app, sock, args)
+    return 2
 
 
 def _app(args: Any, names: list[str], key: str) -> Any:
@@ -100,10 +100,12 @@ def _id(name: str) -> str:
 def found(name: str, first: str, force: bool) -> Found:
     """The model that a name means now: a preset's champion (its newest model while it has none), a reference, or a
     directory. The name of a stage means that stage's model in the run of the ``first`` name. Raises LookupError."""
-    name = beside(name, first)
-    directory = find_model(name, force)
-    artifact = f"{directory.parent.name}/{directory.name}" if (home() / "store") in directory.parents else ""
-    return Found(directory, named(name, directory), artifact)
+    place = open_store(home() / "store")
+    chosen = "/" not in name.removesuffix(".toml") and Champions(place.root).current(Path(name).stem)
+    ref = str(champion(name, place)) if chosen else beside(name, first)
+    directory = find_model(ref, force)
+    artifact = f"{directory.parent.name}/{directory.name}" if place.root in directory.parents else ""
+    return Found(directory, f"the champion, {artifact}" if chosen else named(ref, directory), artifact)
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -132,7 +134,18 @@ def _run(app: Any, sock: socket.socket, args: Any) -> int:
         server_header=False,
     )
 
+    host, port = sock.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+
     class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)  # only now the socket listens
+            print(
+                f"http://{shown}:{port}  the chat page; OpenAI's API at /v1. Ctrl-C ends it",
+                file=sys.stderr,
+                flush=True,
+            )
+
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
             before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -142,8 +155,5 @@ def _run(app: Any, sock: socket.socket, args: Any) -> int:
                 for number, handler in before.items():
                     signal.signal(number, handler)
 
-    host, port = sock.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    print(f"http://{shown}:{port}  the chat page; OpenAI's API at /v1. Ctrl-C ends it", file=sys.stderr, flush=True)
     Server(config).run(sockets=[sock])
     return 0

@@ -49,15 +49,12 @@ def chat_prompt(engine: Engine, request: ChatRequest, most: int, defaults: dict[
         )
     wanted = request.max_completion_tokens or request.max_tokens or int(defaults.get("max_new_tokens", 0)) or most
     begun = _begun(request)
-    try:
-        messages = normal(request)
-        tail = engine.tokenizer.encode(begun) if begun else []
-        ids, forgotten = engine.tokenizer.prompt(messages), 0
-        if request.truncation == "auto":
-            wanted_room = min(wanted, most, engine.window // 4)
-            ids, forgotten = _fitting(engine, messages, ids, (wanted_room + len(tail), 1 + len(tail)))
-    except (UnicodeEncodeError, TypeError) as error:  # half of a surrogate pair inside a tool's schema
-        raise Wrong(400, f"messages or tools hold what is no text: {error}", param="messages") from None
+    messages = normal(request)
+    tail = engine.tokenizer.encode(begun) if begun else []
+    ids, forgotten = engine.tokenizer.prompt(messages), 0
+    if request.truncation == "auto":
+        short = min(wanted, most, engine.window // 4)
+        ids, forgotten = _fitting(engine, messages, ids, (short + len(tail), 1 + len(tail)))
     ids = ids + tail
     ask = _ask(engine, request, ids, wanted, most, defaults, "messages")
     count = request.top_logprobs or 0

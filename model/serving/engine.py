@@ -100,6 +100,8 @@ class Engine:
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.ends = frozenset({self.tokenizer.eos_id, self.tokenizer.end_of_text_id})
         self._generator = Generator(self.model, slots=slots)
+        self._generator.add([self.tokenizer.end_of_text_id], stop=(), max_new_tokens=1)
+        self._generator.step()  # what is compiled or packed at first use is not the first client's to wait for
         self._samples: dict[int, _Sample] = {}
         self._talks: dict[Talk, list[int]] = {}
         self._inbox: queue.SimpleQueue[tuple[str, Talk | None]] = queue.SimpleQueue()

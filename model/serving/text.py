@@ -52,9 +52,9 @@ class Reader:
         if not self.stop or self.stopped:
             return "" if self.stopped else text
         held = self._held + text
-        if found := [at for word in self.stop if (at := held.find(word)) >= 0]:
+        if found := [(at + len(word), at) for word in self.stop if (at := held.find(word)) >= 0]:
             self.stopped, self._held = True, ""
-            return held[: min(found)]
+            return held[: min(found)[1]]  # of the one that is whole first, wherever tokens cut the text
         keep = beginning(held, self.stop)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
