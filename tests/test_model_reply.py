@@ -60,7 +60,7 @@ CALLS = st.builds(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(SAID, SAID, st.lists(CALLS, max_size=3))
 def test_what_transformers_writes_with_our_template_comes_back_and_is_written_again(content, why, calls):
     theirs = _tokenizer()

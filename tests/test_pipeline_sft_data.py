@@ -14,6 +14,7 @@ from spec_helpers import spec as make
 from token_helpers import new_model, tokenizer_dir
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from flows.dag import full
 from model.objectives.answers import Answers
 from model.tokens.mixture import TAG, Weighed
 from model.tokens.rows import read_split
@@ -22,6 +23,9 @@ from pipeline.config.tree import ConfigError, load
 from pipeline.tokens.chats import encode_chats
 from pipeline.tokens.encoder import Encoder
 from pipeline.tokens.tags import TAGS, mark_tags
+from tasks.running.inputs import Descent
+from tasks.running.outline import _Nothing
+from tasks.running.run import entered
 from tasks.running.sources import asked, notes
 
 CHAT = Encoder.load(tokenizer_dir())
@@ -147,3 +151,30 @@ def test_a_weight_for_a_source_that_is_nearly_there_is_refused_and_an_idle_one_i
         load("tiny", ["sft.compat=minimind", "sft.tag_weight=3"])
     with pytest.raises(ConfigError, match=r"sft.replay"):
         load("tiny", ["sft.replay=1"])
+
+
+class Recorder:
+    """A run that only notes which inputs a stage gets."""
+
+    def __init__(self):
+        self.inputs = {}
+
+    def call(self, stage, cfg, inputs):
+        self.inputs[stage.name] = set(inputs)
+        return _Nothing()
+
+    submit = call
+
+    def descent(self, made):
+        return Descent("")
+
+    def verdict(self, *parts):
+        return _Nothing()
+
+
+@pytest.mark.parametrize(("replay", "inputs"), [(0, {"base", "chats"}), (0.25, {"base", "chats", "text"})])
+def test_the_pretraining_tokens_are_an_input_of_sft_only_with_replay(replay, inputs):
+    run = Recorder()
+    with entered(run):
+        full(load("tiny", [f"sft.replay={replay}"]), _Nothing())
+    assert run.inputs["sft"] == inputs
