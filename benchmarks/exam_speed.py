@@ -3,9 +3,9 @@
     python benchmarks/exam_speed.py MODEL EXAM [--shots 5] [--limit 20] [--rounds 2]
 
 MODEL is a model folder (an artifact or an export), EXAM what `evaluate.exams` takes and compares choices by likelihood.
-Both sides encode and score the same contexts and choices in fp32, turn by turn; loading is not counted. The harness
-keeps one-token choices of a question together (its logits cache) and gets the batch size of --batch. The largest
-difference of a log-likelihood is printed beside the seconds.
+Both sides encode and score the same contexts and choices in fp32, turn by turn; processor seconds, loading is not
+counted. The harness keeps one-token choices of a question together (its logits cache) and gets the batch size of
+--batch. The largest difference of a log-likelihood is printed beside the seconds.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ def main() -> None:
     pairs = [(item["context"], f" {choice}") for item in items for choice in item["choices"]]
     scorer, theirs = Scorer(args.model, "cpu", "fp32", 32, lambda done: None), harness(args.model, args.batch)
     for turn in range(args.rounds):
-        begun = time.perf_counter()
+        begun = time.process_time()
         said = ask(scorer, items)
-        middle = time.perf_counter()
+        middle = time.process_time()
         values = theirs(pairs)
-        end = time.perf_counter()
+        end = time.process_time()
         own = [value for one in said for value in one["log_likelihood"] or []]
         worst = max(abs(a - b) for a, b in zip(own, values, strict=True))
         print(
