@@ -178,6 +178,8 @@ def test_what_is_wrong_is_an_exception_of_the_client_that_names_the_field(client
     wrong(openai.NotFoundError, "model", model="gpt-4")
     wrong(openai.BadRequestError, "temperature", temperature=3)
     wrong(openai.BadRequestError, "temperature", temperature="0.5")
+    wrong(openai.BadRequestError, "repetition_penalty", extra_body={"repetition_penalty": 5e-324})  # 0 in fp32
+    assert client.chat.completions.create(model="m", messages=QUESTION, temperature=5e-324).choices
     wrong(openai.BadRequestError, "n", n=0)
     wrong(openai.BadRequestError, "max_tokens", max_tokens=-1)
     wrong(openai.BadRequestError, "messages", messages=[])

@@ -125,6 +125,8 @@ def _ask(
 def _sampling(request: SamplingAsked, defaults: dict[str, float]) -> Sampling:
     given = {name: getattr(request, name) for name in (*SAMPLED, "presence_penalty", "frequency_penalty")}
     seed = secrets.randbits(62) if request.seed is None else request.seed
+    if given["temperature"] is not None and given["temperature"] < 1e-4:
+        given["temperature"] = 0.0  # greedy all the same, and what logits are divided by stays a number
     return own_sampling(defaults, **given, seed=seed)
 
 

@@ -49,7 +49,7 @@ class SamplingAsked(Unused):
     top_p: float | None = Field(None, gt=0, le=1, description="draw from the likeliest tokens of this share")
     top_k: int | None = Field(None, ge=0, le=2**31 - 1, description="draw from the likeliest K tokens; 0 is off")
     min_p: float | None = Field(None, ge=0, le=1, description="least likelihood as a share of the likeliest token's")
-    repetition_penalty: float | None = Field(None, gt=0, le=10, description="1 is off")
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10, description="1 is off")
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="equal seeds give equal answers")
