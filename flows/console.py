@@ -23,6 +23,8 @@ UNITS = {
     "reward": "pairs",
     "sample": "prompts",
     "dpo": "pairs",
+    "problems": "problems",
+    "rl": "problems",
 }
 """What a stage counts, where it is not documents."""
 KNOBS = {
@@ -39,6 +41,9 @@ KNOBS = {
     ("sample", "tie"): "sample.min_gap, sample.temperature",
     ("sample", "too_long"): "sample.max_new_tokens",
     ("dpo", "too_long"): "dpo.seq_len",
+    ("problems", "contaminated"): "evaluation texts: evaluate.sources, decontaminate.action",
+    ("rl", "too_long"): "rl.max_prompt_length",
+    ("rl", "nothing_to_judge_by"): "rl.rewards",
 }
 """The option behind a loss, by stage and reason."""
 LOSSES = ("dropped/", "dropped_", "lost/", "lost_", "lost.")

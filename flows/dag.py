@@ -57,7 +57,7 @@ def full(cfg: Config, inputs: Inputs) -> dict[str, Any]:
     given = pairs if inputs.aligns else None
     aligned = dpo(cfg.dpo, chat, given, own) if given or own else None
     tried = problems(cfg.decontaminate, inputs.problems, inputs.guarded) if inputs.problems else None
-    trained = rl(cfg.rl, aligned or chat, tried) if tried else None
+    trained = rl(cfg.rl, aligned or chat, tried, judge if rewards(cfg) else None) if tried else None
     final = trained or aligned or chat or base
     models = several(base, chat, aligned, trained)
     learnt = several(text, talks, pairs)
@@ -77,6 +77,12 @@ def replays(cfg: Config) -> bool:
 def scores_by_reward(cfg: Config) -> bool:
     """Whether sample reads the reward model; ``cfg`` may be a stand-in as above."""
     return getattr(cfg.sample, "judge", "reward") == "reward"
+
+
+def rewards(cfg: Config) -> bool:
+    """Whether the reward model is one of the rewards of rl; ``cfg`` may be a stand-in as above."""
+    named = getattr(cfg.rl, "rewards", None)
+    return not isinstance(named, dict) or "model" in named
 
 
 @functools.cache

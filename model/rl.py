@@ -10,20 +10,22 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor
 
+from model.generation.rewarder import Rewarder
 from model.generation.sampling import Sampling
 from model.network.transformer import Transformer
 from model.objectives.reinforce import VALUE, Policy, add_value_head
+from model.rewards.functions import MODEL
 from model.rewards.problem import read_problems
 from model.running.files import replacing
 from model.running.setup import Choices, Ranks
 from model.specs.rl import RlSpec
 from model.specs.shape import ModelConfig
 from model.tokens.chat import ChatTokenizer
-from model.tokens.rows import read_meta
+from model.tokens.rows import fingerprint, read_meta
 from model.training.loop import Data, Loop
 from model.training.rl_loop import Problems, RlLoop
 from model.training.trainer import initial_model, prepare, read_model_config, work
-from model.training.trials import Trials
+from model.training.trials import Judge, Trials
 from model.training.tuner import Tuner
 
 
@@ -90,8 +92,21 @@ class RlTrainer(Tuner[RlSpec]):
         if spec.filter_samples:
             self._filter(loop, prints)
 
-    def _judge(self) -> Any:
-        return None
+    def _judge(self) -> Judge | None:
+        """The reward model, where it is one of the rewards. Raises ValueError when it is wanted and not there."""
+        if MODEL not in self.spec.rewards:
+            return None
+        if not self.spec.reward_model:
+            raise ValueError(
+                "reward model is wanted (rl.rewards) and there is none: give preferences in reward.sources"
+            )
+        rewarder = Rewarder.from_dir(self.spec.reward_model, device=self.ranks.device)
+        return lambda problems, texts: rewarder.of_answers([problem["messages"] for problem in problems], texts)
+
+    def fingerprints(self) -> dict[str, Any]:
+        """As for every run, and the reward model's content."""
+        judge = self.spec.reward_model
+        return super().fingerprints() | {"judge": fingerprint(judge) if judge else None}
 
     def _reference(self, choices: Choices) -> Policy:
         """The initial model, frozen, as it computes here."""

@@ -28,10 +28,13 @@ def report(
     """Write report.html and report.md from the scores, the answers, the curves of the models' training, what judged
     answers, and what the gate says of the last model."""
     from pipeline.pages.report.gate import Gated
+    from pipeline.pages.report.learning import learning
     from pipeline.pages.report.page import write_report
     from pipeline.pages.report.preferences import judging
 
     curves = {model.stage: model.path / "_run" / "metrics.jsonl" for model in models.items}
     judged = judging(reward and reward.path, sample and sample.path, cfg.samples)
     gated = None if gate is None else Gated(list(gate.conditions), gate.champion)
-    return write_report(scores.path, out, curves=curves, samples=cfg.samples, judged=judged, gate=gated)
+    tried = next((model.path for model in models.items if model.stage == "rl"), None)
+    learnt = learning(tried, cfg.samples)
+    return write_report(scores.path, out, curves=curves, samples=cfg.samples, judged=judged, learnt=learnt, gate=gated)

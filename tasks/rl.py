@@ -22,7 +22,14 @@ from tasks.training import spec_of, train
     reads={"problems": "records.jsonl"},
 )
 def rl(
-    cfg: RlSection, chat: Artifact, problems: Artifact, *, on: Resources, out: Path, report: Report
+    cfg: RlSection,
+    chat: Artifact,
+    problems: Artifact,
+    judge: Artifact | None = None,
+    *,
+    on: Resources,
+    out: Path,
+    report: Report,
 ) -> dict[str, Any]:
     """Reinforcement learning on problems whose answers can be checked, with rollouts from the weights that train."""
     from pipeline.tokens.problems import encode_problems
@@ -31,5 +38,6 @@ def rl(
     counts = encode_problems(problems.path / "records.jsonl", chat.path, data, cfg)
     for line in counts.pop("notes"):
         report.note(f"rl: {line}")
-    spec = spec_of(RlSpec, cfg, on, data=data, tokenizer=chat.path, out=out, init=chat.path)
+    more = {"reward_model": str(judge.path)} if judge else {}
+    spec = spec_of(RlSpec, cfg, on, data=data, tokenizer=chat.path, out=out, init=chat.path, **more)
     return counts | train(spec, on, report)

@@ -12,9 +12,13 @@ from rl_helpers import WORDS, run_spec, unsure_dir
 from safetensors.torch import load_file
 from spec_helpers import train
 from test_model_train import finish, start, torchrun
+from token_helpers import new_model, tokenizer_dir
 
+from model.generation.rewarder import Rewarder
+from model.network.reward import save_reward, with_score
 from model.running.setup import Ranks
 from model.training.rl_loop import Pointless
+from pipeline.pages.report.learning import learning
 
 
 def metrics(spec):
@@ -49,6 +53,10 @@ def test_what_is_rewarded_becomes_likelier(algorithm, tmp_path):
     said = [json.loads(line) for line in (tmp_path / "_run" / "samples.jsonl").read_text().splitlines()]
     assert {"question", "wanted", "said", "reward", "exact"} <= set(said[0])
     after = [json.loads(line) for line in (tmp_path / "_run" / "heldout-after.jsonl").read_text().splitlines()]
+    told = learning(tmp_path, 6)
+    assert [row[0] for row in told.table.rows][:3] == ["solved, greedy answers", "pass@1, sampled", "pass@4"]
+    assert len(told.answers) == 6 and {"question", "before", "said", "wanted", "right"} <= set(told.answers[0])
+    assert [name for name, _ in told.curves] == ["reward", "length", "entropy"]
     assert len(after) == 8 and sum(row["right"] for row in after) / 8 == result["val_exact"]
 
 
@@ -106,6 +114,21 @@ def test_adapters_alone_are_trained_and_the_model_without_them_is_the_reference(
     assert not torch.equal(
         weights(spec)["model.layers.0.self_attn.q_proj.weight"], before["model.layers.0.self_attn.q_proj.weight"]
     )
+
+
+def test_the_reward_model_is_a_reward_like_others(tmp_path):
+    save_reward(with_score(new_model()), tmp_path / "judge", tokenizer_dir())
+    judge, own = str(tmp_path / "judge"), {"rewards": {"model": 1.0, "exact": 0.5}, "eval_samples": 1, "steps": 1}
+    spec = run_spec(tmp_path / "run", reward_model=judge, **own)
+    train(spec, Ranks(spec.how))
+    said = [json.loads(line) for line in (tmp_path / "run" / "_run" / "samples.jsonl").read_text().splitlines()]
+    asked = [[{"role": "user", "content": row["question"]}] for row in said]
+    scores = Rewarder.from_dir(judge).of_answers(asked, [row["said"] for row in said])
+    assert [row["model"] for row in said] == pytest.approx(scores, abs=1e-4)
+    assert all(row["reward"] == pytest.approx(row["model"] + 0.5 * row["exact"]) for row in said)
+    without = run_spec(tmp_path / "none", **own)
+    with pytest.raises(ValueError, match=r"reward\.sources"):
+        train(without, Ranks(without.how))
 
 
 def test_a_reward_that_never_differs_fails_and_says_what_to_change(tmp_path):

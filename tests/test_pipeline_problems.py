@@ -189,6 +189,7 @@ def test_problems_that_cannot_be_tried_are_left_out_and_counted(tmp_path):
     rows = [record("a?"), record("b?", split="val"), record("c " * 500), record("d?", answer="")]
     counts = encoded(tmp_path, rows)
     assert counts["problems_train"] == counts["problems_val"] == 1 and counts["dropped"] == 2
+    assert counts["dropped_too_long"] == 1
     assert counts["notes"] == ["2 of 4 problems left out: 1 nothing_to_judge_by, 1 too_long"]
     assert len((tmp_path / "data" / "dropped.jsonl").read_text().splitlines()) == 2
     assert encoded(tmp_path, rows, rewards={"format": 1.0})["dropped"] == 1
@@ -208,6 +209,7 @@ WRONG = {
     "rl.min_pass_rate=0.5": "need filter_samples",
     "rl.max_completion_length=5000": "more than the model reads \\(pretrain.model.max_seq_len = 512\\)",
     "rl.rewards={ gym = 1.0 }": "reasoning-gym alone",
+    "rl.rewards={ model = 1.0 }": "rl.rewards  reward model needs the stage reward",
     "sft.sources=[]": "rl.tasks  problems are answered by a chat model",
 }
 

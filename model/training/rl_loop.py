@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.generation.judge import wilson
+from model.generation.judge import bootstrap_mean, wilson
 from model.generation.sampling import GREEDY, Sampling
 from model.objectives.policy import advantages, divergence, gae, varied, whitened
 from model.objectives.reinforce import Known, Policy, PolicyBatch
@@ -327,10 +327,13 @@ def told_heldout(problems: Sequence[Problem], greedy: list[list[Trial]]) -> dict
 
 
 def told_samples(samples: list[list[Trial]]) -> dict[str, float]:
-    """pass@k of several answers to each problem, as far as there are enough of them."""
+    """pass@k of several answers to each problem, as far as there are enough of them; pass@1 with its interval over the
+    problems."""
     known = [[bool(t.right) for t in group] for group in samples if group[0].right is not None]
     size = len(samples[0])
-    return {
+    low, high = bootstrap_mean([sum(group) / size for group in known], seed=0)
+    bounds = {"pass_1_low": low, "pass_1_high": high} if known else {}
+    return bounds | {
         f"pass_{k}": sum(pass_at(k, sum(group), size) for group in known) / len(known)
         for k in PASS_AT
         if known and k <= size

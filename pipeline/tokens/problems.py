@@ -52,7 +52,8 @@ def encode_problems(records: Path, tokenizer: Path, out: Path, cfg: RlSection) -
     (out / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
     lost = ", ".join(f"{n:,} {key.removeprefix('dropped_')}" for key, n in sorted(counts.items()) if "dropped_" in key)
     notes = [f"{counts['dropped']:,} of {counts['records']:,} problems left out: {lost}"] if counts["dropped"] else []
-    return {**{f"problems_{name}": counts[name] for name in SPLITS}, "dropped": counts["dropped"], "notes": notes}
+    lost_by = {key: n for key, n in sorted(counts.items()) if key.startswith("dropped")}
+    return {**{f"problems_{name}": counts[name] for name in SPLITS}, **lost_by, "notes": notes}
 
 
 def _unusable(record: dict[str, Any], chat: ChatTokenizer, cfg: RlSection) -> tuple[str, str] | None:

@@ -158,6 +158,8 @@ def given(config: Config) -> Inputs:
     if config.sample.answers and config.sample.disturbed:
         inputs = replace(inputs, unasked=inputs.guarded)
     problems += [*_preferring(config), *_judging(config)]
+    if config.rl.wanted and "model" in config.rl.rewards and not config.reward.sources:
+        problems.append("rl.rewards  reward model needs the stage reward: give preferences in reward.sources")
     if config.rl.wanted and not config.sft.sources:
         problems.append("rl.tasks  problems are answered by a chat model: give sft.sources too, or set rl.tasks=[]")
     if not problems:

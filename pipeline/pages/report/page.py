@@ -17,6 +17,7 @@ from pipeline.pages.parts.curves import read_curves
 from pipeline.pages.parts.forms import Badge, Cell, Table, Tile
 from pipeline.pages.parts.render import html, markdown
 from pipeline.pages.report.gate import Gated
+from pipeline.pages.report.learning import Learning
 from pipeline.pages.report.preferences import Judging
 from pipeline.pages.report.scores import Answer, ModelScores, Row, comparison, pick_samples
 from pipeline.pages.report.tax import tax_rows, tax_table
@@ -81,13 +82,14 @@ def write_report(
     title: str = "Evaluation",
     judged: Judging | None = None,
     gate: Gated | None = None,
+    learnt: Learning | None = None,
 ) -> dict[str, int]:
     """Write ``report.html`` and ``report.md`` into ``out``; returns how many models, scores and samples they show.
 
     ``scored``: directory with the ``scores.json`` and ``answers.jsonl`` of the evaluate stage; ``curves``: the
     ``metrics.jsonl`` of each training stage by its name, drawn when it exists. Models come in the order in which they
-    were trained. ``judged`` is of the stages that judge answers, if the run has any; ``gate`` is what ``evaluate.gate``
-    says of the last model.
+    were trained. ``judged`` is of the stages that judge answers and ``learnt`` of reinforcement learning, if the run
+    has any; ``gate`` is what ``evaluate.gate`` says of the last model.
     """
     scores: dict[str, ModelScores] = json.loads((scored / "scores.json").read_text(encoding="utf-8"))
     names = sorted(scores, key=lambda name: scores[name]["place"])
@@ -107,6 +109,7 @@ def write_report(
         "judged": judged,
         "gate": gate,
         "tax": tax,
+        "learnt": learnt,
     }
     drawn = [chart for stage, path in curves.items() if (chart := _curve(stage, path))]
     page = html(
