@@ -184,6 +184,15 @@ def test_every_type_that_is_offered_is_written_and_opens(tmp_path):
     assert sorted(path.name for path in (tmp_path / "_run").iterdir()) == ["quantize.json"]
 
 
+def test_rows_that_llama_cpp_cannot_round_are_refused_by_their_widths(tmp_path):
+    save_model(new_model(ffn=176), tmp_path / "model", tokenizer_dir())
+    with pytest.raises(
+        ValueError, match=r"gguf:q8_0 cannot be written: .* multiple of 32, .* rows of 176; take gguf:f16"
+    ):
+        write_ggufs(tmp_path / "model", tmp_path, ["f16", "q8_0"], tmp_path / "_run")
+    assert write_ggufs(tmp_path / "model", tmp_path, ["f16"], tmp_path / "_run")["gguf:f16"].path.is_file()
+
+
 def test_the_modelfile_says_what_was_trained(files):
     text = (files["gguf:f16"].path.parent / "Modelfile").read_text()
     assert text.startswith("FROM ./model-f16.gguf\n")

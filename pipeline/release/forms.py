@@ -73,6 +73,7 @@ def write_ggufs(model: Path, out: Path, types: Iterable[str], scratch: Path, thr
     import gguf
 
     tensors, config = dict(read_tensors(model)), _json(model / "config.json")
+    _check_rows(tensors, types := list(types))
     notes = _notes(model)
     scratch.mkdir(parents=True, exist_ok=True)
     base = scratch / "base-f32.gguf.tmp"
@@ -90,6 +91,18 @@ def write_ggufs(model: Path, out: Path, types: Iterable[str], scratch: Path, thr
         _llama_cpp({"source": str(base), "targets": rounded, "threads": threads}, scratch)
         base.unlink()
     return {f"gguf:{kind}": _read_back(path, kind, gguf, notes) for kind, path in paths.items()}
+
+
+def _check_rows(tensors: dict[str, Any], types: list[str]) -> None:
+    """Raises ValueError for rows that llama.cpp cannot cut into the smallest blocks, which it has no other type for."""
+    rounded = [kind for kind in types if kind not in PLAIN]
+    uneven = sorted({value.shape[-1] for value in tensors.values() if value.ndim > 1 and value.shape[-1] % 32})
+    if rounded and uneven:
+        raise ValueError(
+            f"quantize.forms: gguf:{', gguf:'.join(rounded)} cannot be written: llama.cpp rounds rows of a multiple of"
+            f" 32, and this model has rows of {', '.join(map(str, uneven))}; take gguf:f16 or int8, or train widths"
+            " (dim, ffn, heads * head_dim) that are"
+        )
 
 
 def modelfile(file: str, config: dict[str, Any], sampling: dict[str, Any]) -> str:
