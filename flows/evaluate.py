@@ -39,16 +39,23 @@ def evaluate(args: Any) -> int:
         print(f"  {line}", file=sys.stderr, flush=True)
     models = [_model(ref) for ref in args.models]
     many = args.limit or 1_000_000
-    asked = {"choices": many, "heldout_questions": many, "training_questions": many, "preferences": many}
-    section = EvaluateSection(shots=args.shots, limit=args.limit, batch=args.batch, **asked)
+    section = EvaluateSection(
+        shots=args.shots,
+        limit=args.limit,
+        batch=args.batch,
+        choices=many,
+        heldout_questions=many,
+        training_questions=many,
+        preferences=many,
+    )
     on = Resources(device=args.device, dtype=args.dtype)
     run = DirectRun(f"evaluate-{time.strftime('%Y%m%d-%H%M%S')}", on, refresh=("measure",) if args.refresh else ())
     run.listeners.append(_progress())
+    made: Artifact | None = None
     with run:
         own = SourceSet("exam", tuple(others)) if others else None
-        made: Artifact = measure(
-            section, Several(tuple(models)), own, SourceSet("exam", tuple(known)) if known else None
-        )
+        made = measure(section, Several(tuple(models)), own, SourceSet("exam", tuple(known)) if known else None)
+    assert made is not None  # leaving early is for runs with --until
     record = run.store.lineage(made.stage, made.key)
     metrics = record.get("metrics", {})
     if args.out:
