@@ -288,6 +288,18 @@ def _serve(args: argparse.Namespace) -> int:
     return serve(args)
 
 
+def _quantize(args: argparse.Namespace) -> int:
+    from flows.release import quantize
+
+    return quantize(args)
+
+
+def _prune(args: argparse.Namespace) -> int:
+    from flows.release import prune
+
+    return prune(args)
+
+
 def _adopt(args: argparse.Namespace) -> int:
     from flows.curate import adopt
 
@@ -362,6 +374,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "completion": _completion,
     "chat": _chat,
     "serve": _serve,
+    "quantize": _quantize,
+    "prune": _prune,
     "adopt": _adopt,
     "invalidate": _invalidate,
     "evaluate": _evaluate,

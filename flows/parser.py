@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from flows.release_options import releasing
 from flows.serving.options import serving, talking
 from model.running.devices import GPUS
 
@@ -302,6 +303,7 @@ def _artifact_commands(command: Any) -> None:
     sub.add_argument("--compare", metavar="OTHER", help="another model, which answers the same below the first")
     sub.add_argument("--force", action="store_true", help="also when the model was withdrawn")
     serving(command, _names("presets"))
+    releasing(command, _names("presets"))
     sub = command("adopt", "accept an artifact made by older code as what today's code would make")
     sub.add_argument("ref", help="stage/key of an artifact, or a preset: all that earlier code made for a run of it")
     _preset(sub, nargs="?")

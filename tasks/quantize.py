@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.config.release import QuantizeSection
 from pipeline.config.resources import Resources
@@ -12,6 +12,14 @@ from tasks.running.launch import launch
 from tasks.running.stage import Report, stage
 
 BITS = {"int8": 8, "int4": 4}
+
+
+class Told(Protocol):
+    """What hears of the work: a stage's report, or a command's."""
+
+    def note(self, text: str) -> None: ...
+
+    def training(self, metrics: dict[str, Any]) -> None: ...
 
 
 @stage(
@@ -39,7 +47,7 @@ def quantize(
 
 
 def make_forms(
-    cfg: QuantizeSection, model: Path, texts: dict[str, str | None], *, on: Resources, out: Path, report: Report
+    cfg: QuantizeSection, model: Path, texts: dict[str, str | None], *, on: Resources, out: Path, report: Told
 ) -> dict[str, Any]:
     """The same for any model directory; ``texts`` may name ``tokens`` (a dataset) or ``text`` (a file) and ``exams``.
 

@@ -135,9 +135,14 @@ def _exams(row: dict[str, Any]) -> list[str]:
 
 
 def _forms(costs: dict[str, Any]) -> list[str]:
-    """What each rounded form costs against the model in fp32."""
     if len(costs) < 2:
         return []
+    told = "Against fp32 on the CPU that made them; exams: share, and points gained with a 95 % interval."
+    return ["## Rounded forms", "", told, "", *forms_table(costs)]
+
+
+def forms_table(costs: dict[str, Any]) -> list[str]:
+    """A Markdown table of what each form costs against the model in fp32."""
     exams = list(dict.fromkeys(name for cost in costs.values() for name in cost.get("exams", {})))
     head = ["form", "MB", "bits/byte", "KL (nats)", "same token", "tokens/s", *exams]
     lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
@@ -150,8 +155,7 @@ def _forms(costs: dict[str, Any]) -> list[str]:
         cells += [_difference(cost.get("exams", {}).get(exam)) for exam in exams]
         lines.append(f"| {' | '.join(cells)} |")
     why = [f"Not measured: {name} ({cost['why']})." for name, cost in costs.items() if cost.get("why")]
-    told = "Against fp32 on the CPU that made them; exams: share, and points gained with a 95 % interval."
-    return ["## Rounded forms", "", told, "", *lines, "", *([*why, ""] if why else [])]
+    return [*lines, "", *([*why, ""] if why else [])]
 
 
 def _difference(share: dict[str, Any] | None) -> str:
