@@ -16,7 +16,7 @@ from tasks.running.stage import Report, stage
 
 if TYPE_CHECKING:
     from pipeline.sampling.pairs import Judged
-    from pipeline.sampling.prompts import Prompt
+    from pipeline.sampling.prompt import Prompt
 
 
 @stage(

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import psutil
@@ -22,8 +23,12 @@ def states(result):
     return {s["name"]: s["state"] for s in result["stages"]}
 
 
+ASKED = tuple(name for name in stage_names() if name not in ("reward", "sample", "problems", "rl", "quantize"))
+"""The stages that run without being asked for."""
+
+
 def test_the_whole_dag_runs_and_says_what_it_did(first):
-    assert set(states(first)) == set(stage_names()) and set(states(first).values()) == {"ran"}
+    assert set(states(first)) == set(ASKED) and set(states(first).values()) == {"ran"}
     for stage in first["stages"]:
         assert (
             len(stage["digest"]) == 64
@@ -44,7 +49,7 @@ def test_a_second_run_is_all_cached_and_prefect_says_so(home, first):
     again = home.run()
     assert set(states(again).values()) == {"cached"}
     assert {s["name"]: s["digest"] for s in again["stages"]} == {s["name"]: s["digest"] for s in first["stages"]}
-    assert prefect_states(home, again["flow_run_id"]) == dict.fromkeys(stage_names(), "Cached")
+    assert prefect_states(home, again["flow_run_id"]) == dict.fromkeys(ASKED, "Cached")
 
 
 def prefect_states(home, flow_run_id):
@@ -57,7 +62,7 @@ def prefect_states(home, flow_run_id):
     for _ in range(40):
         runs = httpx.post(f"{api}/task_runs/filter", json=body, timeout=30).json()
         found = {r["name"].rsplit("-", 1)[0]: r["state"]["name"] for r in runs}
-        if len(found) == len(stage_names()) and not set(found.values()) & {"Running", "Pending"}:
+        if len(found) == len(ASKED) and not set(found.values()) & {"Running", "Pending"}:
             break
         time.sleep(0.5)
     return found
@@ -99,6 +104,15 @@ def test_adapters_on_weights_as_they_are_learn_from_a_teacher_of_an_earlier_run(
     assert {"adapter_model.safetensors", "adapter_config.json"} == {
         p.name for p in (Path(run["by"]["sft"]["path"]) / "adapter").iterdir()
     }
+
+
+def test_a_rounded_form_is_asked_for_afterwards_and_costs_only_itself_and_the_release(home, first):
+    small = ("quantize.bits_tokens=1000", "quantize.kl_tokens=500", "quantize.speed_tokens=8")
+    run = home.run("quantize.forms=int8", "quantize.method=search", *small, "--until", "export")
+    ran = {name for name, state in states(run).items() if state == "ran"}
+    assert ran == {"quantize", "export"}
+    costs = json.loads(Path(run["by"]["quantize"]["path"], "costs.json").read_text())
+    assert "int8" in json.dumps(costs) and "int8" in Path(run["by"]["export"]["path"], "README.md").read_text()
 
 
 def test_a_change_that_gives_the_same_bytes_stops_there(home, first):
@@ -188,7 +202,7 @@ def tree_of(pid):
         return []
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+@pytest.mark.parametrize("launcher", ["torchrun"])
 def test_kill_9_of_the_flow_leaves_no_process_and_resumes_to_the_same_weights(home, first, launcher):
     how = [
         f"resources.launcher={launcher}",
@@ -221,12 +235,11 @@ def test_kill_9_of_the_flow_leaves_no_process_and_resumes_to_the_same_weights(ho
 
 def test_what_the_readme_looks_at_is_there_after_a_run(home, first):
     """Its commands that only look at a run (and pin it), with this run's preset in the place of the demo's."""
-    said = {
-        words[0]: home(*(MICRO if word == "tiny" else word for word in words)).stdout
-        for words in pipelines("README.md")
-        if words[0] in ("lineage", "runs", "verify", "pin", "gc", "adopt")
-        and not {"--down", "pretrain/3fa9"} & {*words}
-    }
+    said: dict[str, str] = defaultdict(str)
+    for words in pipelines("README.md"):
+        looks = words[0] in ("lineage", "runs", "verify", "pin", "gc", "adopt", "why", "diff")
+        if looks and not {"--down", "pretrain/3fa9"} & {*words}:
+            said[words[0]] += home(*(MICRO if word == "tiny" else word for word in words)).stdout
     model = first["by"]["dpo"]["key"][:12]
     assert f"dpo/{model}" in said["lineage"] and "source python-docs" in said["lineage"]
     assert first["run_id"] in said["runs"] and "pinned" in said["pin"]

@@ -121,7 +121,9 @@ def test_a_teacher_enters_the_key_by_content_and_shares_its_tokenizer(tmp_path) 
         (tmp_path / name / "model.safetensors").write_bytes(b"weights")
         to_tokenizers([], [token]).save(str(tmp_path / name / "tokenizer.json"))
     one, two = (
-        load("tiny", [f"sft.distill.teacher={tmp_path / name}", f"tokenizer.existing={tmp_path / 'one'}"])
+        load(
+            "tiny", ["sft.replay=0", f"sft.distill.teacher={tmp_path / name}", f"tokenizer.existing={tmp_path / 'one'}"]
+        )
         for name in ("one", "two")
     )
     assert one.sft.identity() == two.sft.identity() != load("tiny").sft.identity()

@@ -19,6 +19,8 @@ TUNED = {*TUNING, "rl"}
 TRAINING = {"pretrain", *TUNED}
 ALL_MODELS = {*TRAINING, "sample", "evaluate", "quantize", "export"}
 
+EXAMS = {"decontaminate", "chats", "evaluate", "sample", "problems"}
+"""Stages that read exams, whose preferences come in the forms of any."""
 EDITS = [
     # what runs, watches, shows or estimates costs nothing
     ("model/running/estimate/memory.py", "USABLE = 0.92", "USABLE = 0.9", set()),
@@ -44,7 +46,7 @@ EDITS = [
     ("pipeline/data/rules.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"clean"}),
     ("pipeline/data/terms.py", "GAMBLING = {", "GAMBLING = dict() or {", {"clean"}),
     ("pipeline/data/words.py", "ENGLISH = ", "ENGLISH = '' + ", {"language"}),
-    ("pipeline/formats/preference.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"ingest", "preferences"}),
+    ("pipeline/formats/preference.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"ingest", "preferences", *EXAMS}),
     (
         "model/tokens/template.py",
         "CHAT_TEMPLATE = (",
@@ -77,10 +79,10 @@ EDITS = [
     ("model/objectives/reward.py", "0.5 * (chosen", "0.4 * (chosen", {"reward"}),
     ("model/reward.py", "together=2", "together=1", {"reward"}),
     ("model/sample.py", "SHARD = 16", "SHARD = 8", {"sample"}),
-    ("model/network/reward.py", "hidden @ self.score", "2 * hidden @ self.score", {"reward", "sample"}),
+    ("model/network/reward.py", "hidden @ self.score", "2 * hidden @ self.score", {"reward", "sample", "rl"}),
     ("pipeline/sampling/pairs.py", "one.score)", "one.score + 1)", {"sample"}),
     ("pipeline/sampling/disturbed.py", "_AROUND = 3", "_AROUND = 4", {"sample"}),
-    ("pipeline/formats/kto.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"ingest", "preferences"}),
+    ("pipeline/formats/kto.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"ingest", "preferences", *EXAMS}),
     ("pipeline/pages/report/preferences.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"report"}),
     ("pipeline/tokens/ranked.py", "room // 2", "room // 3", {"reward"}),
     ("model/objectives/distill.py", "* temperature**2", "* temperature", {"sft"}),
@@ -88,7 +90,7 @@ EDITS = [
     ("model/tokens/mixture.py", "_PARTS = 1 << 20", "_PARTS = 1 << 21", {"sft"}),
     ("model/training/mixed.py", "TEXT_SLOTS = 1 << 20", "TEXT_SLOTS = 1 << 21", {"sft"}),
     ("pipeline/tokens/tags.py", "begin < tag_end", "begin <= tag_end", {"sft"}),
-    ("model/tokens/reply.py", "def parse_reply", "EXTRA = 1\n\n\ndef parse_reply", set()),
+    ("model/tokens/reply.py", "def parse_reply", "EXTRA = 1\n\n\ndef parse_reply", {"rl", "evaluate", "quantize"}),
     ("model/dpo.py", "together=2", "together=1", {"dpo"}),
     ("model/specs/dpo.py", "self.beta > 0", "self.beta > 1", {"dpo"}),
     ("model/network/lora.py", "self.lora_A(input)", "self.lora_A(2 * input)", TUNED),

@@ -19,7 +19,7 @@ from pipeline.config.sample import SampleSection
 from pipeline.data.jsonl import read_jsonl
 from pipeline.evaluation.forms import TRAINING
 from pipeline.sampling.openai_judge import compare_all
-from pipeline.sampling.prompts import Prompt
+from pipeline.sampling.prompt import Prompt
 
 
 def judge_answers(cfg: EvaluateSection, out: Path, models: Sequence[str], progress: Progress) -> dict[str, float]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from pipeline.config.base import Progress
 from pipeline.config.sample import SampleSection
-from pipeline.sampling.prompts import Prompt
+from pipeline.sampling.prompt import Prompt
 from storage.errors import Failed
 from storage.files import write_text
 

@@ -13,7 +13,7 @@ from model.generation.judge import final_number, is_right
 from pipeline.config.sample import SampleSection
 from pipeline.data.documents import Tally, finish
 from pipeline.evaluation.forms import script
-from pipeline.sampling.prompts import Prompt
+from pipeline.sampling.prompt import Prompt
 from storage.files import write_text
 
 

@@ -5,25 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any, TypedDict
+from typing import Any
 
 from model.tokens.turns import Message
 from pipeline.sampling.disturbed import disturbed
+from pipeline.sampling.prompt import Prompt
 from pipeline.sources.teaching import facts
 
 _LONGEST = 200
 """Characters of a question that is taken apart."""
-
-
-class Prompt(TypedDict):
-    """A prompt with the chat's own answer, the keyword groups that tell a right one (may be none), and its place."""
-
-    messages: list[Message]
-    reference: str
-    keywords: list[list[str]]
-    source: str
-    path: str
-    line: int
 
 
 def choose_prompts(
