@@ -24,7 +24,7 @@ demo: .venv/.ready  ## make a small bilingual model from raw text, on this machi
 
 test: .venv/.ready-dev  ## run all tests (real Prefect, MLflow, torchrun, DeepSpeed processes)
 	$(BIN)/pip check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # the long files come first by name
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # tests/conftest.py puts the long files first
 
 lint: .venv/.ready-dev  ## check format, style, file sizes and types; nothing is changed
 	$(BIN)/ruff format --check .
