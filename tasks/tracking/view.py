@@ -22,7 +22,6 @@ COLUMNS = (
     ("metrics", "training_tokens"),
     ("metrics", "parameters"),
     ("metrics", "stages_built"),
-    ("attributes", "Models"),
 )
 
 
