@@ -37,6 +37,12 @@ def test_presets_have_the_size_they_claim(preset, vocabulary, low, high):
     assert low <= model.parameters() <= high
 
 
+def test_a_list_of_any_option_may_be_written_with_commas():
+    config = load("tiny", ["quantize.forms=int8,gguf:q8_0", "language.keep=zh", "rl.tasks=spelling, reverse"])
+    assert config.quantize.forms == ["int8", "gguf:q8_0"] and tuple(config.language.keep) == ("zh",)
+    assert list(config.rl.tasks) == ["spelling", "reverse"]
+
+
 def test_overrides_reach_every_depth():
     config = load(
         "tiny",

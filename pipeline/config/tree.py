@@ -11,7 +11,7 @@ import json
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_origin, get_type_hints
 
 from pydantic import ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -296,9 +296,17 @@ def _value(raw: str, names: list[str]) -> Any:
         value = tomllib.loads(f"v = {raw}")["v"]
     except tomllib.TOMLDecodeError:
         value = raw
-    if names[-1] in ("sources", "exams", "gate", "tasks") and isinstance(value, str):
+    if isinstance(value, str) and _is_list(names):
         value = [part.strip() for part in value.split(",") if part.strip()]
     return value
+
+
+def _is_list(names: list[str]) -> bool:
+    """Whether an option, by its dotted name, is a list of values."""
+    kind: Any = Config
+    for name in names:
+        kind = get_type_hints(kind).get(name) if isinstance(kind, type) else None
+    return get_origin(kind) in (list, tuple)
 
 
 def _explain(error: ErrorDetails) -> str:
