@@ -230,7 +230,7 @@ def _config_commands(command: Any) -> None:
 
 
 def _artifact_commands(command: Any) -> None:
-    """The commands on what runs left behind; ``command(name, text, examples)`` adds one."""
+    """The commands on runs and on what they left behind; ``command(name, text, examples)`` adds one."""
     sub = command("runs", "list the runs: what was asked for, how it ended, scores, and what is pinned")
     sub.add_argument("--json", action="store_true")
     sub = command(
@@ -262,6 +262,13 @@ def _artifact_commands(command: Any) -> None:
             "name", metavar="RUN", help="a run's id or its beginning (see `pipeline runs`), or a preset's name"
         )
         sub.set_defaults(keep=keep)
+    _look_commands(command)
+    _model_commands(command)
+    _curate_commands(command)
+
+
+def _look_commands(command: Any) -> None:
+    """The commands that show an artifact and where it came from."""
     sub = command("show", "show an artifact: what it is, what made it, its files")
     sub.add_argument(
         "ref",
@@ -288,6 +295,10 @@ def _artifact_commands(command: Any) -> None:
         "--down", action="store_true", help="go the other way: everything made from this artifact or source"
     )
     sub.add_argument("--json", action="store_true")
+
+
+def _model_commands(command: Any) -> None:
+    """The commands on a finished model: talk, serve, prune, round, score."""
     sub = command(
         "chat",
         "talk to a model",
@@ -304,15 +315,6 @@ def _artifact_commands(command: Any) -> None:
     sub.add_argument("--force", action="store_true", help="also when the model was withdrawn")
     serving(command, _names("presets"))
     releasing(command, _names("presets"))
-    sub = command("adopt", "accept an artifact made by older code as what today's code would make")
-    sub.add_argument("ref", help="stage/key of an artifact, or a preset: all that earlier code made for a run of it")
-    _preset(sub, nargs="?")
-    sub.add_argument("--force", action="store_true", help="also when the stage's section or version differs")
-    sub.add_argument("--dry-run", action="store_true", help="only say what would be adopted")
-    sub = command("invalidate", "withdraw a source or an artifact and everything made from it")
-    sub.add_argument("what", metavar="SOURCE_OR_REF", help="a source's name or digest, or stage/key")
-    sub.add_argument("--reason", help="why; shown wherever a withdrawn artifact is asked for")
-    sub.add_argument("--undo", action="store_true", help="take the withdrawal back")
     sub = command(
         "evaluate",
         "score models on exams: C-Eval, CMMLU, MMLU, ARC, HellaSwag, PIQA, OpenBookQA, GSM8K, BLiMP, or your own",
@@ -342,6 +344,19 @@ def _artifact_commands(command: Any) -> None:
     sub.add_argument("--rollback", action="store_true", help="the champion before the present one is it again")
     sub.add_argument("--dry-run", action="store_true", help="only say what would be decided")
     sub.add_argument("--force", action="store_true", help="also when the gate does not hold")
+
+
+def _curate_commands(command: Any) -> None:
+    """The commands that take over, withdraw, check and delete what the store holds."""
+    sub = command("adopt", "accept an artifact made by older code as what today's code would make")
+    sub.add_argument("ref", help="stage/key of an artifact, or a preset: all that earlier code made for a run of it")
+    _preset(sub, nargs="?")
+    sub.add_argument("--force", action="store_true", help="also when the stage's section or version differs")
+    sub.add_argument("--dry-run", action="store_true", help="only say what would be adopted")
+    sub = command("invalidate", "withdraw a source or an artifact and everything made from it")
+    sub.add_argument("what", metavar="SOURCE_OR_REF", help="a source's name or digest, or stage/key")
+    sub.add_argument("--reason", help="why; shown wherever a withdrawn artifact is asked for")
+    sub.add_argument("--undo", action="store_true", help="take the withdrawal back")
     sub = command("verify", "hash every file of every artifact again and set damaged ones aside")
     sub.add_argument("ref", nargs="?", help="only this artifact or stage")
     sub = command(
