@@ -7,23 +7,13 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
-import orjson
-
-from flows.serving.errors import Wrong
+from flows.serving.events import event, events
 from flows.serving.prompts import Prompt
 from flows.serving.requests import ChatRequest
 from flows.serving.talks import Going
 from model.serving.engine import Piece, Scored
 from model.serving.parts import Content, Part, Parts, Reasoning
 from model.tokens.reply import ToolCall
-
-DONE = b"data: [DONE]\n\n"
-QUIET = b": still at it\n\n"
-
-
-def event(value: object) -> bytes:
-    """One server-sent event."""
-    return b"data: " + orjson.dumps(value) + b"\n\n"
 
 
 def logprob(scored: Scored) -> dict[str, Any]:
@@ -104,19 +94,8 @@ class Chat:
             delta = {"role": "assistant", "content": "", "refusal": None}
             forgotten = {"forgotten": self.prompt.forgotten} if self.prompt.forgotten else {}
             yield event({**head, "choices": [_choice(i, delta)], **forgotten})
-        try:
-            async for batch in self.going.pieces():
-                if lines := b"".join(self._events(head, piece) for _, piece in batch):
-                    yield lines
-                elif not batch:
-                    yield QUIET
-        except Wrong as error:
-            yield event(error.body)
-            yield DONE
-            return
-        if usage:
-            yield event({**head, "choices": [], "usage": self.going.usage()})
-        yield DONE
+        async for lines in events(self.going, head, bool(usage), lambda _, piece: self._events(head, piece)):
+            yield lines
 
     def _events(self, head: dict[str, Any], piece: Piece) -> bytes:
         sample, i = self.samples[piece.sample], piece.sample

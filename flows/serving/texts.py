@@ -7,8 +7,7 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
-from flows.serving.chats import DONE, QUIET, event
-from flows.serving.errors import Wrong
+from flows.serving.events import event, events
 from flows.serving.requests import CompletionRequest
 from flows.serving.talks import Going
 from model.serving.engine import Piece, Scored
@@ -42,24 +41,12 @@ class Texts:
         choices = [_choice(i, texts[i], self._logprobs(i, scored[i]), finish[i]) for i in range(len(texts))]
         return {**self.head, "choices": choices, "usage": self.going.usage()}
 
-    async def stream(self) -> AsyncIterator[bytes]:
+    def stream(self) -> AsyncIterator[bytes]:
         """The continuations as events, the usage last where it is wanted, then ``[DONE]``."""
         options = self.request.stream_options
         usage = {"usage": None} if options and options.include_usage else {}
         head = {**self.head, **usage}
-        try:
-            async for batch in self.going.pieces():
-                if lines := b"".join(self._event(head, question, piece) for question, piece in batch):
-                    yield lines
-                elif not batch:
-                    yield QUIET
-        except Wrong as error:
-            yield event(error.body)
-            yield DONE
-            return
-        if usage:
-            yield event({**head, "choices": [], "usage": self.going.usage()})
-        yield DONE
+        return events(self.going, head, bool(usage), lambda question, piece: self._event(head, question, piece))
 
     def _event(self, head: dict[str, Any], question: int, piece: Piece) -> bytes:
         if not (piece.text or piece.finish or piece.scored):
