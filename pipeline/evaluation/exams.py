@@ -17,37 +17,22 @@ from typing import Protocol, TypedDict
 
 from pipeline.evaluation.forms import KINDS, TRAINING, guarded_text, recognise
 from pipeline.evaluation.gold import Item, NotAnItem
+from pipeline.evaluation.standard.files import LIMITS, ExamFile
+from pipeline.evaluation.standard.files import ExamSource as Source
 from pipeline.evaluation.standard.questions import questions
 from pipeline.readers import Fault, read
 from pipeline.sources.kinds import format_of
 
 SAMPLES = 100
 """Skipped records kept of each source."""
-_LIMITS = {"max_record": 64 << 20, "max_text": 1_000_000}
 _EXAMPLES, _ASKED = ("dev", "train", "auxiliary_train"), ("test", "val", "valid", "validation")
 
 
-class ExamFile(Protocol):
-    """A file of a source."""
-
-    @property
-    def relpath(self) -> str: ...
-
-    @property
-    def location(self) -> str: ...
-
-
-class ExamSource(Protocol):
+class ExamSource(Source, Protocol):
     """A source as far as exams need it; ``form``: the standard exam that it is, or nothing."""
 
     @property
     def form(self) -> str: ...
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def files(self) -> Sequence[ExamFile]: ...
 
 
 class Skipped(TypedDict):
@@ -95,7 +80,7 @@ def read_exams(sources: Iterable[ExamSource], first: int | None = None) -> Exams
 
 def _read_file(exams: Exams, source: str, file: ExamFile, first: int | None, seen: set[tuple[str, str]]) -> None:
     place = {"source": source, "path": str(file.relpath)}
-    piece = {"format": format_of(file.location), "location": str(file.location), "relpath": place["path"], **_LIMITS}
+    piece = {"format": format_of(file.location), "location": str(file.location), "relpath": place["path"], **LIMITS}
     for count, (line, record) in enumerate(read(piece)):
         if first is not None and count >= first:
             return

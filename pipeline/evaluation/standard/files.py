@@ -12,7 +12,8 @@ from pipeline.readers import Fault, read
 from pipeline.readers.streams import chunks
 from pipeline.sources.kinds import format_of
 
-_LIMITS = {"max_record": 64 << 20, "max_text": 1_000_000}
+LIMITS = {"max_record": 64 << 20, "max_text": 1_000_000}
+"""Of an exam's records, in bytes, and of a text in one, in characters."""
 LABELS = "-labels.lst"
 """How the file of a split's right answers is called, where they are not in the records (PIQA)."""
 
@@ -69,7 +70,7 @@ def first_row(file: ExamFile) -> list[str] | None:
 def records(file: ExamFile) -> Iterator[tuple[int, Any]]:
     """The records of a file that is no table, with their lines; what is broken is a Fault."""
     kind = format_of(file.location)
-    yield from read({"format": kind, "location": file.location, "relpath": file.relpath, **_LIMITS})
+    yield from read({"format": kind, "location": file.location, "relpath": file.relpath, **LIMITS})
 
 
 def first_record(file: ExamFile) -> Any:
