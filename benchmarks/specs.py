@@ -10,7 +10,15 @@ from model.running.how import How
 NUMBERS: dict[str, Any] = {"steps": 0, "epochs": 1.0, "seed": 0, "eval_every": 0, "eval_tokens": 0, "optim": {}}
 OWN: dict[str, dict[str, Any]] = {
     "pretrain": {},
-    "sft": {"lora": {}, "distill": {}},
+    "sft": {
+        "lora": {},
+        "distill": {},
+        "replay": 0.0,
+        "replay_weight": 1.0,
+        "neftune_alpha": 0.0,
+        "tag_weight": 1.0,
+        "compat": "",
+    },
     "dpo": {
         "lora": {},
         "loss": "sigmoid",

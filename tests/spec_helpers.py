@@ -1,6 +1,8 @@
 """Specs of small training runs, and the trainer of each objective."""
 
+import runpy
 from dataclasses import fields as fields_of
+from pathlib import Path
 
 from model.dpo import DpoTrainer
 from model.reward import RewardTrainer
@@ -14,27 +16,9 @@ TRAINERS = {"pretrain": Trainer, "sft": SftTrainer, "dpo": DpoTrainer, "reward":
 PLAIN = {"dtype": "fp32", "compile": "off", "device": "cpu"}
 """Arithmetic that does not depend on the machine under the test; a test of another form says so."""
 NUMBERS = {"seq_len": 64, "batch_tokens": 512, "steps": 40, "epochs": 1.0, "seed": 0, "eval_every": 0, "eval_tokens": 0}
-OWN = {
-    "pretrain": {},
-    "sft": {
-        "lora": {},
-        "distill": {},
-        "replay": 0.0,
-        "replay_weight": 1.0,
-        "neftune_alpha": 0.0,
-        "tag_weight": 1.0,
-        "compat": "",
-    },
+USUAL = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "specs.py"))["OWN"]
+OWN = USUAL | {
     "reward": {"lora": {}, "center": 0.0},
-    "dpo": {
-        "lora": {},
-        "loss": "sigmoid",
-        "beta": 0.1,
-        "label_smoothing": 0.0,
-        "length_normalize": False,
-        "simpo_gamma": 0.5,
-        "nll_weight": 0.0,
-    },
     "rl": {
         "lora": {},
         "algorithm": "grpo",
