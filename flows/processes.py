@@ -147,16 +147,32 @@ def _taken(port: int) -> bool:
 def end(pid: int) -> None:
     """SIGTERM to a service and all below it, a wait in which runs write their checkpoint and are recorded, then
     SIGKILL."""
-    import psutil
-
     mine = _family(pid)
     for process in mine:
         if not _is_tracker(process):  # it ends by itself once its flow is gone, after noting that
             _signal(process, signal.SIGTERM)
-    _, left = psutil.wait_procs(mine, timeout=STOP_SECONDS)
+    left = _remaining(mine, STOP_SECONDS)
     for process in {*left, *_family(pid)}:
         _signal(process, signal.SIGKILL)
-    psutil.wait_procs(left, timeout=5)
+    _remaining(left, 5)
+
+
+def _remaining(processes: list[Any], seconds: float) -> list[Any]:
+    """Those that still run after at most ``seconds``. A zombie has ended: in a container whose first process collects
+    no children it stays in the process table for ever, and psutil.wait_procs would wait for it."""
+    deadline = time.monotonic() + seconds
+    while (living := [p for p in processes if _runs(p)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return living
+
+
+def _runs(process: Any) -> bool:
+    import psutil
+
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _family(pid: int) -> list[Any]:
@@ -195,7 +211,7 @@ def alive(entry: dict[str, Any]) -> bool:
 
     try:
         process = psutil.Process(entry["pid"])
-        return abs(process.create_time() - entry["started"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        return abs(process.create_time() - entry["started"]) < 1 and _runs(process)
     except psutil.NoSuchProcess:
         return False
 
