@@ -76,7 +76,7 @@ def decide(place: Store, keep: int, records: Records) -> Policy:
     newest = [run for run in told if told[run]][:keep]
     kept = [run for run in told if run in newest or (run / PIN).exists() or is_alive(run)]
     start = [node for run in kept for node in told[run]]
-    reached = closure([*start, *Champions(place.root).kept()], records)
+    reached = closure([*start, *Champions(place).kept()], records)
     return Policy(kept, [run for run in told if run not in kept], reached)
 
 

@@ -64,7 +64,7 @@ def told(decision: Decision) -> list[str]:
 def command(ref: str | None, rollback: bool, dry_run: bool, force: bool) -> int:
     """``pipeline promote [MODEL]``: list the champions, make a model champion, or go back. Exit code 1 when the gate
     says no."""
-    champions = Champions(open_here().root)
+    champions = Champions(open_here())
     if rollback:
         return _rollback(champions, ref, dry_run)
     if ref is None:
@@ -81,7 +81,7 @@ def _list(champions: Champions) -> int:
             print(f"  {decision['created']}  {what}  {_name(decision['model'])}  {decision['run']}")
             for condition in decision["conditions"]:
                 print(f"      {_mark(condition)} {condition['text']}: {condition['why']}")
-    print(f"{len(champions.presets())} presets with decisions in {champions.folder}")
+    print(f"{len(champions.presets())} presets with decisions in {champions.store.where}")
     return 0
 
 

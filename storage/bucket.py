@@ -6,16 +6,21 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import secrets
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, cast
 
 from storage.files import whole
+from storage.journal import Journal
 from storage.store import StoreError
 
 TRANSFERS = 8
 """Uploads or downloads at once."""
+APPENDS = 20
+"""Attempts to add a line to a journal that others write to."""
 
 
 class Bucket:
@@ -137,6 +142,35 @@ class Bucket:
             return False
         finally:
             self.delete(probe)
+
+
+class ObjectJournal:
+    """A journal as an object that is written anew with every line, on the condition that it is still what was read.
+
+    While the bucket has none it is what ``before`` holds: a home's own journal, from before it shared its store.
+    ``conditional`` says whether the server keeps conditions; on one that does not, of two lines at the same moment one
+    is lost. Raises StoreError.
+    """
+
+    def __init__(self, bucket: Bucket, name: str, before: Journal, conditional: Callable[[], bool]) -> None:
+        self.bucket, self.name, self.before, self.conditional = bucket, name, before, conditional
+
+    def read(self) -> str:
+        found = self.bucket.read(self.name)
+        return found[0].decode("utf-8", "replace") if found else self.before.read()
+
+    def append(self, line: str) -> None:
+        for attempt in range(APPENDS):
+            found = self.bucket.read(self.name)
+            text = found[0] if found else self.before.read().encode()
+            condition = {"IfMatch": found[1]} if found else {"IfNoneMatch": "*"}
+            whole = text + (b"" if not text or text.endswith(b"\n") else b"\n") + line.encode() + b"\n"
+            if self.bucket.put(self.name, whole, **(condition if self.conditional() else {})):
+                return
+            time.sleep(random.uniform(0, 0.1 * (attempt + 1)))
+        raise StoreError(
+            f"artifact store {self.bucket.address}: {self.name} is written by others all the time; try again"
+        )
 
 
 class ObjectPlace:

@@ -1,7 +1,8 @@
-"""Which model of a preset is its champion: every decision ever made, one JSON line each, in
-``<store>/champions/<preset>.jsonl``.
+"""Which model of a preset is its champion: every decision ever made, one JSON line each, in the store's journal
+``champions/<preset>.jsonl``; of a shared store that lies in the bucket, so that all its machines have one champion.
 
-The file is the truth. MLflow's alias ``champion`` follows it and may lag behind an outage (tasks/tracking/champion.py).
+The journal is the truth. MLflow's alias ``champion`` follows it and may lag behind an outage
+(tasks/tracking/champion.py).
 :func:`champion` gives the champion's directory and needs nothing but the store: call it again to learn whether the
 champion has changed. A model becomes champion by a run whose gate held (``evaluate.gate``) or by ``pipeline promote``;
 ``pipeline promote --rollback`` goes back to the one before it.
@@ -9,15 +10,14 @@ champion has changed. A model becomes champion by a run whose gate held (``evalu
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
 from storage.errors import Refused
+from storage.journal import Journal
 from storage.places import home
 from storage.store import Store, open_store
 
@@ -65,15 +65,12 @@ class NoChampion(Refused, LookupError):
 class Champions:
     """The decisions about the models of every preset in a store."""
 
-    def __init__(self, root: Path) -> None:
-        self.folder = root / FOLDER
+    def __init__(self, store: Store) -> None:
+        self.store = store
 
     def history(self, preset: str) -> list[Decision]:
         """Every decision about a preset's models, oldest first; a line that is none is left out."""
-        try:
-            lines = self._file(preset).read_text("utf-8").split("\n")
-        except FileNotFoundError:
-            return []
+        lines = self._journal(preset).read().split("\n")
         return [decision for line in lines if (decision := _parse(line))]
 
     def line(self, preset: str) -> list[Decision]:
@@ -93,22 +90,11 @@ class Champions:
 
     def add(self, decision: Decision) -> None:
         """Write a decision down, durably."""
-        path = self._file(decision["preset"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(0, os.SEEK_END)
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                torn = file.read(1) != b"\n"  # by a crash: what follows must not join it
-                file.write(b"\n" if torn else b"")
-            file.write(json.dumps(decision, ensure_ascii=False, sort_keys=True).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._journal(decision["preset"]).append(json.dumps(decision, ensure_ascii=False, sort_keys=True))
 
     def presets(self) -> list[str]:
         """Presets about whose models something was decided."""
-        return sorted(path.stem for path in self.folder.glob("*.jsonl"))
+        return [name for name in self.store.journals(FOLDER) if _is_name(name)]
 
     def kept(self) -> Iterator[tuple[str, str]]:
         """Stage and key of every model that is a champion or that a rollback can lead to: gc leaves them."""
@@ -116,10 +102,14 @@ class Champions:
             for decision in self.line(preset):
                 yield decision["model"]["stage"], decision["model"]["key"]
 
-    def _file(self, preset: str) -> Path:
-        if not _NAME.fullmatch(preset) or preset.startswith("."):
+    def _journal(self, preset: str) -> Journal:
+        if not _is_name(preset):
             raise NoChampion(f"{preset!r} cannot be the name of a preset")
-        return self.folder / f"{preset}.jsonl"
+        return self.store.journal(FOLDER, preset)
+
+
+def _is_name(preset: str) -> bool:
+    return bool(_NAME.fullmatch(preset)) and not preset.startswith(".")
 
 
 def champion(preset: str, store: Store | None = None) -> Path:
@@ -129,7 +119,7 @@ def champion(preset: str, store: Store | None = None) -> Path:
     :class:`NoChampion`.
     """
     place, name = store or open_store(home() / "store"), Path(preset).stem
-    decision = Champions(place.root).current(name)
+    decision = Champions(place).current(name)
     if decision is None:
         raise NoChampion(
             f"{name}  has no champion yet; `pipeline run {name}` makes one, or `pipeline promote` names it"

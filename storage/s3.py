@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from storage.bucket import TRANSFERS, Bucket, ObjectPlace
+from storage.bucket import TRANSFERS, Bucket, ObjectJournal, ObjectPlace
 from storage.digest import VOLATILE, FileInfo, Manifest, digest_of, listing, parse_manifest, sha256_file, stays_inside
 from storage.files import sweep_entry, write_json
 from storage.lease import Lease, is_dead, parse_holder
@@ -62,6 +62,10 @@ class S3Store(Store):
             self.bucket, self.root / "withdrawn-shared", self.root / "withdrawn", self._sources_holding
         )
         self._conditional: bool | None = None
+
+    @property
+    def where(self) -> str:
+        return self.bucket.address
 
     def check(self) -> None:
         super().check()
@@ -160,6 +164,14 @@ class S3Store(Store):
     def note_run(self, name: str, nodes: Sequence[Place], pinned: bool) -> None:
         told = {"nodes": [list(node) for node in nodes], "pinned": pinned}
         self.bucket.put(f"{RUNS}/{name}.json", json.dumps(told, sort_keys=True).encode())
+
+    def journal(self, folder: str, name: str) -> ObjectJournal:
+        return ObjectJournal(self.bucket, f"{folder}/{name}.jsonl", super().journal(folder, name), self._can_lease)
+
+    def journals(self, folder: str) -> list[str]:
+        there = (name.removeprefix(f"{folder}/") for name in self.bucket.names(f"{folder}/"))
+        shared = {name.removesuffix(".jsonl") for name in there if name.endswith(".jsonl") and "/" not in name}
+        return sorted(shared | set(super().journals(folder)))
 
     def noted_runs(self) -> dict[str, NotedRun]:
         """The runs of all machines that used this bucket; what is not the record of one is left out."""

@@ -25,6 +25,7 @@ from storage import files, lease, lineage
 from storage.digest import RECORDS, VOLATILE, digest_of, fsync_tree, manifest
 from storage.errors import Failed
 from storage.files import write_json
+from storage.journal import FileJournal, Journal
 from storage.lease import Lease
 from storage.lineage import PLAIN, Input, LineageRecord, Place, SourceListing
 from storage.places import below_home
@@ -89,6 +90,11 @@ class Store:
     def __init__(self, root: Path, log: Callable[[str], None] = lambda line: None) -> None:
         self.root, self.log = Path(root), log
         self.withdrawals = Withdrawals(self.root / "withdrawn", holding=self._sources_holding)
+
+    @property
+    def where(self) -> str:
+        """Its address, for people."""
+        return str(self.root)
 
     def check(self) -> None:
         """Raise StoreError unless the store can be written; called before a run so that an outage is not taken for a
@@ -241,6 +247,14 @@ class Store:
 
     def note_run(self, name: str, nodes: Sequence[Place], pinned: bool) -> None:
         """Tell other machines what a run needs, where there is a place that they share."""
+
+    def journal(self, folder: str, name: str) -> Journal:
+        """A journal that all who use this store share."""
+        return FileJournal(self.root / folder / f"{name}.jsonl")
+
+    def journals(self, folder: str) -> list[str]:
+        """Names of the journals in a folder."""
+        return sorted(path.stem for path in (self.root / folder).glob("*.jsonl"))
 
     def lineage(self, stage: str, key: str) -> LineageRecord:
         """The lineage record of a published artifact. Raises OSError or ValueError when there is none to read."""

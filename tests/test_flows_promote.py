@@ -68,7 +68,7 @@ def test_the_champion_moves_only_when_all_hold_and_is_what_later_ones_must_beat(
     better = decide(gate, candidate(made(place, "d"), "e4", **{"sft.bits_per_byte": 1.61}), "r4", place)
     assert better["moved"] and better["before"] == first["model"]
     assert champion("anywhere/tiny.toml", place).name == "d" * 32
-    assert set(Champions(place.root).kept()) == {("sft", "a" * 32), ("sft", "d" * 32)}
+    assert set(Champions(place).kept()) == {("sft", "a" * 32), ("sft", "d" * 32)}
 
 
 def test_a_run_that_is_repeated_says_the_same(place):
@@ -100,7 +100,7 @@ def test_a_torn_line_loses_no_other_decision(place):
     with open(place.root / "champions" / "tiny.jsonl", "a") as file:
         file.write('{"preset": "ti')
     decide([], candidate(made(place, "b"), "e2"), "r2", place)
-    assert [d["model"]["key"][0] for d in Champions(place.root).history("tiny")] == ["a", "b"]
+    assert [d["model"]["key"][0] for d in Champions(place).history("tiny")] == ["a", "b"]
 
 
 def test_every_wrong_condition_is_told_at_once():

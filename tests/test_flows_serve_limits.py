@@ -212,7 +212,7 @@ def test_a_presets_name_means_its_champion(tmp_path, monkeypatch):
         model = {"stage": "sft", "key": name * 32, "digest": store.publish("sft", name * 32, record).digest}
         decision = {"preset": "tiny", "action": "promote", "model": model, "moved": True, "before": None}
         rest = {"conditions": [], "scores": {}, "evaluated": "", "run": "", "created": ""}
-        Champions(store.root).add({**decision, **rest})
+        Champions(store).add({**decision, **rest})
         champion = found("tiny", "tiny", False)
         assert champion.artifact == f"sft/{name * 32}" and champion.about.startswith("the champion, sft/")
     assert found(f"sft/{'a' * 32}", "tiny", False).directory.name == "a" * 32

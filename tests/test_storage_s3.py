@@ -12,9 +12,10 @@ from moto.server import ThreadedMotoServer
 from stage_helpers import built, states
 
 from storage.bucket import ObjectPlace
+from storage.champions import Champions, champion
 from storage.lease import Lease
 from storage.s3 import S3Store
-from storage.store import StoreError, open_store
+from storage.store import Store, StoreError, open_store
 from storage.withdrawal import rule_for
 
 KEY = "k" * 32
@@ -231,3 +232,32 @@ def test_gc_of_a_bucket_keeps_what_runs_of_any_machine_champions_and_young_artif
     assert here.examine("clean", "c").state == "absent" and here.ready("shard", "b")
     monkeypatch.delenv("PIPELINE_STORE")
     assert collect.collect(keep=1, dry_run=True, shared=True) == 2
+
+
+def test_a_champion_is_that_of_all_machines_and_no_decision_is_lost_between_them(tmp_path, s3):
+    def decision(run, key=KEY):
+        model = {"stage": "sft", "key": key, "digest": "d" * 64}
+        facts = {"conditions": [], "scores": {}, "evaluated": "", "run": run, "created": ""}
+        return {"preset": "tiny", "action": "promote", "model": model, "moved": True, "before": None, **facts}
+
+    one, two = (open_store(tmp_path / name) for name in ("one", "two"))
+    Champions(Store(tmp_path / "one")).add(decision("before the bucket", "o" * 32))
+    assert Champions(one).current("tiny")["run"] == "before the bucket" and Champions(two).current("tiny") is None
+    publish(one, stage="sft")
+    Champions(one).add(decision("r0"))
+    assert (
+        champion("tiny", two).is_relative_to(tmp_path / "two") and (champion("tiny", two) / "sub" / "a.txt").is_file()
+    )
+    writers = [
+        threading.Thread(
+            target=lambda place=place, name=name: [Champions(place).add(decision(f"{name}{i}")) for i in range(8)]
+        )
+        for place, name in ((one, "a"), (two, "b"))
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    runs = [d["run"] for d in Champions(two).history("tiny")]
+    assert runs[:2] == ["before the bucket", "r0"] and sorted(runs[2:]) == [f"{n}{i}" for n in "ab" for i in range(8)]
+    assert [r for r in runs if r[0] == "a"] == [f"a{i}" for i in range(8)] and Champions(one).presets() == ["tiny"]

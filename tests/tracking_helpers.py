@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from storage.champions import Champions, Decision
+from storage.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 LONG = {"rules": ["short", "markup"], "optim": {"lr": 0.001, "name": "muon"}, "note": "x" * 7000}
@@ -138,7 +139,7 @@ class FlowRun:
             "run": self.dir.name,
             "created": f"2026-{self.dir.name}",
         }
-        Champions(self.home / "store").add(decision)
+        Champions(Store(self.home / "store")).add(decision)
         self.emit("decision", decision=decision)
 
     def all(self, state: str) -> None:

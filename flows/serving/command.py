@@ -101,7 +101,7 @@ def found(name: str, first: str, force: bool) -> Found:
     """The model that a name means now: a preset's champion (its newest model while it has none), a reference, or a
     directory. The name of a stage means that stage's model in the run of the ``first`` name. Raises LookupError."""
     place = open_store(home() / "store")
-    chosen = "/" not in name.removesuffix(".toml") and Champions(place.root).current(Path(name).stem)
+    chosen = "/" not in name.removesuffix(".toml") and Champions(place).current(Path(name).stem)
     ref = str(champion(name, place)) if chosen else beside(name, first)
     directory = find_model(ref, force)
     artifact = f"{directory.parent.name}/{directory.name}" if place.root in directory.parents else ""

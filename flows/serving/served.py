@@ -13,6 +13,7 @@ from flows.serving.errors import Wrong
 from flows.serving.metrics import Metrics
 from model.chat import generation_defaults
 from model.serving.engine import Engine
+from storage.errors import Failed
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Served:
 
     def change(self) -> Engine | None:
         """Put the model in place that the name means now; the engine that is to drain, or None when nothing changed.
-        Blocks while weights are read. Raises LookupError, ValueError or OSError, and then the old one goes on."""
+        Blocks while weights are read. Raises LookupError, ValueError, OSError or Failed; then the old one goes on."""
         found = self.find()
         if found.directory == self.found.directory:
             return None
@@ -109,7 +110,7 @@ class Models:
     async def _look(self, model: Served) -> None:
         try:
             old = await asyncio.to_thread(model.change)
-        except (LookupError, ValueError, OSError) as error:
+        except (LookupError, ValueError, OSError, Failed) as error:
             if self._refused.get(model.name) != str(error):  # said once, not at every look
                 log.warning("%s goes on with %s: %s", model.name, model.found.about, error)
             self._refused[model.name] = str(error)

@@ -79,7 +79,7 @@ def numbers(metrics: Section) -> dict[str, float]:
 def judge(gate: Sequence[str], candidate: Candidate, store: Store) -> Verdict:
     """The verdict on a candidate. One that was decided about and is the champion, or was compared to the present one,
     is not decided about again: a run that is repeated says the same."""
-    champions = Champions(store.root)
+    champions = Champions(store)
     now = champions.current(candidate.preset)
     place = _ref(now["model"]) if now else ""
     for decision in reversed(champions.history(candidate.preset)):
@@ -107,7 +107,7 @@ def found(gate: Sequence[str], preset: str, model: Made, scores: Made, store: St
 
 def decide(gate: Sequence[str], candidate: Candidate, run: str, store: Store) -> Decision:
     """Write the decision about a candidate into the store and give it; about the champion itself nothing is written."""
-    champions = Champions(store.root)
+    champions = Champions(store)
     verdict, now = judge(gate, candidate, store), champions.current(candidate.preset)
     decision: Decision = {
         "preset": candidate.preset,

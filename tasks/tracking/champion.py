@@ -6,13 +6,13 @@ Every step looks first whether it was done, so what an outage left out is made u
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, cast
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from storage.champions import Champions, Decision
+from storage.store import Store
 from tasks.tracking.forms import as_tags
 
 ALIAS = "champion"
@@ -51,7 +51,7 @@ def tags(decision: Decision) -> dict[str, str]:
     )
 
 
-def follow(client: MlflowClient, store: Path, preset: str) -> str | None:
+def follow(client: MlflowClient, store: Store, preset: str) -> str | None:
     """Point the alias at the version of the store's champion, and note the decisions on the versions; the version, or
     None where MLflow has none of it."""
     champions = Champions(store)

@@ -13,6 +13,7 @@ from pathlib import Path
 from mlflow.entities import Metric
 
 from storage.champions import Decision
+from storage.store import open_store
 from tasks.running.events import Comparison, Event, StageFinished, StageStarted
 from tasks.tracking import champion, lineage
 from tasks.tracking.connection import Connection
@@ -160,7 +161,8 @@ class Mirror:
         self.finished = True
 
     def _champion(self) -> str | None:
-        return champion.follow(self.connection.client, self.connection.home / "store", self.connection.preset)
+        store = open_store(self.connection.home / "store")
+        return champion.follow(self.connection.client, store, self.connection.preset)
 
     def _close_building(self, stage: str, path: Path | None) -> None:
         if building := self.building.pop(stage, None):

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, cast
 from storage.champions import Champions
 from storage.files import write_json
 from storage.places import ROOT
+from storage.store import open_store
 from tasks.running.events import Event
 from tasks.running.tail import Tail
 from tasks.tracking.records import State
@@ -202,7 +203,8 @@ def follow_champions(home: Path, presets: Iterable[str]) -> dict[str, str | None
     from tasks.tracking.champion import follow as follow_champion
 
     client = mlflow.MlflowClient(tracking_uri(home))
-    return {preset: follow_champion(client, home / "store", preset) for preset in presets}
+    store = open_store(home / "store")
+    return {preset: follow_champion(client, store, preset) for preset in presets}
 
 
 def main(arguments: list[str]) -> int:
@@ -213,7 +215,7 @@ def main(arguments: list[str]) -> int:
         root = Path(arguments[1]).resolve()
         done = sync(root)
         if all(done.values()):
-            follow_champions(root, Champions(root / "store").presets())
+            follow_champions(root, Champions(open_store(root / "store")).presets())
         for run_id, complete in done.items():
             print(f"{run_id}  {'complete in MLflow' if complete else 'not in MLflow yet, see its mlflow.json'}")
         return 0 if all(done.values()) else 1
