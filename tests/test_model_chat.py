@@ -5,11 +5,12 @@ import sys
 import pytest
 from token_helpers import FACTS, taught_dir
 
+from flows.cli import main
 from model import chat as chat_module
 from model.chat import Chat, converse
 
 
-def test_chat_prints_the_answer_and_nothing_else():
+def test_chat_prints_the_answer_and_nothing_else(capsys):
     command = [sys.executable, "-m", "flows.cli", "chat"]
     told = ["--prompt", "什么是词元？", "--temperature", "1", "--top-k", "1", "--top-p", "0.9"]
     done = subprocess.run([*command, str(taught_dir()), *told], capture_output=True, text=True, check=True)
@@ -19,8 +20,9 @@ def test_chat_prints_the_answer_and_nothing_else():
         [str(taught_dir()), "--top-k", "3"],
         [str(taught_dir()), "--temperature", "-1"],
     ):
-        refused = subprocess.run([*command, *wrong, "--prompt", "x"], capture_output=True, text=True)
-        assert refused.returncode == 2 and "error: " in refused.stderr and "Traceback" not in refused.stderr
+        with pytest.raises(SystemExit) as refused:
+            main(["chat", *wrong, "--prompt", "x"])
+        assert refused.value.code == 2 and "error: " in capsys.readouterr().err
 
 
 def test_a_conversation_has_commands_and_help(monkeypatch, capsys):

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 from spec_helpers import spec as make
 from test_model_data import write_tokens
 
@@ -39,9 +42,9 @@ def ranks_of(out: Path) -> dict[int, psutil.Process]:
     return found
 
 
-def train(spec: TrainSpec, fault: signal.Signals | None = None, step: int = 0) -> dict:
+def train(spec: TrainSpec, fault: signal.Signals | None = None, step: int = 0, ranks: int = 2) -> dict:
     """Train on two ranks under torchrun; rank 1 gets ``fault`` once ``step`` is reported."""
-    on, hit = Resources(nproc=2, device="cpu", threads=1, no_progress_seconds=300), []
+    on, hit = Resources(nproc=ranks, device="cpu", threads=1, no_progress_seconds=300), []
 
     def report(record: dict) -> None:
         if fault and not hit and record["step"] >= step:
@@ -53,7 +56,7 @@ def train(spec: TrainSpec, fault: signal.Signals | None = None, step: int = 0) -
     return launch("model.pretrain", dump(spec), Path(spec.out), on, report)
 
 
-def test_a_killed_and_a_hung_rank_end_the_run_readably_and_it_resumes_to_the_same_bytes(tmp_path, monkeypatch) -> None:
+def test_after_a_killed_and_a_hung_rank_the_same_bytes_and_another_number_of_ranks_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "POLL_SECONDS", 0.05)
     monkeypatch.setenv("PIPELINE_GRACE_SECONDS", "1")
     monkeypatch.setenv("PIPELINE_HOME", str(tmp_path / "home"))
@@ -76,7 +79,7 @@ def test_a_killed_and_a_hung_rank_end_the_run_readably_and_it_resumes_to_the_sam
         "checkpoint_every": 10,
         "compile": "off",
     }
-    whole, broken = (make(**base | {"out": str(tmp_path / name)}) for name in ("whole", "broken"))
+    whole, broken, other = (make(**base | {"out": str(tmp_path / name)}) for name in ("whole", "broken", "other"))
     undisturbed = threading.Thread(target=train, args=(whole,))
     undisturbed.start()
 
@@ -98,3 +101,11 @@ def test_a_killed_and_a_hung_rank_end_the_run_readably_and_it_resumes_to_the_sam
         for name in ("broken", "whole")
     ]
     assert [(r["step"], r.get("loss")) for r in curves[0]] == [(r["step"], r.get("loss")) for r in curves[1]]
+
+    shutil.copytree(tmp_path / "broken" / "_run" / "checkpoints", tmp_path / "other" / "_run" / "checkpoints")
+    shutil.rmtree(tmp_path / "other" / "_run" / "checkpoints" / "step-00000120")
+    assert train(other, ranks=1)["steps"] == 120
+    assert "resumed at step 110" in (tmp_path / "other" / "_run" / "logs" / "launcher.log").read_text()
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "other")]
+    for name in weights[0]:
+        torch.testing.assert_close(weights[1][name], weights[0][name], atol=5e-3, rtol=0)
