@@ -1,10 +1,10 @@
 """A step of GRPO beside TRL's GRPOTrainer: the same model, prompts, group size and new tokens, on one core.
 
-    python benchmarks/rl.py [--dim 512 --layers 8 --new-tokens 64 --steps 4 --dtype bf16]
+    taskset -c 0 python benchmarks/rl.py [--dim 512 --layers 8 --new-tokens 64 --steps 3 --dtype bf16]
 
 Both sample with their own engine (TRL with transformers' generate, no vLLM), score the answers with the same made-up
-reward, and make one update of all weights with AdamW. Steps of the two sides take turns as processes; printed is the
-median time of a step (the first is left out) and the ratio.
+reward, and make one update of all weights with AdamW. The two sides take turns as processes; printed are a line as each
+ends, the median time of a step (the first is left out) with that of its rollout, and the ratio.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -48,12 +49,13 @@ def model_dir(root: Path, options: argparse.Namespace) -> Path:
     return root / "model"
 
 
-def ours(root: Path, options: argparse.Namespace) -> list[float]:
-    """Seconds of each step of the rl worker."""
+def ours(root: Path, options: argparse.Namespace) -> list[tuple[float, float]]:
+    """Seconds of each step of the rl worker, and of its rollout."""
     from spec_helpers import spec, train
 
     from model.rewards import functions
     from model.running.setup import Ranks
+    from pipeline.config.rl import RlSection
 
     functions.REWARDS["exact"] = lambda problem, said: worth(said.text)
     data = root / "data"
@@ -66,21 +68,24 @@ def ours(root: Path, options: argparse.Namespace) -> list[float]:
         (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:count]))
     meta = {"format": "tokens/1", "kind": "problems", "vocab_size": 6400}
     (data / "meta.json").write_text(json.dumps(meta))
+    section = RlSection(
+        prompts=PROMPTS, num_generations=ANSWERS, max_prompt_length=128, max_completion_length=options.new_tokens
+    )
     made = spec(
         "rl", data=str(data), tokenizer=str(root / "model"), init=str(root / "model"), out=tempfile.mkdtemp(dir=root),
-        seq_len=128 + options.new_tokens, batch_tokens=PROMPTS * ANSWERS * (128 + options.new_tokens), algorithm="grpo",
+        seq_len=section.seq_len, batch_tokens=section.batch_tokens, algorithm="grpo",
         prompts=PROMPTS, num_generations=ANSWERS, max_prompt_length=128, max_completion_length=options.new_tokens,
         steps=options.steps, dtype=options.dtype, threads=1, checkpoint_every=10_000, eval_samples=1,
         optim={"name": "adamw", "lr": 1e-6, "spike": 0.0},
     )  # fmt: skip
     train(made, Ranks(made.how))
     lines = (Path(made.out) / "_run" / "metrics.jsonl").read_text().splitlines()
-    times = [row["time"] for row in map(json.loads, lines) if "loss" in row]
-    return [after - before for before, after in pairwise(times)]
+    rows = [row for row in map(json.loads, lines) if "loss" in row]
+    return [(after["time"] - before["time"], after["rollout_seconds"]) for before, after in pairwise(rows)]
 
 
-def trl(root: Path, options: argparse.Namespace) -> list[float]:
-    """Seconds of each step of TRL's trainer."""
+def trl(root: Path, options: argparse.Namespace) -> list[tuple[float, float]]:
+    """Seconds of each step of TRL's trainer, and of its rollout."""
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -104,8 +109,19 @@ def trl(root: Path, options: argparse.Namespace) -> list[float]:
     def reward(completions, **_):
         return [worth(completion[0]["content"]) for completion in completions]
 
-    GRPOTrainer(str(root / "model"), reward, config, rows, callbacks=[Clock()]).train()
-    return [after - before for before, after in pairwise(ends)]
+    trainer = GRPOTrainer(str(root / "model"), reward, config, rows, callbacks=[Clock()])
+    rollouts, generate = [], trainer._generate_and_score_completions
+
+    def timed(inputs):
+        began = time.perf_counter()
+        try:
+            return generate(inputs)
+        finally:
+            rollouts.append(time.perf_counter() - began)
+
+    trainer._generate_and_score_completions = timed
+    trainer.train()
+    return [(after - before, own) for (before, after), own in zip(pairwise(ends), rollouts[1:], strict=False)]
 
 
 def main() -> None:
@@ -113,7 +129,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--side", choices=("ours", "trl"))
@@ -124,7 +140,7 @@ def main() -> None:
         return
     root = Path(tempfile.mkdtemp(prefix="rl-bench-"))
     model_dir(root, options)
-    found: dict[str, list[float]] = {"ours": [], "trl": []}
+    found: dict[str, list[list[float]]] = {"ours": [], "trl": []}
     for _ in range(options.rounds):
         for side, times in found.items():
             command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--root", str(root)]
@@ -132,10 +148,14 @@ def main() -> None:
             done = subprocess.run(command, capture_output=True, text=True, env=env)
             if done.returncode:
                 sys.exit(done.stderr[-3000:])
-            times += json.loads(done.stdout.strip().splitlines()[-1])
-    median = {side: statistics.median(times) for side, times in found.items()}
+            own = json.loads(done.stdout.strip().splitlines()[-1])
+            times += own
+            print(f"{side:5} {', '.join(f'{step:.2f} ({rollout:.2f})' for step, rollout in own)}", flush=True)
+    shutil.rmtree(root)
+    median = {side: statistics.median(step for step, _ in times) for side, times in found.items()}
     for side, times in found.items():
-        print(f"{side:5} {median[side]:8.2f} s a step ({', '.join(f'{t:.2f}' for t in times)})")
+        rollout = statistics.median(rollout for _, rollout in times)
+        print(f"{side:5} {median[side]:8.2f} s a step, {rollout:.2f} s of it the rollout")
     print(f"ratio {median['trl'] / median['ours']:.2f}")
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 from flows.environment import illegible, say, settle
 from flows.parser import parsed, parser
-from model.running.devices import GPUS, Device
 from storage.errors import Failed, Refused
 from storage.store import StoreError, open_store
 
@@ -169,50 +168,21 @@ def _config(args: argparse.Namespace) -> int:
 
 
 def _estimate(args: argparse.Namespace) -> int:
-    from dataclasses import replace
-
-    from model.running.estimate.engines import describe
-    from model.running.estimate.memory import Plan
-    from model.running.estimate.table import table
+    from flows.estimates import estimated, pretraining, written
     from pipeline.config.tree import ConfigError, load
 
     try:
         config = load(args.preset, args.overrides)
-        section, on = config.pretrain, config.resources
-        model = replace(section.model, vocab_size=section.model.vocab_size or config.tokenizer.vocab_size)
-        tokens = args.tokens or float(section.steps * section.batch_tokens)
-        device = _this_cpu(args.gpus, on.dtype) if args.gpu == "cpu" else GPUS[args.gpu]
-        compiled = on.compile == "on" if device.cpu else on.compile != "off"
-        plan = Plan(
-            model,
-            section.optim,
-            section.seq_len,
-            section.batch_tokens,
-            tokens,
-            args.gpus,
-            device,
-            on.micro_batch,
-            on.checkpointing,
-            on.offload,
-            compiled,
-            args.utilisation,
-        )
+        plan = pretraining(config, args)
     except ConfigError as error:
         return fail(error.problems)
     except ValueError as error:
         return fail(str(error))
     if args.json:
-        say(describe(plan))
+        say(estimated(config, plan))
     else:
-        print(table(plan))
+        print(written(config, plan))
     return 0
-
-
-def _this_cpu(ranks: int, dtype: str) -> Device:
-    """This machine's CPU, shared evenly by ``ranks``; its speed is measured, by torch."""
-    from model.running.machine import cpu_device
-
-    return cpu_device(max(1, ranks), dtype)
 
 
 def _presets(args: argparse.Namespace) -> int:

@@ -48,6 +48,8 @@ KNOBS = {
 """The option behind a loss, by stage and reason."""
 LOSSES = ("dropped/", "dropped_", "lost/", "lost_", "lost.")
 """How the name of a metric that counts a loss begins; what follows is the reason."""
+LOSS = ("loss", "val_loss")
+"""What says nothing of reinforcement learning, where it is about 0 by construction: rewards are shown instead."""
 
 
 def title(args: Any) -> Console:
@@ -71,14 +73,14 @@ def headline(metrics: dict[str, Any], stage: str = "") -> str:
         ("vocab_size", "{:,} tokens in the vocabulary"),
         ("train_tokens", "{:,} training tokens"),
         ("steps", "{:,} steps"),
+        ("headline", "{}"),
         ("val_loss", "held-out loss {:.3f}"),
         ("val_bits_per_byte", "{:.3f} bits/byte"),
         ("tokens_per_second", "{:,.0f} tokens/s"),
         ("mfu", "{:.0%} MFU"),
-        ("headline", "{}"),
         ("bytes_out", "{:,} bytes"),
     ):
-        if metrics.get(key) is not None:
+        if metrics.get(key) is not None and not (key in LOSS and "val_reward" in metrics):
             parts.append(text.format(metrics[key]))
     return ", ".join(parts[:4])
 
@@ -207,11 +209,14 @@ class Watch:
         text = f"{done:,}" + (f"/{total:,}" if total else "") + f" {event['unit']}"
         metrics = event.get("metrics") or {}
         for key, form in (
+            ("reward", "reward {:.3f}"),
+            ("val_reward", "held-out reward {:.3f}"),
             ("loss", "loss {:.3f}"),
             ("val_loss", "held-out {:.3f}"),
             ("tokens_per_second", "{:,.0f} tok/s"),
         ):
-            if isinstance(metrics.get(key), (int, float)):
+            told = not (key in LOSS and {"reward", "val_reward"} & set(metrics))
+            if told and isinstance(metrics.get(key), (int, float)):
                 text += " · " + form.format(metrics[key])
         if self.live and name in self.tasks:
             self.bars.update(self.tasks[name], completed=done, total=total, description=text)

@@ -50,14 +50,14 @@ def full(cfg: Config, inputs: Inputs) -> dict[str, Any]:
     vocabulary = tokenizer(cfg.tokenizer, shards)
     tokens = encode(cfg.encode, shards, vocabulary)
     base = pretrain(cfg.pretrain, tokens, vocabulary)
-    chat = sft(cfg.sft, base, talks, tokens if replays(cfg) else None) if talks else None
+    chat = sft(cfg.sft, base, talks, tokens if inputs.replays else None) if talks else None
     judge = reward(cfg.reward, chat, pairs) if inputs.ranks else None
-    scorer = judge if scores_by_reward(cfg) else None
+    scorer = judge if inputs.scores else None
     own = sample(cfg.sample, chat, talks, scorer, inputs.unasked) if inputs.samples else None
     given = pairs if inputs.aligns else None
     aligned = dpo(cfg.dpo, chat, given, own) if given or own else None
     tried = problems(cfg.decontaminate, inputs.problems, inputs.guarded) if inputs.problems else None
-    trained = rl(cfg.rl, aligned or chat, tried, judge if rewards(cfg) else None) if tried else None
+    trained = rl(cfg.rl, aligned or chat, tried, judge if inputs.rewards else None) if tried else None
     final = trained or aligned or chat or base
     models = several(base, chat, aligned, trained)
     learnt = several(text, talks, pairs)
@@ -66,23 +66,6 @@ def full(cfg: Config, inputs: Inputs) -> dict[str, Any]:
     release = export.submit(cfg.export, final, descent(final), scores, forms)
     gated = verdict(cfg.evaluate, final, scores)
     return {"report": report(cfg.report, scores, models, judge, own, gated), "model": release.result()}
-
-
-def replays(cfg: Config) -> bool:
-    """Whether sft reads the pretraining tokens; ``cfg`` may be the stand-in of :func:`stages`, which leaves nothing
-    out."""
-    return bool(getattr(cfg.sft, "replay", True))
-
-
-def scores_by_reward(cfg: Config) -> bool:
-    """Whether sample reads the reward model; ``cfg`` may be a stand-in as above."""
-    return getattr(cfg.sample, "judge", "reward") == "reward"
-
-
-def rewards(cfg: Config) -> bool:
-    """Whether the reward model is one of the rewards of rl; ``cfg`` may be a stand-in as above."""
-    named = getattr(cfg.rl, "rewards", None)
-    return not isinstance(named, dict) or "model" in named
 
 
 @functools.cache

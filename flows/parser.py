@@ -201,7 +201,7 @@ def _config_commands(command: Any) -> None:
 
     sub = command(
         "estimate",
-        "calculate memory and time of a preset's pretraining on GPUs (without any) or on this machine's CPU",
+        "calculate memory and time of a preset's training on GPUs (without any) or on this machine's CPU",
     )
     _preset(sub)
     sub.add_argument("--gpus", type=int, default=8, help="GPUs in all, 8 to a node (default 8); with --gpu cpu, ranks")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +23,7 @@ from model.specs.rl import RlSpec
 from model.specs.shape import ModelConfig
 from model.tokens.chat import ChatTokenizer
 from model.tokens.rows import fingerprint, read_meta
+from model.training.engine import slices
 from model.training.loop import Data, Loop
 from model.training.rl_loop import Problems, RlLoop
 from model.training.trainer import initial_model, prepare, read_model_config, work
@@ -38,12 +40,6 @@ class RlTrainer(Tuner[RlSpec]):
     def __init__(self, spec: RlSpec, ranks: Ranks) -> None:
         # rows and answers have ever new lengths: a compiled graph would be made again and again
         super().__init__(replace(spec, how=replace(spec.how, compile="off")), ranks)
-        sharded = spec.how.engine == "fsdp2" or (spec.how.engine == "deepspeed" and spec.how.zero_stage == 3)
-        if sharded and ranks.world > 1:
-            raise ValueError(
-                "rl tries answers on whole weights in every process, which FSDP2 and ZeRO 3 do not keep; set"
-                " resources.engine=ddp, or deepspeed with zero_stage 2 at most"
-            )
 
     def read_data(self) -> Data:
         """The problems of both splits. Raises ValueError when the data is of the wrong kind, or answers do not fit the
@@ -52,7 +48,7 @@ class RlTrainer(Tuner[RlSpec]):
         kind, config = read_meta(spec.data)["kind"], read_model_config(spec)
         if kind != spec.DATA:
             raise ValueError(f"{spec.data}: holds {kind} tokens, rl needs {spec.DATA}")
-        if spec.seq_len > config.max_seq_len:
+        if spec.max_prompt_length + spec.max_completion_length > config.max_seq_len:
             raise ValueError(
                 f"{spec.max_prompt_length} tokens of prompt and {spec.max_completion_length} of answer are more than"
                 f" the model reads ({config.max_seq_len}); lower rl.max_completion_length or rl.max_prompt_length"
@@ -86,11 +82,33 @@ class RlTrainer(Tuner[RlSpec]):
         assert isinstance(loop, RlLoop)
         spec = self.spec
         chat = ChatTokenizer.load(spec.tokenizer)
-        loop.trials = Trials(loop.objective.lm, chat, spec, self.ranks, loop.meter.beat, self._judge())
+        model, renew = self._whole(loop)
+        loop.trials = Trials(model, chat, spec, self.ranks, loop.meter.beat, self._judge(), renew)
         if spec.beta:
             loop.reference = loop.objective if spec.lora.rank else self._reference(loop.choices)
         if spec.filter_samples:
             self._filter(loop, prints)
+
+    def _whole(self, loop: Loop) -> tuple[Transformer, Callable[[], None] | None]:
+        """The model that answers: the one that trains or, where ranks hold shards of that, a copy that each makes whole
+        before it is asked."""
+        engine, how = loop.engine, self.spec.how
+        shards = how.engine == "fsdp2" and self.ranks.world > 1
+        if not shards and not (how.engine == "deepspeed" and how.zero_stage == 3):
+            return engine.objective.lm, None
+        model = initial_model(self.spec, read_model_config(self.spec))
+        self.adapt(model, loop.choices)
+        prepare(model, self.spec, loop.choices)
+        model.to(device=self.ranks.device, dtype=model.compute_dtype).requires_grad_(False)
+        held = dict(model.named_parameters())
+
+        def renew() -> None:
+            for group in engine.groups:
+                for chosen in slices(group["shapes"]):
+                    for i, values in zip(chosen, engine.whole(group, engine.local(group), chosen), strict=True):
+                        held[group["names"][i]].copy_(values)
+
+        return model, renew
 
     def _judge(self) -> Judge | None:
         """The reward model, where it is one of the rewards. Raises ValueError when it is wanted and not there."""

@@ -7,8 +7,9 @@ from typing import Any
 
 from pipeline.config.cleaning import DecontaminateSection
 from pipeline.config.resources import Resources
-from tasks.running.sources import SourceSet, unchanged
+from tasks.running.sources import SourceSet
 from tasks.running.stage import Report, stage
+from tasks.screening import screened
 
 
 @stage(version=1, kind="records", libs=("orjson", "pyarrow", "xxhash"))
@@ -23,17 +24,5 @@ def chats(
 ) -> dict[str, Any]:
     """Read chats, drop or report those that hold evaluation texts, and write them in normal form."""
     from pipeline.data.chat_records import read_chats
-    from pipeline.data.screen import screen
-    from pipeline.evaluation.exams import exam_items
 
-    with unchanged(records, exams):
-        return screen(
-            cfg,
-            read_chats,
-            records.sources,
-            exam_items(exams.sources if exams else ()),
-            out,
-            workers=on.workers,
-            engine=on.engine,
-            progress=report,
-        )
+    return screened(cfg, read_chats, records, exams, on, out, report)

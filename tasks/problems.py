@@ -8,8 +8,9 @@ from typing import Any
 
 from pipeline.config.cleaning import DecontaminateSection
 from pipeline.config.resources import Resources
-from tasks.running.sources import ProblemSet, SourceSet, unchanged
+from tasks.running.sources import ProblemSet, SourceSet
 from tasks.running.stage import Report, stage
+from tasks.screening import screened
 
 
 @stage(version=1, kind="records", libs=("orjson", "pyarrow", "xxhash"))
@@ -24,17 +25,5 @@ def problems(
 ) -> dict[str, Any]:
     """Make and read problems, drop or report those that hold evaluation texts, and write them in normal form."""
     from pipeline.data.problem_records import read_problems
-    from pipeline.data.screen import screen
-    from pipeline.evaluation.exams import exam_items
 
-    with unchanged(records, exams):
-        return screen(
-            cfg,
-            functools.partial(read_problems, records.settings),
-            records.sources,
-            exam_items(exams.sources if exams else ()),
-            out,
-            workers=on.workers,
-            engine=on.engine,
-            progress=report,
-        )
+    return screened(cfg, functools.partial(read_problems, records.settings), records, exams, on, out, report)

@@ -40,4 +40,9 @@ def rl(
         report.note(f"rl: {line}")
     more = {"reward_model": str(judge.path)} if judge else {}
     spec = spec_of(RlSpec, cfg, on, data=data, tokenizer=chat.path, out=out, init=chat.path, **more)
-    return counts | train(spec, on, report)
+    result = train(spec, on, report)
+    kind = "exact" if "val_exact" in result else "reward"
+    form = "{:.0%}" if kind == "exact" else "{:.2f}"
+    told = " → ".join(form.format(result[f"{when}_{kind}"]) for when in ("before", "val"))
+    words = "solved" if kind == "exact" else "reward"
+    return counts | result | {"headline": f"held-out problems: {words} {told}"}

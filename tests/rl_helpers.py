@@ -24,10 +24,11 @@ def spec(**fields):
 
 
 def answers(count=6, vocab=450, seed=0):
-    """Answers of different lengths to different prompts."""
+    """Answers of different lengths, two to a prompt but for the last of an odd count."""
     rng = np.random.default_rng(seed)
+    prompts = [rng.integers(3, vocab, 3 + i % 3).tolist() for i in range(-(-count // 2))]
     return [
-        Answer(rng.integers(3, vocab, 3 + i % 3).tolist(), rng.integers(3, vocab, n).tolist(), [-1.0] * n, True)
+        Answer(prompts[i // 2], rng.integers(3, vocab, n).tolist(), [-1.0] * n, True)
         for i in range(count)
         for n in [int(rng.integers(2, 9))]
     ]

@@ -276,13 +276,12 @@ def test_the_command_prints_a_table_and_json(capsys) -> None:
         cli.main(["estimate", "tiny", "pretrain.steps=10"])
     assert done.value.code == 0 and "zero3" in (text := capsys.readouterr().out) and "7B x64" in text
     with pytest.raises(SystemExit) as done:
-        cli.main(["estimate", "tiny", "--gpu", "cpu", "--gpus", "2", "--utilisation", "0.5"])
-    assert (
-        done.value.code == 0
-        and "2 x CPU rank" in (text := capsys.readouterr().out)
-        and "utilisation 50%: as given" in text
-        and "7B" not in text
-    )
+        later = ["reward.sources=teaching", "sample.answers=4"]
+        cli.main(["estimate", "tiny-rl", *later, "--gpu", "cpu", "--gpus", "2", "--utilisation", "0.5"])
+    text = capsys.readouterr().out
+    assert done.value.code == 0 and "2 x CPU rank" in text and "utilisation 50%: as given" in text and "7B" not in text
+    after = [line.split()[0] for line in text.split("After pretraining")[1].splitlines()[2:]]
+    assert after == ["sft", "reward", "sample", "dpo", "rl"]
     with pytest.raises(SystemExit) as done:
         cli.main(["estimate", "tiny", "pretrain.stpes=10"])
     assert done.value.code == 2 and "did you mean steps" in capsys.readouterr().err

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from token_helpers import tokenizer_dir
 
-from model.tokens.reply import Reply, ToolCall, parse_reply, well_formed, well_formed_share
+from model.generation.fluency import fluency
+from model.tokens.reply import Reply, ToolCall, parse_reply, well_formed
 
 CALL = '<tool_call>\n{"name": "tide", "arguments": {"pier": 1}}\n</tool_call>'
 TIDE = ToolCall("tide", '{"pier": 1}')
@@ -116,6 +117,8 @@ def test_an_answer_is_well_formed_when_it_reasons_once_and_then_answers(text, ta
     assert (well_formed(text, answer=True), well_formed(text)) == (tagged, plain)
 
 
-def test_the_share_of_well_formed_answers_is_over_all_of_them():
-    assert well_formed_share(["<think>a</think>b", "b"]) == 0.5
-    assert well_formed_share([]) == 0.0
+def test_evaluation_tells_how_many_answers_reason_and_how_many_of_these_are_well_formed():
+    said = ["<think>a</think><answer>b</answer>", "<think>a</think>b", "<think>a", "b"]
+    found = fluency([{"lang": "en"}] * 4, said)
+    assert found["tagged"] == 0.75 and found["well_formed"] == pytest.approx(2 / 3)
+    assert not {"tagged", "well_formed"} & set(fluency([{"lang": "en"}], ["b"]))

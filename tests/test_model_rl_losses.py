@@ -85,7 +85,7 @@ def theirs(trainer, options, sampled, made, known, longest):
 def test_every_variant_is_the_one_of_trl(trl, name):
     trainer, model = trl
     own, options = VARIANTS[name]
-    chosen = spec(importance_sampling_clip_max=0.0, **own)
+    chosen = spec(importance_sampling_clip_max=0.0, seq_len=20, **own)
     sampled = answers()
     made, known = rollout(sampled, chosen)
     objective = Policy(model, chosen)
@@ -94,7 +94,7 @@ def test_every_variant_is_the_one_of_trl(trl, name):
     logp = torch.zeros(int(made.begin[-1]))
     batch = objective.batch(made.read(everything), 1.0, 16, "train")
     with torch.no_grad():
-        values = objective.scores(batch)[0]  # near enough to the model that ratios are not all clipped
+        values, _ = objective(batch, scores=True)  # near enough to the model that ratios are not all clipped
     there = batch.weight > 0
     logp[batch.token[there]] = values[there]
     known.old = (logp.numpy() + 0.2 * known.old).astype(np.float32)
@@ -158,11 +158,11 @@ def test_ppo_is_clipped_policy_plus_clipped_value_over_all_tokens():
     objective = Policy(model, chosen)
     objective.known = known
     batch = objective.batch(made.read(np.arange(made.rows)), 1.0, 16, "train")
-    logp, _, value = objective.scores(batch)
+    logp, value = objective(batch, scores=True)
     there = batch.weight > 0
     known.old[batch.token[there].numpy()] = logp[there].detach().numpy() + 0.3 * known.reference[: there.sum()]
     batch = objective.batch(made.read(np.arange(made.rows)), 1.0, 16, "train")
-    loss, sums = objective.learn(batch, logp, torch.zeros_like(logp), value)
+    loss, sums = objective(batch)
     gains, misses = [], []
     for i in there.nonzero()[:, 0].tolist():
         ratio, a = float(torch.exp(logp[i] - batch.old[i])), float(batch.advantage[i])
@@ -172,6 +172,7 @@ def test_ppo_is_clipped_policy_plus_clipped_value_over_all_tokens():
         misses.append(max((v - wanted) ** 2, (near - wanted) ** 2))
     expected = np.mean(gains) + 0.3 * 0.5 * np.mean(misses)
     assert loss.item() == pytest.approx(expected, abs=1e-5)
+    assert float(sums[0]) == pytest.approx(expected, abs=1e-5)
     assert float(sums[6] / sums[-1]) == pytest.approx(0.5 * np.mean(misses), abs=1e-5)
     loss.backward()
     assert model.value_head.grad.abs().sum() > 0

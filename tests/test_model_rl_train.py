@@ -84,7 +84,10 @@ def test_killed_in_the_middle_it_ends_with_the_same_bits(tmp_path):
     assert timeless[0] == timeless[1]
 
 
-def test_ranks_and_micro_batches_change_nothing_but_rounding(tmp_path):
+SHARING = {"deepspeed": {"engine": "deepspeed", "zero_stage": 2}, "fsdp2": {"engine": "fsdp2"}}
+
+
+def test_engines_ranks_and_micro_batches_change_nothing_but_rounding(tmp_path):
     own = {
         "algorithm": "cispo",
         "beta": 0.05,
@@ -96,10 +99,12 @@ def test_ranks_and_micro_batches_change_nothing_but_rounding(tmp_path):
     alone, parts = (run_spec(tmp_path / str(n), micro_batch=n, **own) for n in (8, 1))
     for spec in (alone, parts):
         train(spec, Ranks(spec.how))
-    two = run_spec(tmp_path / "two", micro_batch=2, **own)
-    finish(start(two, torchrun(2)), two)
+    shared = [run_spec(tmp_path / name, micro_batch=2, **how, **own) for name, how in SHARING.items()]
+    running = [start(spec, torchrun(2)) for spec in shared]
+    for process, spec in zip(running, shared, strict=True):
+        finish(process, spec)
     for name, value in weights(alone).items():
-        for other in (parts, two):
+        for other in (parts, *shared):
             assert torch.allclose(value, weights(other)[name], atol=2e-5), name
 
 

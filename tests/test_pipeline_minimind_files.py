@@ -8,12 +8,16 @@ from token_helpers import tokenizer_dir
 
 from model.tokens.reply import parse_reply, well_formed
 from pipeline.config.data import IngestSection
+from pipeline.config.rl import RlSection
 from pipeline.data.chat_records import read_chats
 from pipeline.data.ingest import ingest
 from pipeline.data.preference_records import read_preferences
+from pipeline.data.problem_records import read_problems
 from pipeline.data.records import Losses
+from pipeline.problems.settings import ProblemSettings
 from pipeline.sources import resolve
 from pipeline.tokens.chats import encode_chats
+from pipeline.tokens.problems import encode_problems
 
 THINK = "<think>\n先数一数。\n</think>\n<answer>\n3\n</answer>"
 
@@ -107,3 +111,21 @@ def test_text_to_pretrain_on_is_read_and_so_are_chats_as_text(tmp_path):
     )
     found = ingest(IngestSection(), resolve(names, "text"), tmp_path / "out")
     assert found["docs_out"] == 6
+
+
+def test_prompts_for_reinforcement_learning_are_chats_whose_last_answer_is_missing(tmp_path):
+    """Of rlaif-mini.jsonl; rewards of the model (or of the form and the language) judge their answers."""
+    asked = [*talk("你好", "你好！", "第 {} 题？"), said("assistant", "空")]
+    rows = [json.loads(json.dumps({"conversations": asked}).replace("{}", str(i))) for i in range(40)]
+    sources = resolve(file_of(tmp_path, "rlaif-mini.jsonl", *rows), "problem")
+    losses = Losses()
+    records = list(read_problems(ProblemSettings((), (1,), 1, 200, 0), sources, losses=losses))
+    assert not losses.dropped and [record["messages"] for record in records] == [
+        row["conversations"][:3] for row in rows
+    ]
+    assert {record["answer"] for record in records} == {""} and {record["lang"] for record in records} == {"zh"}
+    write = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    (tmp_path / "records.jsonl").write_text(write, "utf-8")
+    wanted = {"sources": ["rlaif-mini.jsonl"], "rewards": {"model": 1.0, "language": 0.1}}
+    counts = encode_problems(tmp_path / "records.jsonl", tokenizer_dir(), tmp_path / "problems", RlSection(**wanted))
+    assert counts["problems_train"] > counts["problems_val"] > 0 and "dropped" not in counts

@@ -4,7 +4,8 @@
 - ``distinct``: different pairs of neighbouring words (of Chinese: characters) among all of an answer's (Li et al. 2016,
   arXiv:1510.03055), the mean over answers with at least two pairs;
 - ``language``: the share in the language of the question, by script;
-- ``well_formed``: of those that open a reasoning or answer tag, the share whose tags are whole and in order;
+- ``tagged``: of a model that writes reasoning or answer tags, the share that have one, and ``well_formed`` the share of
+  these whose tags are whole and in order;
 - ``empty``: the share that say nothing.
 """
 
@@ -60,5 +61,6 @@ def fluency(items: Sequence[dict[str, Any]], answers: Sequence[str | None]) -> d
     if spoken:
         found["language"] = sum(item["lang"] == tongue for item, tongue in spoken) / len(spoken)
     if tagged:
+        found["tagged"] = len(tagged) / len(said)
         found["well_formed"] = sum(map(well_formed, tagged)) / len(tagged)
     return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,15 +18,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model.network.lora import LoraLinear
+from model.network.shared import hidden
 from model.network.transformer import Transformer
 from model.objectives.base import Batch, Objective, batch
 from model.objectives.policy import Clip, by_answer, divergence, surrogate, value_loss
-from model.objectives.sampled import log_probs
+from model.objectives.sampled import log_probs, policy_of, steepness
 from model.specs.rl import RlSpec
-from model.tokens.rows import Rows
+from model.tokens.rows import PADDING, Rows
+from model.training import loss
 
 VALUE = "value_head"
 """Name of the parameter that PPO adds to the model while it trains."""
+TRIM = 32
+"""Slots by which rows are shortened."""
 
 
 @dataclass
@@ -50,16 +55,41 @@ class Known:
 
 @dataclass
 class SampledRows(Rows):
-    """Rows of sampled answers; ``token`` [rows, seq_len] is each target's number in the rollout."""
+    """Rows of sampled answers; ``token`` [rows, seq_len] is each target's number in the rollout, ``prompt`` and
+    ``position`` [rows, seq_len] are what :func:`model.network.shared.hidden` takes."""
 
     token: NDArray
+    prompt: NDArray
+    position: NDArray
+
+    def trimmed(self) -> SampledRows:
+        """These rows without those that are empty and the slots that are padding in all of them."""
+        used = (self.doc != PADDING).sum(1)  # padding stands at the end
+        there = np.flatnonzero(used) if used.any() else np.zeros(1, np.int64)
+        length = min(self.doc.shape[1], max(1, -(-int(used.max()) // TRIM)) * TRIM)
+        return SampledRows(**{f.name: getattr(self, f.name)[there, :length] for f in fields(self)})
+
+
+class Targets(NamedTuple):
+    """What the policy's loss needs of each target [n] beside its log-probability: ``answer`` is the number of its
+    answer in the batch, the others are weights and :class:`Known`."""
+
+    weight: Tensor
+    answer: Tensor
+    sampled: Tensor
+    advantage: Tensor
+    old: Tensor
+    reference: Tensor
 
 
 @dataclass
 class PolicyBatch(Batch):
-    """``token`` [n] is each target's number in the rollout, ``answer`` [n] that of its answer among the ``answers`` [m]
-    of this batch (m for a slot that only pads); the others are :class:`Known` of the targets [n]."""
+    """``prompt``, ``position`` [rows, seq_len] as in :class:`SampledRows`; ``token`` [n] is each target's number in the
+    rollout, ``answer`` [n] that of its answer among the ``answers`` [m] of this batch (m for a slot that only pads);
+    the others are :class:`Known` of the targets [n]."""
 
+    prompt: Tensor
+    position: Tensor
     token: Tensor
     answer: Tensor
     answers: Tensor
@@ -69,6 +99,11 @@ class PolicyBatch(Batch):
     reference: Tensor
     value: Tensor
     returns: Tensor
+
+    @property
+    def of_targets(self) -> Targets:
+        """What the policy's loss needs."""
+        return Targets(*(getattr(self, name) for name in Targets._fields))
 
 
 class Policy(Objective):
@@ -88,6 +123,7 @@ class Policy(Objective):
     def batch(self, rows: Rows, norm: float, chunk: int, split: str) -> PolicyBatch:
         """Rows of answers with what is known of their tokens."""
         assert isinstance(rows, SampledRows)
+        rows = rows.trimmed()
         plain = batch(rows, norm, chunk)
         index = slice(None) if plain.index is None else plain.index.numpy()
         there = plain.weight.numpy() > 0
@@ -99,24 +135,56 @@ class Policy(Objective):
         own = {f.name: getattr(self.known, f.name)[token] if size else np.zeros(len(token)) for f in fields(Known)}
         return PolicyBatch(
             **vars(plain),
+            prompt=torch.from_numpy(rows.prompt),
+            position=torch.from_numpy(rows.position),
             token=torch.from_numpy(token),
             answer=torch.from_numpy(answer.astype(np.int64)),
             answers=torch.from_numpy(answers),
             **{name: torch.from_numpy(values.astype(np.float32)) for name, values in own.items()},
         )
 
-    def scores(self, batch: PolicyBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probability, entropy and value (zeros without a value head) of each target [n]."""
-        h = self.selected(batch)
-        spec = self.spec
-        logp, entropy = log_probs(h, self.lm.head, batch.targets, spec.temperature, spec.top_k, spec.top_p)
+    def selected(self, batch: Batch) -> Tensor:
+        """Hidden states [n, dim] at the batch's targets."""
+        assert isinstance(batch, PolicyBatch)
+        h = hidden(self.lm, batch.ids, batch.doc, batch.prompt, batch.position).reshape(-1, self.lm.config.dim)
+        return h if batch.index is None else h[batch.index]
+
+    @property
+    def how(self) -> tuple[float, int, float]:
+        """What answers are sampled with: temperature, top-k and top-p."""
+        return self.spec.temperature, self.spec.top_k, self.spec.top_p
+
+    def value(self, h: Tensor) -> Tensor:
+        """The value [n] of the tokens after hidden states ``h`` [n, dim]; zeros without a value head."""
         head = getattr(self.lm, VALUE, None)
-        return logp, entropy, torch.zeros_like(logp) if head is None else h.float() @ head.float()
+        return h.new_zeros(len(h), dtype=torch.float32) if head is None else h.float() @ head.float()
 
     def forward(self, batch: PolicyBatch, scores: bool = False) -> tuple[Tensor, Tensor]:
-        """Loss and sums; with ``scores`` only each target's log-probability and value."""
-        logp, entropy, value = self.scores(batch)
-        return (logp, value) if scores else self.learn(batch, logp, entropy, value)
+        """Loss and sums; with ``scores`` only each target's log-probability and value [n]."""
+        h = self.selected(batch)
+        if scores:
+            return log_probs(h, self.lm.head, batch.targets, *self.how)[0], self.value(h)
+        known = batch.of_targets
+        if self.level == "token":
+            size = loss.CHUNK.get(h.device.type, 4096)
+            total, sums = loss.InForward.apply(h, self.lm.head, size, self._chunk, batch.targets, *known)
+        else:  # what an answer's tokens have in common is known after the last of them
+            logp, entropy = log_probs(h, self.lm.head, batch.targets, *self.how)
+            total, sums = self.learn(known, logp, entropy, len(batch.answers))
+        miss = torch.zeros_like(total)
+        if self.spec.algorithm == "ppo":
+            extra, miss = self.learn_value(batch, self.value(h))
+            total, sums = total + extra, torch.cat([(sums[0] + extra.detach())[None], sums[1:]])
+        sums = torch.cat([sums[:-1], miss.detach()[None], sums[-1:]])
+        return total + self.lm.balance(batch.doc) * batch.weight.sum(), sums
+
+    def _chunk(self, h: Tensor, w: Tensor, targets: Tensor, *columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, sums and the gradient of the logits [n, vocab] of some targets, while their logits are in cache."""
+        logp, entropy, soft = policy_of(h, w, targets, self.how)
+        with torch.enable_grad():
+            total, sums = self.learn(Targets(*columns), logp.requires_grad_(), entropy)
+            (slope,) = torch.autograd.grad(total, logp)
+        return total.detach(), sums, steepness(soft, targets, slope, self.spec.temperature).to(h.dtype)
 
     @contextlib.contextmanager
     def adapted(self, wanted: bool) -> Iterator[None]:
@@ -131,37 +199,39 @@ class Policy(Objective):
             for module, scale in zip(adapters, scales, strict=True):
                 module.scale = scale
 
-    def learn(self, batch: PolicyBatch, logp: Tensor, entropy: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and sums from what the model gives each target [n]."""
-        spec, real = self.spec, batch.weight > 0
+    def learn(self, known: Targets, logp: Tensor, entropy: Tensor, answers: int = 0) -> tuple[Tensor, Tensor]:
+        """The policy's loss and sums (all but the value's) from what the model gives each target [n]; ``answers`` that
+        they belong to count at the sequence level."""
+        spec, real = self.spec, known.weight > 0
         # a slot that only pads must not lead to infinities, which a weight of 0 would make NaN
         logp = torch.where(real, logp, 0.0)
         # on the first of a rollout's updates the model is still the one that sampled
-        old = torch.where(torch.isnan(batch.old), logp.detach(), batch.old)
+        old = torch.where(torch.isnan(known.old), logp.detach(), known.old)
         apart = logp - old
-        if self.level == "sequence":
-            count = len(batch.answers) + 1  # the last collects what only pads
-            apart = by_answer(apart, batch.answer, count)[batch.answer]
+        if self.level == "sequence":  # the last collects what only pads
+            apart = by_answer(apart, known.answer, answers + 1)[known.answer]
         ratio = torch.exp(apart)
-        loss, low, high = surrogate(logp, ratio, batch.advantage, self.clip)
+        each, low, high = surrogate(logp, ratio, known.advantage, self.clip)
         if spec.importance_sampling_clip_max:
             # the sampler's arithmetic is not the trainer's to the last bit
-            loss = loss * torch.exp(old - batch.sampled).clamp(max=spec.importance_sampling_clip_max)
+            each = each * torch.exp(old - known.sampled).clamp(max=spec.importance_sampling_clip_max)
         kl = torch.zeros_like(logp)
         if spec.beta and spec.algorithm != "ppo":  # PPO has it in the reward
-            kl = divergence(logp, batch.reference, spec.kl_estimator)
-            loss = loss + spec.beta * (kl * ratio if spec.use_bias_correction_kl else kl)
+            kl = divergence(logp, known.reference, spec.kl_estimator)
+            each = each + spec.beta * (kl * ratio if spec.use_bias_correction_kl else kl)
         elif spec.beta:
-            kl = divergence(logp.detach(), batch.reference, spec.kl_estimator)
-        miss = torch.zeros_like(logp)
-        if spec.algorithm == "ppo":
-            miss = value_loss(value, batch.value, batch.returns, spec.ppo.cliprange_value)
-            loss = loss + spec.ppo.vf_coef * miss
-        total = torch.where(real, loss * batch.weight, 0.0).sum()
-        observed = (kl, entropy, low.float(), high.float(), (old - batch.sampled).abs(), miss)
+            kl = divergence(logp.detach(), known.reference, spec.kl_estimator)
+        total = torch.where(real, each * known.weight, 0.0).sum()
+        observed = (kl, entropy, low.float(), high.float(), (old - known.sampled).abs())
         sums = [total, *(torch.where(real, values, 0.0).sum() for values in observed), real.sum().float()]
-        total = total + self.lm.balance(batch.doc) * batch.weight.sum()
         return total, torch.stack([s.detach().float() for s in sums])
+
+    def learn_value(self, batch: PolicyBatch, value: Tensor) -> tuple[Tensor, Tensor]:
+        """PPO's loss of the values [n], weighed, and the plain sum of it."""
+        real = batch.weight > 0
+        miss = value_loss(value, batch.value, batch.returns, self.spec.ppo.cliprange_value)
+        weighed = torch.where(real, miss * batch.weight, 0.0).sum()
+        return self.spec.ppo.vf_coef * weighed, torch.where(real, miss, 0.0).sum()
 
 
 def add_value_head(model: Transformer) -> None:

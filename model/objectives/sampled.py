@@ -54,14 +54,28 @@ class _Sampled(torch.autograd.Function):
         gh, gw = torch.empty_like(h), torch.zeros_like(head, dtype=torch.float32) if learns else None
         for i in range(0, h.shape[0], ctx.chunk):
             rows = slice(i, i + ctx.chunk)
-            # the gradient of a log-probability is one at its target less the probabilities
             soft = torch.softmax(_scaled(h[rows], w, targets[rows], ctx.how), -1)
-            slope = g[rows] / ctx.how[0]
-            grad = soft.mul_(-slope[:, None]).scatter_add_(1, targets[rows, None], slope[:, None]).to(h.dtype)
+            grad = steepness(soft, targets[rows], g[rows], ctx.how[0]).to(h.dtype)
             torch.mm(grad, w, out=gh[rows])
             if gw is not None:
                 gw += grad.t() @ h[rows]
         return gh, gw.to(head.dtype) if gw is not None else None, None, None, None
+
+
+def policy_of(h: Tensor, w: Tensor, targets: Tensor, how: tuple[float, int, float]) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability of each target [n], entropy [n] and all probabilities [n, vocab], fp32, of one chunk of rows
+    ``h`` [n, dim] under the head ``w`` [vocab, dim] of the same dtype."""
+    lp = torch.log_softmax(_scaled(h, w, targets, how), -1)
+    soft = lp.exp()
+    logp = lp.gather(1, targets[:, None])[:, 0]
+    return logp, -(soft * lp.nan_to_num_(neginf=0.0)).sum(-1), soft
+
+
+def steepness(soft: Tensor, targets: Tensor, slope: Tensor, temperature: float) -> Tensor:
+    """The gradient of the logits [n, vocab] for that of the log-probabilities ``slope`` [n]: one at the target less the
+    probabilities ``soft`` [n, vocab], which are written over."""
+    slope = slope / temperature
+    return soft.mul_(-slope[:, None]).scatter_add_(1, targets[:, None], slope[:, None])
 
 
 def now(h: Tensor, head: Tensor, targets: Tensor, how: tuple[float, int, float], chunk: int) -> tuple[Tensor, Tensor]:
@@ -69,9 +83,9 @@ def now(h: Tensor, head: Tensor, targets: Tensor, how: tuple[float, int, float],
     w = head.to(h.dtype)
     logp, entropy = [h.new_zeros(0, dtype=torch.float32)], [h.new_zeros(0, dtype=torch.float32)]
     for i in range(0, h.shape[0], chunk):
-        lp = torch.log_softmax(_scaled(h[i : i + chunk], w, targets[i : i + chunk], how), -1)
-        logp.append(lp.gather(1, targets[i : i + chunk, None])[:, 0])
-        entropy.append(-(lp.exp() * lp.nan_to_num(neginf=0.0)).sum(-1))
+        own, spread, _ = policy_of(h[i : i + chunk], w, targets[i : i + chunk], how)
+        logp.append(own)
+        entropy.append(spread)
     return torch.cat(logp), torch.cat(entropy)
 
 

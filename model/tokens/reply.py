@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
@@ -117,12 +116,3 @@ def well_formed(text: str, *, answer: bool = False) -> bool:
         return not answer
     block = _ANSWER.fullmatch(rest.strip())
     return tags[2:] == ["<answer>", "</answer>"] and bool(block and block[1].strip())
-
-
-def well_formed_share(answers: Iterable[str], *, answer: bool = False) -> float:
-    """Share of ``answers`` that are :func:`well_formed`, between 0 and 1; 0 where there are none.
-
-    For evaluation: call it with what a model that was trained on reasoning said.
-    """
-    judged = [well_formed(text, answer=answer) for text in answers]
-    return sum(judged) / max(1, len(judged))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +39,7 @@ class Trial:
 
 
 class Trials:
-    """Tries problems on ``model``, whose weights are used as they are at each call. Collective."""
+    """Tries problems on ``model``, whose weights are used as they are at each call, after ``renew``. Collective."""
 
     def __init__(
         self,
@@ -48,13 +49,17 @@ class Trials:
         ranks: Ranks,
         beat: Callable[[], None],
         judge: Judge | None,
+        renew: Callable[[], None] | None = None,
     ) -> None:
         self.model, self.chat, self.spec, self.ranks, self.beat, self.judge = model, chat, spec, ranks, beat, judge
+        self.renew = renew
         self.stop = (chat.eos_id, chat.end_of_text_id)
 
     def __call__(self, problems: Sequence[Problem], samples: int, sampling: Sampling) -> list[list[Trial]]:
         """``samples`` trials of each problem; what a trial says follows from its problem, its number and the seed."""
         rank, world = self.ranks.rank, self.ranks.world
+        if self.renew is not None:
+            self.renew()
         mine = self._try(problems[rank::world], samples, sampling)
         if world == 1:
             return mine
@@ -74,6 +79,11 @@ class Trials:
         thinks: list[float] = [0.0] * len(flat)
         if self.judge is not None and MODEL in self.spec.rewards:
             thinks = self.judge([problem for problem, _, _ in flat], texts)
+            if not all(map(math.isfinite, thinks)):
+                raise ValueError(
+                    f"the reward model's scores are not finite ({self.spec.reward_model}): its weights are damaged or"
+                    " diverged; train it again (reward.optim.lr)"
+                )
         trials = [self._trial(*row, text, score) for row, text, score in zip(flat, texts, thinks, strict=True)]
         return [trials[i : i + samples] for i in range(0, len(trials), samples)]
 

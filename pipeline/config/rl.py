@@ -17,6 +17,10 @@ from pipeline.problems.generators import LEVELS, TASKS
 from pipeline.problems.gym import PREFIX, check
 from pipeline.problems.settings import ProblemSettings
 
+ROW = 512
+"""Slots up to which a prompt and all its answers share a row: behind each other they are fewer, but attention looks at
+all of a row."""
+
 
 class RlSection(Section):
     """Reinforcement learning from rewards that can be computed, after sft or dpo; absent without tasks and sources.
@@ -160,14 +164,21 @@ class RlSection(Section):
         return bool(self.tasks or self.sources)
 
     @property
-    def seq_len(self) -> int:
-        """Slots of a packed row: one prompt with its answer at least."""
+    def longest(self) -> int:
+        """Tokens of the longest prompt with the longest answer."""
         return self.max_prompt_length + self.max_completion_length
+
+    @property
+    def seq_len(self) -> int:
+        """Slots of a packed row: a prompt with all its answers where those are short, with one at least."""
+        group = self.max_prompt_length + self.num_generations * self.max_completion_length
+        return max(self.longest, min(group, ROW))
 
     @property
     def batch_tokens(self) -> int:
         """Most slots of one update."""
-        return self.prompts * self.num_generations * self.seq_len // self.num_mini_batches
+        slots = self.max_prompt_length + self.num_generations * self.max_completion_length
+        return max(self.seq_len, self.prompts * slots // self.num_mini_batches)
 
     def settings(self) -> ProblemSettings:
         """What decides which problems are made."""

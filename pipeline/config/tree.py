@@ -103,7 +103,7 @@ class Config(Section):
     def _answers_fit(self) -> Config:
         """Raises ValueError when a prompt with its answer is longer than what the model reads."""
         window = self.pretrain.model.max_seq_len
-        if self.rl.wanted and not self.pretrain.init and self.rl.seq_len > window:
+        if self.rl.wanted and not self.pretrain.init and self.rl.longest > window:
             raise ValueError(
                 f"rl.max_completion_length  {self.rl.max_prompt_length} tokens of prompt and"
                 f" {self.rl.max_completion_length} of answer are more than the model reads"

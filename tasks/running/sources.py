@@ -72,7 +72,9 @@ class Inputs:
     """Everything the flow reads from outside; what a config does not ask for is None, and its stages are left out.
 
     ``aligns``, ``ranks`` and ``samples`` say whether the preferences are for dpo, whether a reward model is trained on
-    them, and whether the chat model makes some itself; ``unasked`` are the exams, where it is asked in new words.
+    them, and whether the chat model makes some itself; ``scores`` and ``rewards`` whether the reward model judges those
+    and the answers of rl; ``replays`` whether sft reads the pretraining tokens. ``unasked`` are the exams, where the
+    chat model is asked in new words.
     """
 
     text: SourceSet | None
@@ -85,6 +87,9 @@ class Inputs:
     aligns: bool = False
     ranks: bool = False
     samples: bool = False
+    scores: bool = False
+    rewards: bool = False
+    replays: bool = False
     unasked: SourceSet | None = None
 
     @property
@@ -150,6 +155,9 @@ def given(config: Config) -> Inputs:
         aligns=bool(config.dpo.sources),
         ranks=bool(config.reward.sources),
         samples=config.sample.answers > 0,
+        scores=config.sample.judge == "reward",
+        rewards="model" in config.rl.rewards,
+        replays=config.sft.replay > 0,
     )
     own = named("evaluate", "exam")
     standard, others = _standard(config, problems)

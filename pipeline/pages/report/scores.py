@@ -234,7 +234,8 @@ _SAID = {
     "loops": "Answers that end in a loop",
     "distinct": "Different word pairs in an answer",
     "language": "Answers in the question's language",
-    "well_formed": "Reasoning tags whole and in order",
+    "tagged": "Answers with reasoning tags",
+    "well_formed": "Of these, tags whole and in order",
     "empty": "Empty answers",
 }
 
