@@ -32,7 +32,8 @@ def report(
     from pipeline.pages.report.page import write_report
     from pipeline.pages.report.preferences import judging
 
-    curves = {model.stage: model.path / "_run" / "metrics.jsonl" for model in models.items}
+    # the loss of rl says nothing: it has a part of its own
+    curves = {model.stage: model.path / "_run" / "metrics.jsonl" for model in models.items if model.stage != "rl"}
     judged = judging(reward and reward.path, sample and sample.path, cfg.samples)
     gated = None if gate is None else Gated(list(gate.conditions), gate.champion)
     tried = next((model.path for model in models.items if model.stage == "rl"), None)

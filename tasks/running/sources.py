@@ -66,6 +66,14 @@ class ProblemSet(SourceSet):
     def digest(self) -> str:
         return sha256_json([self.settings.json(), super().digest])
 
+    def describe(self) -> list[SourceEntry]:
+        """The tasks of which problems are made, as sources without files, before those of files."""
+        made: list[SourceEntry] = [
+            {"name": task, "digest": sha256_json([task, self.settings.json()]), "files": 0, "bytes": 0}
+            for task in self.settings.tasks
+        ]
+        return made + super().describe()
+
 
 @dataclass(frozen=True)
 class Inputs:

@@ -20,6 +20,8 @@ NAMES = {
     "reward": "reward",
 }
 
+PART = "reward_"
+
 
 @dataclass(frozen=True)
 class Learning:
@@ -63,10 +65,12 @@ def _share(result: dict[str, float], when: str, name: str) -> str:
 
 
 def _curves(path: Path) -> list[tuple[str, Chart]]:
-    """Reward, length and entropy by step."""
-    found = read_curves(path, ("reward", "val_exact", "completion_length", "entropy"))
+    """Reward, in all and by part, length and entropy by step."""
+    parts = _parts(path)
+    found = read_curves(path, ("reward", "val_exact", "completion_length", "entropy", *parts))
     groups = {
         "reward": [("reward of sampled answers", found["reward"]), ("held-out problems solved", found["val_exact"])],
+        "parts of the reward": [(name.removeprefix(PART), found[name]) for name in parts] if len(parts) > 1 else [],
         "length": [("tokens in an answer", found["completion_length"])],
         "entropy": [("nats a token", found["entropy"])],
     }
@@ -75,6 +79,12 @@ def _curves(path: Path) -> list[tuple[str, Chart]]:
         for name, series in groups.items()
     ]
     return [(name, chart) for name, chart in made if chart]
+
+
+def _parts(path: Path) -> list[str]:
+    """The rewards that add up, as the curves are named."""
+    first = next((row for row in read_jsonl(path) if "reward_std" in row), {})
+    return sorted(name for name in first if name.startswith(PART) and name != f"{PART}std")
 
 
 def _answers(run: Path, samples: int) -> list[dict[str, Any]]:
