@@ -203,15 +203,18 @@ class Generator:
             self._cache.grow(capacity)
             self._tokens = np.pad(self._tokens, ((0, 0), (0, capacity - self._tokens.shape[1])))
         # the free slot that begins as the prompt does has read that much already
-        sequence.slot = max(self._free, key=lambda slot: self._shared(slot, sequence.prompt))
-        self._held[sequence.slot] = min(self._shared(sequence.slot, sequence.prompt), len(sequence.prompt) - 1)
+        shared = self._shared(sequence.prompt)
+        sequence.slot = max(self._free, key=shared.__getitem__)
+        self._held[sequence.slot] = min(shared[sequence.slot], len(sequence.prompt) - 1)
         self._free.remove(sequence.slot)
         self._tokens[sequence.slot, : len(sequence.prompt)] = sequence.prompt
         self._running[sequence.id] = sequence
 
-    def _shared(self, slot: int, tokens: np.ndarray) -> int:
-        """How many tokens that a slot has read are the first ones of these."""
-        return _common(self._tokens[slot, : self._held[slot]], tokens)
+    def _shared(self, tokens: np.ndarray) -> list[int]:
+        """Of each slot, how many tokens that it has read are the first ones of these."""
+        n = min(len(tokens), self._tokens.shape[1])
+        alike = (self._tokens[:, :n] == tokens[:n]) & (np.arange(n) < np.array(self._held)[:, None])  # [slots, n]
+        return np.where(alike.all(1), n, alike.argmin(1)).tolist()
 
     def _plan(self) -> list[tuple[_Sequence, int]]:
         """Who reads how many tokens in this step."""
@@ -231,8 +234,9 @@ class Generator:
         """Whether one ahead is about to read more of what this one begins with than any slot holds; if not, take over
         the most that one holds."""
         most = len(tokens) - 1  # the last token has to be read for its logits
-        best = max(range(len(self._held)), key=lambda slot: self._shared(slot, tokens))
-        held = max(self._held[sequence.slot], min(self._shared(best, tokens), most))
+        shared = self._shared(tokens)
+        best = max(range(len(shared)), key=shared.__getitem__)
+        held = max(self._held[sequence.slot], min(shared[best], most))
         if any(min(_common(other, tokens), most) > held for other in ahead):
             return True
         if held > self._held[sequence.slot]:
