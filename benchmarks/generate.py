@@ -6,14 +6,13 @@ process and in turns, on a random model of MiniMind's small shape (26M: 512 wide
 
 Each side answers the same prompts of 16 tokens with exactly so many new ones. Tokens a second of processor time, the
 best of the rounds; so work of others on the machine counts for little. Packing our weights is part of our time, loading
-is of no one's. Draws are at temperature 1, and at 0.8 with top-p 0.9 and top-k 50. Greedy fp32 answers of transformers
-and ours are compared token for token.
+is of no one's. Our rounded forms stand beside fp32, and beside llama.cpp's of as many bits. Draws are at temperature 1,
+and at 0.8 with top-p 0.9 and top-k 50. Greedy fp32 answers of transformers and ours are compared token for token.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 import tempfile
@@ -32,9 +31,14 @@ import transformers
 
 from model.generation.generator import Generator, complete
 from model.generation.sampling import Sampling
+from model.llamacpp.library import installed
+from model.llamacpp.quantize import quantize
 from model.network.hf_config import to_hf
 from model.network.transformer import Transformer
 from model.network.weights import save_model
+from model.quantized.load import open_model
+from model.quantized.scheme import Scheme
+from model.quantized.write import write_rounded
 from model.specs.shape import ModelConfig
 from pipeline.config.tokens import TokenizerSection
 from pipeline.release.gguf_export import write_gguf
@@ -81,7 +85,8 @@ def measure(sides: dict[str, Side], kind: str, sampling: Sampling, count: int, t
             said[name] = side(prompts, tokens, sampling)
             best[name] = min(best[name], time.process_time() - begun)
     for name, seconds in best.items():
-        own = best["ours bf16" if "bf16" in name else "ours fp32"]
+        bits = {"bf16": "bf16", "q8": "int8", "q4": "int4"}
+        own = best["ours " + next((ours for theirs, ours in bits.items() if theirs in name), "fp32")]
         line = f"{kind:14} {count:3} sequences  {name:18} {count * tokens / seconds:8.0f} tokens/s"
         print(f"{line}  ours is {seconds / own:5.2f} times as fast", flush=True)
     if kind == "greedy" and "transformers fp32" in said:
@@ -102,12 +107,16 @@ def all_sides(folder: Path) -> dict[str, Side]:
     for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         sides[f"ours {name}"] = ours(Transformer.from_dir(folder / "model", dtype=kind).eval())
         sides[f"transformers {name}"] = theirs(folder / "model", kind)
-    for kind in ("f32", "f16"):
-        with contextlib.suppress(ModuleNotFoundError):
-            path = folder / f"{kind}.gguf"
-            state = {n: p.detach().numpy() for n, p in model.named_parameters()}
-            write_gguf(state, to_hf(SHAPE), folder / "tokenizer", path, kind)
-            sides[f"llama.cpp {kind}"] = llama_cpp(path)
+    for name, scheme in (("int8", Scheme(8)), ("int4", Scheme(4, 32))):
+        write_rounded(folder / "model", folder / name, scheme)
+        sides[f"ours {name}"] = ours(open_model(folder / name).eval())
+    if installed():
+        state = {n: p.detach().numpy() for n, p in model.named_parameters()}
+        for kind in ("f32", "f16"):
+            write_gguf(state, to_hf(SHAPE), folder / "tokenizer", folder / f"{kind}.gguf", kind)
+        for kind, number in (("q8_0", 7), ("q4_0", 2)):
+            quantize(str(folder / "f16.gguf"), str(folder / f"{kind}.gguf"), number, 1)
+        sides |= {f"llama.cpp {kind}": llama_cpp(folder / f"{kind}.gguf") for kind in ("f32", "f16", "q8_0", "q4_0")}
     return sides
 
 

@@ -1,31 +1,36 @@
-"""What a server answers, as its clients see it: tokens a second at 1 and 16 streams beside `transformers.generate`,
-time to the first token, and whether many requests with clients that leave cost it anything.
+"""What a server answers, as its clients see it: tokens a second at 1 and 16 streams beside llama.cpp's own server and
+`transformers.generate`, time to the first token, and whether many requests with clients that leave cost it anything.
 
     python benchmarks/serve.py speed [--tokens 128] [--rounds 3]
     python benchmarks/serve.py soak --requests 2000
 
-`speed` serves a random model of MiniMind's small shape (26M: 512 wide, 8 layers, 8 heads on 2, vocabulary 6400); both
-sides answer prompts of 16 tokens greedily with exactly so many new ones, in turns, on the same cores. `soak` serves the
-same shape with 2 layers: requests of mixed lengths, whole and streamed, of which one in ten leaves in between. Beside
-llama.cpp the engine itself is measured by benchmarks/generate.py.
+`speed` serves a random model of MiniMind's small shape (26M: 512 wide, 8 layers, 8 heads on 2, vocabulary 6400), exact
+and in int8 and int4, and its GGUF files by llama.cpp's server (the package xllamacpp, where it is installed). All
+answer prompts of 16 tokens greedily with exactly so many new ones, in turns, each engine with one thread; a number in
+OMP_NUM_THREADS is that of all. `soak` serves the same shape with 2 layers: requests of mixed lengths, whole and
+streamed, of which one in ten leaves in between. The engines without a server are compared by benchmarks/generate.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import os
+import re
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import httpx
@@ -35,13 +40,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from model.llamacpp.quantize import quantize
+from model.network.hf_config import to_hf
 from model.network.transformer import Transformer
 from model.network.weights import save_model
+from model.quantized.scheme import Scheme
+from model.quantized.write import write_rounded
 from model.specs.shape import ModelConfig
 from pipeline.config.tokens import TokenizerSection
+from pipeline.release.gguf_export import write_gguf
 from pipeline.tokens.tokenizer import make_tokenizer
 
 SHAPE = ModelConfig(vocab_size=6400, dim=512, layers=8, heads=8, kv_heads=2, ffn=1408, max_seq_len=1024, qk_norm=False)
+LLAMA_CPP = """
+import sys, xllamacpp
+p = xllamacpp.CommonParams()
+p.model.path, p.n_parallel, p.n_ctx = sys.argv[1], 16, 16 * 1024
+p.hostnames, p.port, p.n_gpu_layers, p.verbosity = ["127.0.0.1"], 0, 0, 0
+p.cpuparams.n_threads = p.cpuparams_batch.n_threads = int(sys.argv[2])
+server = xllamacpp.Server(p)
+print(server.listening_address, file=sys.stderr, flush=True)
+sys.stdin.read()
+"""
+"""llama.cpp's own HTTP server, until its stdin is closed."""
 
 
 def make_model(folder: Path, shape: ModelConfig) -> Path:
@@ -65,16 +86,29 @@ def make_model(folder: Path, shape: ModelConfig) -> Path:
 @contextmanager
 def served(model: Path, *options: str) -> Iterator[tuple[str, psutil.Process]]:
     """``pipeline serve`` in a process of its own: its address, and the process."""
-    command = [sys.executable, "-m", "flows.cli", "serve", str(model), "--port", "0", *options]
+    with listening([sys.executable, "-m", "flows.cli", "serve", str(model), "--port", "0", *options]) as server:
+        yield server
+
+
+@contextmanager
+def llama_cpp(model: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """llama.cpp's server on a GGUF file, with as many threads as we have."""
+    with listening([sys.executable, "-c", LLAMA_CPP, str(model), os.environ["OMP_NUM_THREADS"]]) as server:
+        yield server
+
+
+@contextmanager
+def listening(command: list[str]) -> Iterator[tuple[str, psutil.Process]]:
+    """A server that says its address on stderr."""
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
-    assert process.stderr
+    process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr and process.stdin
     try:
-        yield (
-            next(line for line in process.stderr if line.startswith("http://")).split()[0],
-            psutil.Process(process.pid),
-        )
+        url = next(line for line in process.stderr if line.startswith("http://")).split()[0]
+        threading.Thread(target=process.stderr.read, daemon=True).start()  # else its buffer would fill
+        yield url, psutil.Process(process.pid)
     finally:
+        process.stdin.close()
         process.send_signal(signal.SIGTERM)
         process.wait(60)
 
@@ -84,61 +118,88 @@ async def streams(url: str, prompts: list[list[int]], tokens: int) -> tuple[floa
     firsts: list[float] = []
     said = 0
 
-    async def one(client: httpx.AsyncClient, prompt: list[int]) -> None:
+    async def one(client: httpx.AsyncClient, prompt: list[int], model: str) -> None:
         nonlocal said
-        body = {"model": "model", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True}
-        body["stream_options"] = {"include_usage": True}
+        body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True}
+        body |= {"stream_options": {"include_usage": True}, "ignore_eos": True}
         first = 0.0
         async with client.stream("POST", "/v1/completions", json=body) as answer:
             answer.raise_for_status()
             async for line in answer.aiter_lines():
                 if not first and '"text":' in line:
                     first = time.perf_counter() - begun
-                if '"choices":[]' in line:
-                    said += int(line.rpartition('"completion_tokens":')[2].split(",")[0].rstrip("}"))
+                if '"completion_tokens":' in line:
+                    said += int(re.findall(r'"completion_tokens":(\d+)', line)[0])
         firsts.append(first)
 
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+        model = (await client.get("/v1/models")).json()["data"][0]["id"]
         begun = time.perf_counter()
-        await asyncio.gather(*(one(client, prompt) for prompt in prompts))
+        await asyncio.gather(*(one(client, prompt, model) for prompt in prompts))
         return time.perf_counter() - begun, firsts, said
 
 
 def speed(tokens: int, rounds: int) -> None:
-    """Print tokens a second of each side, best and median of the rounds."""
+    """Print tokens a second of each side, median and best of the rounds."""
+    prompts = np.random.default_rng(0).integers(300, 6400, (16, 16)).tolist()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        exact = make_model(Path(folder), SHAPE)
+        sides: dict[str, Callable[[int], tuple[float, list[float], int]]] = {}
+        for name, form in forms(exact).items():
+            url, _ = stack.enter_context(llama_cpp(form) if form.suffix == ".gguf" else served(form))
+            sides[name] = lambda count, url=url: asyncio.run(streams(url, prompts[:count], tokens))
+        sides["transformers.generate fp32"] = generating(exact, prompts, tokens)
+        for side in sides.values():
+            side(2)
+        for count in (1, 16):
+            seen = [{name: side(count) for name, side in sides.items()} for _ in range(rounds)]
+            show(count, {name: [each[name] for each in seen] for name in sides})
+
+
+def forms(exact: Path) -> dict[str, Path]:
+    """What is served, by name: model folders of ours and, where llama.cpp's server is installed, GGUF files."""
+    folder = exact.parent
+    write_rounded(exact, folder / "int8", Scheme(8))
+    write_rounded(exact, folder / "int4", Scheme(4, 32))
+    found = {"pipeline serve fp32": exact}
+    found |= {f"pipeline serve {name}": folder / name for name in ("int8", "int4")}
+    if importlib.util.find_spec("xllamacpp"):
+        state = {name: p.detach().numpy() for name, p in Transformer.from_dir(exact).named_parameters()}
+        write_gguf(state, to_hf(SHAPE), folder / "tokenizer", folder / "f16.gguf", "f16")
+        for name, number in (("q8_0", 7), ("q4_0", 2)):
+            quantize(str(folder / "f16.gguf"), str(folder / f"{name}.gguf"), number, 1)
+        found |= {f"llama.cpp server {name}": folder / f"{name}.gguf" for name in ("f16", "q8_0", "q4_0")}
+    return found
+
+
+def generating(model: Path, prompts: list[list[int]], tokens: int) -> Callable[[int], tuple[float, list[float], int]]:
+    """Hugging Face's ``generate`` on a batch, without a server."""
     import transformers
 
-    prompts = np.random.default_rng(0).integers(300, 6400, (16, 16)).tolist()
-    with tempfile.TemporaryDirectory() as folder:
-        directory = make_model(Path(folder), SHAPE)
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    theirs.generation_config.max_length = None
 
-        def generate(rows: list[list[int]]) -> tuple[float, int]:
-            ids = torch.tensor(rows)
-            begun = time.perf_counter()
-            made = theirs.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False,
-                pad_token_id=0, eos_token_id=None,
-            )  # fmt: skip
-            return time.perf_counter() - begun, made[:, ids.shape[1] :].numel()
+    def answer(count: int) -> tuple[float, list[float], int]:
+        ids = torch.tensor(prompts[:count])
+        begun = time.perf_counter()
+        made = theirs.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False,
+            pad_token_id=0, eos_token_id=None,
+        )  # fmt: skip
+        return time.perf_counter() - begun, [], made[:, ids.shape[1] :].numel()
 
-        with served(directory) as (url, _):
-            asyncio.run(streams(url, prompts, 4))
-            generate(prompts[:1])
-            rates: dict[str, list[float]] = {}
-            firsts: list[float] = []
-            for _ in range(rounds):
-                for count in (1, 16):
-                    seconds, first, said = asyncio.run(streams(url, prompts[:count], tokens))
-                    rates.setdefault(f"pipeline serve, {count} streams", []).append(said / seconds)
-                    firsts += first if count == 16 else []
-                    seconds, said = generate(prompts[:count])
-                    rates.setdefault(f"transformers.generate, batch of {count}", []).append(said / seconds)
-    one = statistics.median(rates["transformers.generate, batch of 1"])
+    return answer
+
+
+def show(count: int, seen: dict[str, list[tuple[float, list[float], int]]]) -> None:
+    """A line of each side: its tokens a second, ours fp32 over it, and the time to the first token."""
+    rates = {name: [said / seconds for seconds, _, said in rounds] for name, rounds in seen.items()}
+    ours = statistics.median(rates["pipeline serve fp32"])
     for name, values in rates.items():
-        middle = statistics.median(values)
-        print(f"{name:40} {middle:8.0f} tokens/s (best {max(values):.0f})  {middle / one:5.1f} x transformers' one")
-    print(f"time to first token at 16 streams: median {statistics.median(firsts):.3f} s, worst {max(firsts):.3f} s")
+        middle, firsts = statistics.median(values), [first for _, own, _ in seen[name] for first in own]
+        late = f"; first token {statistics.median(firsts):.3f} s, the last one's {max(firsts):.3f} s" if firsts else ""
+        print(f"{count:2} streams  {name:26} {middle:6.0f} tokens/s (best {max(values):.0f})"
+              f"  ours fp32 is {ours / middle:5.2f} times as fast{late}", flush=True)  # fmt: skip
 
 
 async def storm(url: str, requests: int, at_once: int, seed: int) -> dict[str, int]:

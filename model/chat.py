@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from model.generation.generator import stream
+from model.generation.generator import Generator, stream
 from model.generation.sampling import Sampling
 from model.quantized.load import open_model
 from model.serving.text import Reader
@@ -39,6 +39,7 @@ class Chat:
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.tokenizer = ChatTokenizer.load(directory)
         self.model = open_model(directory, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
+        self.generator = Generator(self.model, slots=1)  # the next turn reads only what is new
         defaults = generation_defaults(directory)
         self.sampling = sampling or own_sampling(defaults)
         self.max_new_tokens = max_new_tokens or int(defaults.get("max_new_tokens", 256))
@@ -53,7 +54,7 @@ class Chat:
         full."""
         reader = Reader(self.tokenizer)
         for token in stream(
-            self.model,
+            self.generator,
             self._prompt(messages),
             stop=self.stop,
             max_new_tokens=self.max_new_tokens,

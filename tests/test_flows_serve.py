@@ -2,6 +2,7 @@
 
 import json
 
+import jsonschema
 import openai
 import pytest
 import torch
@@ -148,6 +149,41 @@ def test_a_stop_string_ends_an_answer_and_no_part_of_it_is_shown(client, stop):
     assert said == wanted
 
 
+def test_an_answer_is_held_to_json_of_a_schema_however_it_is_drawn(client, monkeypatch):
+    fields = {"name": {"enum": ["词元", "loss"]}, "depth": {"type": "integer", "minimum": 0, "maximum": 99}}
+    closed = {"type": "object", "properties": fields, "required": ["name", "depth"], "additionalProperties": False}
+    schema = {**closed, "properties": {**fields, "more": {"type": "array", "maxItems": 2, "items": closed}}}
+    form = {"type": "json_schema", "json_schema": {"name": "pier", "schema": schema, "strict": True}}
+    for drawn in ({"temperature": 0, "logprobs": True}, {"temperature": 2, "n": 3, "seed": 1, "top_p": 0.9}):
+        penalties = {"presence_penalty": 2, "extra_body": {"repetition_penalty": 10}}
+        made = client.chat.completions.create(
+            model="m", messages=QUESTION, response_format=form, max_tokens=200, **drawn, **penalties
+        )
+        for choice in made.choices:
+            assert choice.finish_reason == "stop"
+            jsonschema.validate(json.loads(choice.message.content), schema)
+    assert len({choice.message.content for choice in made.choices}) > 1
+    stream = client.chat.completions.create(
+        model="m", messages=QUESTION, response_format={"type": "json_object"}, max_tokens=12, stream=True
+    )
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream).startswith("{")
+    monkeypatch.setattr("flows.serving.prompts.installed", lambda: False)
+    with pytest.raises(openai.BadRequestError, match=r"lacks: pip install 'full-pipeline\[json\]'"):
+        client.chat.completions.create(model="m", messages=QUESTION, response_format=form)
+
+
+def test_an_answer_may_have_a_shortest_length_and_no_end_of_its_own(client):
+    def made(**more):
+        return client.chat.completions.create(model="m", messages=QUESTION, max_tokens=60, extra_body=more)
+
+    usual, longer, endless = made(), made(min_tokens=40), made(ignore_eos=True, stop=[FACT[:2]])
+    assert usual.usage.completion_tokens < 40 <= longer.usage.completion_tokens
+    assert longer.choices[0].message.content.startswith(FACT)
+    assert endless.choices[0].message.content == "" and endless.choices[0].finish_reason == "stop"
+    kept = made(ignore_eos=True, stop=[FACT[:2]], min_tokens=40)  # nor does a stop string end it before
+    assert kept.choices[0].message.content.startswith(FACT)
+
+
 def test_texts_are_continued(client, server):
     made = client.completions.create(model="m", prompt=["alpha", "数据"], max_tokens=5, n=2, temperature=1, seed=1)
     assert [c.index for c in made.choices] == [0, 1, 2, 3] and all(c.finish_reason for c in made.choices)
@@ -185,7 +221,11 @@ def test_what_is_wrong_is_an_exception_of_the_client_that_names_the_field(client
     wrong(openai.BadRequestError, "messages", messages=[])
     wrong(openai.BadRequestError, "messages.0.role", messages=[{"role": "boss", "content": "x"}])
     wrong(openai.BadRequestError, "temprature", extra_body={"temprature": 1})
-    wrong(openai.BadRequestError, "response_format", response_format={"type": "json_object"})
+    wrong(openai.BadRequestError, "response_format", response_format={"type": "json_schema"})
+    odd = {"name": "odd", "schema": {"type": "nonsense"}}
+    place = "response_format.json_schema.schema"
+    wrong(openai.BadRequestError, place, response_format={"type": "json_schema", "json_schema": odd})
+    wrong(openai.BadRequestError, "min_tokens", max_tokens=5, extra_body={"min_tokens": 6})
     wrong(openai.BadRequestError, "logit_bias", logit_bias={"5": 10})
     wrong(openai.BadRequestError, "messages", messages=[{"role": "user", "content": "word " * 500}])
     wrong(

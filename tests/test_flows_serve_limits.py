@@ -103,6 +103,9 @@ def test_an_answer_ends_with_the_window_and_what_does_not_fit_is_said_or_forgott
     server.close()
 
 
+KEY = {"Authorization": "Bearer secret"}
+
+
 def test_a_key_guards_all_but_the_page_and_health():
     server = Running({"m": taught_dir()}, rules=Rules(key="secret"))
     for path in ("/v1/models", "/metrics", "/lineage/m"):
@@ -111,6 +114,9 @@ def test_a_key_guards_all_but_the_page_and_health():
     assert server.post(**HELLO).status_code == 401
     for path in ("/", "/health", "/openapi.json"):
         assert server.http.get(path).status_code == 200
+        head = server.http.head(path)  # as load balancers ask
+        assert head.status_code == 200 and not head.content
+    assert "begins at /v1" in server.http.get("/chat/completions", headers=KEY).json()["error"]["message"]
     client = openai.OpenAI(base_url=server.url + "/v1", api_key="secret", max_retries=0)
     assert client.chat.completions.create(**HELLO).choices
     with pytest.raises(openai.AuthenticationError, match="wrong"):

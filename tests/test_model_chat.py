@@ -40,6 +40,15 @@ def test_the_conversation_streams_and_starts_over(monkeypatch, capsys):
     assert FACTS["What is loss?"] in said
 
 
+def test_an_answer_that_is_broken_off_leaves_the_next_one_whole():
+    chat = Chat(taught_dir())
+    question = [{"role": "user", "content": "什么是损失？"}]
+    pieces = chat.stream(question)
+    assert next(pieces) and chat.generator.busy
+    pieces.close()
+    assert not chat.generator.busy and chat.answer(question) == FACTS["什么是损失？"]
+
+
 def test_old_turns_are_forgotten_when_the_window_is_full():
     chat = Chat(taught_dir())
     turns = [{"role": role, "content": "so many words " * 8} for role in ("user", "assistant")] * 3

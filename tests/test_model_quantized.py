@@ -3,14 +3,22 @@ compressed-tensors."""
 
 import json
 
+import numba
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from token_helpers import FACTS, documents, new_model, taught_dir, tokenizer_dir
 
-from model.generation.generator import generate
+from model.generation import generator as engine
+from model.generation.generator import Generator, complete, generate
+from model.generation.kernels import matrices
+from model.generation.kernels.matrices import INT8, panel_bytes, product, ready
+from model.generation.kernels.tiles import PANEL
+from model.generation.panels import fill, pad
 from model.generation.scorer import Scorer
-from model.network.transformer import Transformer
+from model.generation.slots import SlotCache
+from model.network.transformer import Linear, Transformer
 from model.network.weights import load_model, save_model
 from model.quantized.linear import Int4Linear, Int8Linear, exact_products, pack, unpack
 from model.quantized.load import open_model
@@ -72,7 +80,7 @@ def test_an_int4_matrix_computes_what_its_rule_says(outputs):
     matrix = Int4Linear(codes, scale)
     expected = x.bfloat16().float() @ restored(codes, scale).t()
     assert (matrix(x) - expected).abs().max() < 0.01 * expected.abs().max()
-    assert torch.allclose(matrix.weight, restored(codes, scale), atol=0.02)
+    assert torch.equal(matrix.weight, restored(codes, scale)) and torch.equal(matrix.codes, codes)
     assert torch.equal(unpack(pack(codes), codes.shape), codes)
 
 
@@ -118,6 +126,86 @@ def test_a_rounded_model_answers_and_is_scored_like_any_other(folders):
         assert together == [generate(scorer.model, [p], stop=(), max_new_tokens=20)[0] for p in prompts]
 
 
+def said(model, prompts, **more):
+    """Tokens and log-probabilities."""
+    return [(own.tokens, own.logprobs) for (own,) in complete(model, prompts, stop=(), max_new_tokens=12, **more)]
+
+
+def unrounded(model):
+    """The same model with the matrices that its codes stand for."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Int8Linear | Int4Linear):
+            exact = Linear(module.weight.shape[1], module.weight.shape[0])
+            exact.weight = torch.nn.Parameter(module.weight)
+            model.set_submodule(name, exact)
+    return model
+
+
+def test_compiled_products_are_those_of_the_rule_for_any_neighbours_and_threads(folders, monkeypatch):
+    prompts = [ids[:n].tolist() for ids, n in zip(windows()[0], (1, 3, 7, 30, 2, 9, 41, 5), strict=True)]
+    for form in ("int8", "search"):
+        model = open_model(folders / form).eval()
+        made = said(model, prompts)
+        assert made == [said(model, [prompt])[0] for prompt in prompts] == said(model, prompts, slots=3)
+        torch.set_num_threads(3)
+        try:
+            assert said(model, prompts) == made
+        finally:
+            torch.set_num_threads(1)
+        if form == "search":  # to the bit: a code times its scale is a number that fp32 has
+            assert made == said(unrounded(open_model(folders / form).eval()), prompts)
+        else:
+            monkeypatch.setattr(engine, "Packed", SlotCache)  # torch's integer products
+            for (tokens, logprobs), (theirs, others) in zip(made, said(model, prompts), strict=True):
+                assert tokens == theirs and logprobs == pytest.approx(others, abs=1e-4)
+            monkeypatch.undo()
+
+
+@pytest.mark.parametrize("outputs, inputs, rows", [(1, 1, 1), (33, 5, 13), (64, 130, 8)])
+def test_compiled_int8_products_are_exact_for_any_shape(outputs, inputs, rows):
+    torch.manual_seed(0)
+    codes, scale = int8_codes(torch.randn(outputs, inputs))
+    x = torch.randn(rows, inputs) * torch.logspace(-3, 3, rows)[:, None]
+    panels = torch.zeros(pad(outputs) // PANEL, panel_bytes(INT8, 0, inputs), dtype=torch.uint8)
+    fill(panels, INT8, (codes, scale))
+    room, steps = np.zeros(rows * (inputs + 3), np.uint8), np.zeros(rows, np.float32)
+    ready(INT8, x.numpy().reshape(-1), 0, inputs, rows, inputs, room, steps)
+    out = np.ones((rows, pad(outputs)), np.float32)
+    product(INT8, 0, x.numpy().reshape(-1), 0, inputs, room, steps, 0, rows, panels.numpy().reshape(-1), 0, inputs,
+            out.reshape(-1), 0, pad(outputs), True, pad(outputs) // PANEL)  # fmt: skip
+    assert np.array_equal(out[:, :outputs], (1 + Int8Linear(codes, scale)(x)).numpy())
+
+
+def test_a_processor_without_integer_products_gets_the_same_sums(monkeypatch):
+    monkeypatch.setattr(matrices, "_DOT", False)
+    tile = matrices._tile(matrices._int8, 2, "aiaiaiiaii")
+
+    @numba.njit
+    def run(codes, steps, w, quads, out):
+        tile(codes, 0, steps, 0, w, 0, quads, out, 0, PANEL, False)
+
+    codes, scale = int8_codes(torch.randn(PANEL, 24, generator=torch.Generator().manual_seed(0)))
+    panels, x = torch.zeros(1, panel_bytes(INT8, 0, 24), dtype=torch.uint8), torch.randn(2, 24)
+    fill(panels, INT8, (codes, scale))
+    room, steps, out = np.zeros(48, np.uint8), np.zeros(2, np.float32), np.zeros((2, PANEL), np.float32)
+    ready(INT8, x.numpy().reshape(-1), 0, 24, 2, 24, room, steps)
+    run(room, steps, panels.numpy().reshape(-1), 6, out.reshape(-1))
+    assert np.array_equal(out, Int8Linear(codes, scale)(x).numpy())
+
+
+def test_weights_that_bf16_holds_no_longer_are_read_again_as_they_are():
+    model, prompts = new_model().eval(), [[3, 4, 5], [7]]
+    exact = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.data = p.data.bfloat16().float()
+    generator = Generator(model, slots=2)
+    halves = said(generator, prompts)
+    for name, p in model.named_parameters():
+        p.data.copy_(exact[name])
+    generator.refresh()
+    assert halves != said(generator, prompts) == said(new_model().eval(), prompts)
+
+
 def test_experts_are_rounded_and_their_router_is_not(tmp_path):
     save_model(new_model(experts=4, experts_per_token=2, expert_ffn=64), tmp_path / "model", tokenizer_dir())
     exact = Transformer.from_dir(tmp_path / "model").eval()
@@ -128,7 +216,7 @@ def test_experts_are_rounded_and_their_router_is_not(tmp_path):
         assert "model.layers.1.mlp.experts.3.down_proj.weight_scale" in tensors
         own = open_model(tmp_path / str(scheme.bits)).eval()
         assert kl(exact, own) < limit
-        assert len(generate(own, [[3, 4, 5]], stop=(), max_new_tokens=8)[0]) == 8
+        assert said(own, [[3, 4, 5], [9] * 30]) == [said(own, [[3, 4, 5]])[0], said(own, [[9] * 30])[0]]
 
 
 def test_the_same_bytes_come_out_again(folders, tmp_path):

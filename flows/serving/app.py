@@ -130,6 +130,8 @@ def _answers(app: FastAPI, backend: Backend) -> None:
     @app.get("/v1/models/{model:path}", response_model=replies.Model, responses=_ERRORS)
     async def model(model: str) -> Response:
         """One of them."""
+        if not model:
+            return await models()
         for known in await backend.models():
             if known["id"] == model:
                 return JSONResponse(known)

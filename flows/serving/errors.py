@@ -60,7 +60,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     def _http(request: Request, error: HTTPException) -> JSONResponse:
         texts = {
-            404: f"there is nothing at {request.url.path}",
+            404: f"there is nothing at {request.url.path}; OpenAI's API begins at /v1",
             405: f"{request.url.path} does not take {request.method}",
             400: "the body cannot be read as JSON",
         }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
@@ -17,9 +18,12 @@ from flows.serving.lineage import lineage_page
 from flows.serving.metrics import Metrics
 from flows.serving.prompts import chat_prompt, text_prompts
 from flows.serving.requests import ChatRequest, CompletionRequest
-from flows.serving.served import Models, has_lineage
-from flows.serving.talks import Events, Going, Limits, listened
+from flows.serving.served import Models, Served, has_lineage
+from flows.serving.talks import Events, Going, Limits, Post, listened
 from flows.serving.texts import Texts
+from model.serving.engine import Engine
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -31,6 +35,11 @@ class Local:
     metrics: Metrics
     seconds: float = 5.0
 
+    @cached_property
+    def post(self) -> Post:
+        """The way from the models' threads to the loop that serves."""
+        return Post(asyncio.get_running_loop())
+
     async def models(self) -> list[dict[str, Any]]:
         """See :class:`flows.serving.app.Backend`, as for all below."""
         return [model.facts() for model in self.served.by_name.values()]
@@ -38,14 +47,15 @@ class Local:
     async def chat(self, request: Request, asked: ChatRequest) -> Response:
         model = self.served.get(asked.model)
         most = self.limits.tokens or model.engine.window
-        prompt = chat_prompt(model.engine, asked, most, model.defaults)
-        chat = Chat(asked, prompt, Going(model, [prompt.ask], self.limits, self.metrics))
+        engine, prompt = await _read(model, lambda engine: chat_prompt(engine, asked, most, model.defaults))
+        chat = Chat(asked, prompt, Going(model, engine, [prompt.ask], self.limits, self.metrics, self.post))
         return await _told(request, chat, bool(asked.stream))
 
     async def complete(self, request: Request, asked: CompletionRequest) -> Response:
         model = self.served.get(asked.model)
-        asks = text_prompts(model.engine, asked, self.limits.tokens or model.engine.window, model.defaults)
-        texts = Texts(asked, Going(model, asks, self.limits, self.metrics))
+        most = self.limits.tokens or model.engine.window
+        engine, asks = await _read(model, lambda engine: text_prompts(engine, asked, most, model.defaults))
+        texts = Texts(asked, Going(model, engine, asks, self.limits, self.metrics, self.post))
         return await _told(request, texts, bool(asked.stream))
 
     def lineage(self, model: str) -> str:
@@ -69,6 +79,16 @@ class Local:
         finally:
             watch.cancel()
             await self.served.close()
+
+
+async def _read(model: Served, prompt: Callable[[Engine], T]) -> tuple[Engine, T]:
+    """What a request asks of the engine that the name means now. A long text and a large schema take their time, which
+    is not the other answers'."""
+    while True:
+        engine = model.engine
+        read = await asyncio.to_thread(prompt, engine)
+        if engine is model.engine:  # else another model has taken over the name, with a tokenizer of its own
+            return engine, read
 
 
 async def _told(request: Request, answer: Chat | Texts, stream: bool) -> Response:

@@ -14,12 +14,14 @@ from flows.serving.requests import (
     ChosenTool,
     CompletionRequest,
     Content,
+    ResponseFormat,
     Result,
     SamplingAsked,
 )
 from model.chat import SAMPLED, own_sampling
 from model.generation.sampling import Sampling
 from model.serving.engine import Ask, Engine
+from model.serving.grammar import ANY_OBJECT, INSTALL, JsonRule, installed
 from model.tokens.history import fit_history
 from model.tokens.turns import Message
 from pipeline.formats.bad import BadRecord
@@ -39,14 +41,6 @@ class Prompt:
 def chat_prompt(engine: Engine, request: ChatRequest, most: int, defaults: dict[str, float]) -> Prompt:
     """The conversation in the model's chat format. ``most``: longest answer that the server gives. Raises Wrong."""
     _refuse(request)
-    if request.response_format and request.response_format.type != "text":
-        raise Wrong(
-            400,
-            f"response_format {request.response_format.type} is not available: answers are not forced into JSON here; "
-            "leave it out, or offer a tool",
-            param="response_format",
-            code="unsupported_value",
-        )
     wanted = request.max_completion_tokens or request.max_tokens or int(defaults.get("max_new_tokens", 0)) or most
     begun = _begun(request)
     messages = normal(request)
@@ -58,7 +52,21 @@ def chat_prompt(engine: Engine, request: ChatRequest, most: int, defaults: dict[
     ids = ids + tail
     ask = _ask(engine, request, ids, wanted, most, defaults, "messages")
     count = request.top_logprobs or 0
-    return Prompt(replace(ask, top_logprobs=count if request.logprobs else None), begun, forgotten)
+    ask = replace(ask, top_logprobs=count if request.logprobs else None, rule=_rule(engine, request.response_format))
+    return Prompt(ask, begun, forgotten)
+
+
+def _rule(engine: Engine, form: ResponseFormat | None) -> JsonRule | None:
+    """What the answer is held to. Raises Wrong."""
+    if form is None or form.type == "text":
+        return None
+    if not installed():
+        what = f"response_format {form.type} needs a package that this server lacks: {INSTALL}"
+        raise Wrong(400, what, param="response_format", code="unsupported_value")
+    try:
+        return engine.grammars.json(form.json_schema.schema_ if form.json_schema else ANY_OBJECT)
+    except ValueError as error:
+        raise Wrong(400, f"response_format: {error}", param="response_format.json_schema.schema") from None
 
 
 def _fitting(engine: Engine, messages: list[Message], ids: list[int], rooms: tuple[int, ...]) -> tuple[list[int], int]:
@@ -113,12 +121,17 @@ def _ask(
             param=param,
             code="context_length_exceeded",
         )
+    longest, least = min(wanted, most, room), request.min_tokens or 0
+    if least > longest:
+        raise Wrong(400, f"min_tokens is {least}, and the answer has room for {longest}", param="min_tokens")
     return Ask(
         ids,
-        min(wanted, most, room),
+        longest,
         _sampling(request, defaults),
         samples=request.n or 1,
         stop=request.stops,
+        least=least,
+        on_and_on=bool(request.ignore_eos),
     )
 
 
@@ -127,6 +140,8 @@ def _sampling(request: SamplingAsked, defaults: dict[str, float]) -> Sampling:
     seed = secrets.randbits(62) if request.seed is None else request.seed
     if given["temperature"] is not None and given["temperature"] < 1e-4:
         given["temperature"] = 0.0  # greedy all the same, and what logits are divided by stays a number
+    if given["top_k"] == -1:  # vLLM's and llama.cpp's way to say off
+        given["top_k"] = 0
     return own_sampling(defaults, **given, seed=seed)
 
 

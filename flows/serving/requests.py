@@ -47,7 +47,7 @@ class SamplingAsked(Unused):
     model: Name = Field(description="one of the ids of /v1/models")
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy")
     top_p: float | None = Field(None, gt=0, le=1, description="draw from the likeliest tokens of this share")
-    top_k: int | None = Field(None, ge=0, le=2**31 - 1, description="draw from the likeliest K tokens; 0 is off")
+    top_k: int | None = Field(None, ge=-1, le=2**31 - 1, description="draw from the likeliest K tokens; 0 or -1 is off")
     min_p: float | None = Field(None, ge=0, le=1, description="least likelihood as a share of the likeliest token's")
     repetition_penalty: float | None = Field(None, ge=0.01, le=10, description="1 is off")
     presence_penalty: float | None = Field(None, ge=-2, le=2)
@@ -58,6 +58,8 @@ class SamplingAsked(Unused):
         None, description="strings before which an answer ends"
     )
     max_tokens: int | None = Field(None, ge=1, le=2**31 - 1, description="longest answer in tokens")
+    min_tokens: int | None = Field(None, ge=0, le=2**31 - 1, description="tokens before which nothing ends an answer")
+    ignore_eos: bool | None = Field(None, description="go on behind the model's own end; for measurements")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     logit_bias: dict[str, float] | None = Field(None, description="only empty: this engine has none")
@@ -164,11 +166,26 @@ class ChosenTool(Asked):
     function: ChosenFunction
 
 
+class JsonSchema(Asked):
+    """A named JSON schema; what it cannot be held to is refused, ``strict`` or not."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
 class ResponseFormat(Asked):
-    """Only text: what a small model says is not forced into JSON here."""
+    """What an answer has to be: any text, any JSON object, or JSON of a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: dict[str, Any] | None = None
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("type json_schema needs the field json_schema, and no other type does")
+        return self
 
 
 class ChatRequest(SamplingAsked):
@@ -200,6 +217,11 @@ class ChatRequest(SamplingAsked):
             raise ValueError("two tools have the same name")
         if self.tool_choice not in (None, "none", "auto") and not names:
             raise ValueError("tool_choice needs tools")
+        if self.response_format and self.response_format.type != "text":
+            if self.tools and self.tool_choice != "none":
+                raise ValueError("response_format and tools say different things of what an answer is")
+            if self.min_tokens or self.ignore_eos:
+                raise ValueError("response_format says when an answer ends: not min_tokens, nor ignore_eos")
         if isinstance(self.tool_choice, ChosenTool) and self.tool_choice.function.name not in names:
             raise ValueError("tool_choice names a function that is not among the tools")
         return self

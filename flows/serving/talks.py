@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import math
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -34,43 +36,73 @@ class Limits:
     bytes: int = 4 << 20
 
 
+class Post:
+    """From models' threads to the event loop: what comes while it is busy wakes it once."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._box: deque[tuple[Going, int, Piece]] = deque()
+        self._called = False
+
+    def put(self, going: Going, question: int, piece: Piece) -> None:
+        """Called on the model's thread."""
+        self._box.append((going, question, piece))
+        if not self._called:
+            self._called = True
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
+                self.loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._called = False  # first: what is put from now on calls again
+        while self._box:
+            going, question, piece = self._box.popleft()
+            going.take(question, piece)
+
+
 class Going:
     """Several questions to one engine as one request. ``pieces`` yields (question, piece) in lists; whoever leaves it
     calls ``leave``, and the slots are free."""
 
-    def __init__(self, served: Served, asks: Sequence[Ask], limits: Limits, metrics: Metrics) -> None:
-        self.served, self.asks, self.metrics = served, asks, metrics
-        self.engine: Engine = served.engine
+    def __init__(
+        self, served: Served, engine: Engine, asks: Sequence[Ask], limits: Limits, metrics: Metrics, post: Post
+    ) -> None:
+        self.served, self.engine, self.asks, self.metrics = served, engine, asks, metrics
         self.begun = time.monotonic()
         self.deadline = self.begun + limits.seconds
         self.tokens = 0
         self.first = 0.0  # seconds to the first piece
         self.left = sum(ask.samples for ask in asks)
-        _admit(self.engine, self.left, limits, metrics, served.name)
-        loop = asyncio.get_running_loop()
-        self._news: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
+        _admit(engine, self.left, limits, metrics, served.name)
+        self._news: list[tuple[int, Piece]] = []
+        self._heard = self.begun
+        self._awake = asyncio.Event()
+        self._alarm = post.loop.call_later(min(SILENCE, limits.seconds), self._ring)
+        self._talks: list[Talk] = [engine.submit(ask, partial(post.put, self, i)) for i, ask in enumerate(asks)]
 
-        def hear(number: int, piece: Piece) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
-                loop.call_soon_threadsafe(self._news.put_nowait, (number, piece))
+    def take(self, question: int, piece: Piece) -> None:
+        """A piece has come."""
+        self._news.append((question, piece))
+        self._awake.set()
 
-        self._talks: list[Talk] = [
-            self.engine.submit(ask, lambda piece, number=i: hear(number, piece)) for i, ask in enumerate(asks)
-        ]
+    def _ring(self) -> None:
+        """Time has passed: wake up when that was silence, or all there was."""
+        now = time.monotonic()
+        at = min(self._heard + SILENCE, self.deadline)
+        if now >= at:
+            self._heard, at = now, min(now + SILENCE, max(self.deadline, now + 1))
+            self._awake.set()
+        self._alarm = asyncio.get_running_loop().call_later(at - now, self._ring)
 
     async def pieces(self) -> AsyncIterator[list[tuple[int, Piece]]]:
         """What came since the last time; an empty list after some silence. Raises Wrong (500, 504)."""
         while self.left:
-            batch: list[tuple[int, Piece]] = []
-            wait = min(SILENCE, self.deadline - time.monotonic())
-            try:
-                async with asyncio.timeout(max(0.0, wait)):
-                    batch.append(await self._news.get())
-            except TimeoutError:
-                if time.monotonic() >= self.deadline:
-                    raise Wrong(504, "the answer took longer than the server allows", code="timeout") from None
-            while not self._news.empty():
-                batch.append(self._news.get_nowait())
+            await self._awake.wait()
+            self._awake.clear()
+            batch, self._news = self._news, []
+            if batch:
+                self._heard = time.monotonic()
+            if time.monotonic() >= self.deadline:
+                raise Wrong(504, "the answer took longer than the server allows", code="timeout") from None
             for _, piece in batch:
                 self._count(piece)
             yield batch
@@ -93,6 +125,7 @@ class Going:
 
     def leave(self) -> None:
         """Nobody listens any more."""
+        self._alarm.cancel()
         if self.left:
             for talk in self._talks:
                 talk.cancel()

@@ -138,7 +138,7 @@ class Upstream:
         return JSONResponse(wrong.body, wrong.status)
 
     def _renamed(self, asked: ChatRequest | CompletionRequest) -> dict[str, Any]:
-        body = asked.model_dump(exclude_unset=True, exclude_none=True)
+        body = asked.model_dump(exclude_unset=True, exclude_none=True, by_alias=True)
         names = OTHER_NAMES[self.kind]
         return {names.get(name, name): value for name, value in body.items() if name not in _NOT_SENT}
 

@@ -13,18 +13,19 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.generation.choose import choose, penalise, top_logprobs
 from model.generation.kernels.pick import pick
 from model.generation.packed import Packed
+from model.generation.rule import FORBIDDEN, Rule
 from model.generation.sampling import GREEDY, Sampling, draws
 from model.generation.slots import Pieces, SlotCache
-from model.network.transformer import Block, Transformer
+from model.network.transformer import Transformer
 
 CHUNK, BESIDE = 256, 64
 """Most tokens of prompts that are read in one step, alone and beside sequences that are being answered."""
@@ -74,6 +75,8 @@ class _Sequence:
     sampling: Sampling
     top_logprobs: int
     uniform: np.ndarray  # float64 [room], nothing of a greedy one
+    least: int = 0  # tokens before which it does not stop
+    rule: Rule | None = None
     slot: int = -1
     said: int = 0
 
@@ -94,9 +97,7 @@ class Generator:
         if slots < 1:
             raise ValueError(f"slots must be at least 1, not {slots}")
         self.model, self.window, self.vocab = model, model.config.max_seq_len, model.config.vocab_size
-        # rounded matrices multiply as they are; the kernels would hold what they stand for
-        exact = isinstance(cast(Block, model.model.layers[0]).self_attn.o_proj.weight, nn.Parameter)
-        self._cache = (Packed if model.head.device.type == "cpu" and exact else SlotCache)(model, slots, 0)
+        self._cache = (Packed if model.head.device.type == "cpu" else SlotCache)(model, slots, 0)
         self._waiting: deque[_Sequence] = deque()
         self._running: dict[int, _Sequence] = {}  # by id, in order of joining
         self._tokens = np.zeros((slots, 0), np.int32)  # what a slot's sequence has read and said
@@ -113,13 +114,18 @@ class Generator:
         sampling: Sampling = GREEDY,
         samples: int = 1,
         top_logprobs: int = 0,
+        min_new_tokens: int = 0,
+        rules: Sequence[Rule] = (),
     ) -> list[int]:
-        """Queue ``samples`` answers to a prompt; their ids.
+        """Queue ``samples`` answers to a prompt; their ids. No stop token comes before ``min_new_tokens``; ``rules``,
+        one for each sample, say what may be said.
 
         Raises ValueError for an empty prompt, one that leaves no room in ``max_seq_len``, and ids the model lacks.
         """
         prompt = list(prompt)
         self._check(prompt, max_new_tokens, samples, top_logprobs)
+        if rules and (len(rules) != samples or min_new_tokens):
+            raise ValueError("rules are one for each sample, and say themselves when an answer may end")
         room, stops, tokens = (
             min(max_new_tokens, self.window - len(prompt)),
             frozenset(stop),
@@ -129,7 +135,10 @@ class Generator:
         self._next += samples
         for sample, id in enumerate(ids):
             uniform = draws(prompt, sampling.seed, sample, room) if sampling.temperature else np.zeros(0)
-            self._waiting.append(_Sequence(id, tokens, stops, room, sampling, top_logprobs, uniform))
+            rule = rules[sample] if rules else None
+            self._waiting.append(
+                _Sequence(id, tokens, stops, room, sampling, top_logprobs, uniform, min_new_tokens, rule)
+            )
         return ids
 
     def _check(self, prompt: list[int], max_new_tokens: int, samples: int, top_logprobs: int) -> None:
@@ -190,10 +199,11 @@ class Generator:
         else:
             places = zip(slots, starts, counts, strict=True)
             ids = np.concatenate([self._tokens[slot, start : start + count] for slot, start, count in places])
-        for s, count in parts:
-            self._held[s.slot] += count
-        ready = np.array([i for i, (s, _) in enumerate(parts) if self._held[s.slot] == s.length], np.int64)
+        ends = starts + counts
+        ready = np.array([i for i, (s, _) in enumerate(parts) if ends[i] == s.length], np.int64)
         logits = self._cache.read(Pieces(slots, starts, counts, ids.astype(np.int64)), ready)
+        for s, count in parts:  # only now: a pass that was broken off has read nothing
+            self._held[s.slot] += count
         return self._choose(logits, [parts[i][0] for i in ready])
 
     def _join(self, sequence: _Sequence) -> None:
@@ -253,6 +263,10 @@ class Generator:
             torch.as_tensor(logits[row, : self.vocab]).clone() if s.top_logprobs else None
             for row, s in enumerate(sequences)
         ]
+        for row, s in enumerate(sequences):
+            if (forbidden := self._forbidden(s)) is not None:
+                line = logits[row, : self.vocab]
+                line[forbidden if isinstance(line, np.ndarray) else torch.from_numpy(forbidden)] = FORBIDDEN
         uniform = np.array([s.uniform[s.said] if s.sampling.temperature else 0.0 for s in sequences])
         pick = self._pick if isinstance(logits, np.ndarray) else self._pick_torch
         said: list[Token] = []
@@ -260,12 +274,20 @@ class Generator:
             if s.length < self._tokens.shape[1]:
                 self._tokens[s.slot, s.length] = token
             s.said += 1
+            if s.rule is not None:
+                s.rule.take(token)
             finish = "stop" if token in s.stop else "length" if s.said == s.room else ""
             top = [] if own is None else top_logprobs(own, s.top_logprobs, token)
             said.append(Token(s.id, token, logprob, finish, top))
             if finish:
                 self._leave(s)
         return said
+
+    def _forbidden(self, sequence: _Sequence) -> np.ndarray | None:
+        """Tokens that must not come now: bool [vocab], ids, or None for none."""
+        if sequence.rule is not None:
+            return ~sequence.rule.allowed()
+        return np.array(sorted(sequence.stop), np.int64) if sequence.said < sequence.least else None
 
     def _pick(self, logits: Any, sequences: list[_Sequence], uniform: np.ndarray) -> Iterable[tuple[int, float]]:
         tokens, logprobs = np.empty(len(sequences), np.int64), np.empty(len(sequences))
@@ -354,9 +376,12 @@ def stream(
 ) -> Iterator[int]:
     """The same for one prompt, a token at a time."""
     generator = _generator(model, 1)
-    generator.add(prompt, stop=stop, max_new_tokens=max_new_tokens, sampling=sampling)
-    while generator.busy:
-        yield from (token.token for token in generator.step() if token.finish != "stop")
+    (name,) = generator.add(prompt, stop=stop, max_new_tokens=max_new_tokens, sampling=sampling)
+    try:
+        while generator.busy:
+            yield from (token.token for token in generator.step() if token.finish != "stop")
+    finally:  # whoever takes no more leaves the generator free
+        generator.cancel(name)
 
 
 def _common(held: np.ndarray, tokens: np.ndarray) -> int:

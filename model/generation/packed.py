@@ -1,12 +1,13 @@
 """A model as generation on a CPU wants it: its matrices in panels, and keys and values in slots beside them.
 
-Packing is a copy, so that the model can train on; :meth:`Packed.refresh` makes it anew. Sums are fp32. A model that
-computes in bf16 has its matrices packed as bf16, which halves what a token reads from memory.
+Packing is a copy, so that the model can train on; :meth:`Packed.refresh` makes it anew. Sums are fp32. Matrices that
+bf16 holds exactly are packed as bf16, which halves what a token reads from memory and changes no result; int8 and int4
+ones stay what they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, cast
@@ -14,35 +15,31 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
 from model.generation.kernels.forward import QUERIES, forward, logits
+from model.generation.kernels.matrices import BF16, FP32, panel_bytes
 from model.generation.kernels.tiles import PANEL
+from model.generation.panels import Parts, fill, fits_bf16, form_of, joined, layout, pad, parts
 from model.generation.slots import Pieces
-from model.network.moe import MoE
+from model.network.moe import Experts, MoE
 from model.network.rope import rope_tables
 from model.network.transformer import Block, FeedForward, Transformer
-from model.specs.shape import ModelConfig
 
 
 class Packed:
     """``slots`` sequences on a CPU; the face of :class:`~model.generation.slots.SlotCache`.
 
     ``shape`` is what the kernels know of the model: dim, heads, key heads, head size, width of the feed-forward (of one
-    expert), experts, whether queries and keys are normalised, experts a token.
+    expert), experts, whether queries and keys are normalised, experts a token, the matrices' form and its group.
     """
 
     def __init__(self, model: Transformer, slots: int, capacity: int) -> None:
         c = self.config = model.config
         self.model, self.capacity = model, 0
-        self.places, self.head_place, size = _layout(c)
-        half = model.compute_dtype == torch.bfloat16
-        self._packed = torch.empty(size, dtype=torch.bfloat16 if half else torch.float32)
-        # numba knows no bf16: its kernels get the bits
-        self.weights = self._packed.view(torch.uint16).numpy() if half else self._packed.numpy()
+        self.forms = (-1, 0, -1)  # of the matrices, their group, of the output matrix
         self.norms = np.ones((c.layers, 4, max(c.dim, c.head_size)), np.float32)
         self.width = c.expert_size if c.experts else c.ffn
-        numbers = (c.dim, c.heads, c.kv_heads, c.head_size, self.width, c.experts, c.qk_norm, c.experts_per_token)
+        numbers = (c.dim, c.heads, c.kv_heads, c.head_size, self.width, c.experts, c.qk_norm, c.experts_per_token, 0, 0)
         self.shape = np.array(numbers, np.int64)
         self.eps, self.scale = np.float32(c.norm_eps), np.float32(c.head_size**-0.5)
         self.ranks, self.meeting = torch.get_num_threads(), np.zeros(1, np.int64)
@@ -70,6 +67,7 @@ class Packed:
     @torch.no_grad()
     def refresh(self) -> None:
         """Read the model's weights again."""
+        self._lay_out()
         for module, norms, places in zip(self.model.model.layers, self.norms, self.places, strict=True):
             block = cast(Block, module)
             attention = block.self_attn
@@ -78,33 +76,47 @@ class Packed:
             if self.config.qk_norm:
                 norms[2, : self.config.head_size] = _numbers(attention.q_norm.weight)
                 norms[3, : self.config.head_size] = _numbers(attention.k_norm.weight)
-            self._pack(
-                torch.cat([_matrix(m) for m in (attention.q_proj, attention.k_proj, attention.v_proj)]), places[0]
-            )
-            self._pack(_matrix(attention.o_proj), places[1])
+            qkv = joined(*map(parts, (attention.q_proj, attention.k_proj, attention.v_proj)))
+            self._pack(qkv, places[0])
+            self._pack(parts(attention.o_proj), places[1])
             if isinstance(block.mlp, MoE):
-                experts = block.mlp.experts
-                self._pack(block.mlp.gate.weight, places[2])
+                self._pack((block.mlp.gate.weight,), places[2], FP32)
                 for e in range(self.config.experts):
-                    self._pack_gated(experts.gate_proj[e], experts.up_proj[e], places[3 + 2 * e])
-                    self._pack(experts.down_proj[e], places[4 + 2 * e])
+                    gate, up, down = _expert(block.mlp.experts, e)
+                    self._pack_gated(gate, up, places[3 + 2 * e])
+                    self._pack(down, places[4 + 2 * e])
             else:
                 mlp = cast(FeedForward, block.mlp)
-                self._pack_gated(_matrix(mlp.gate_proj), _matrix(mlp.up_proj), places[2])
-                self._pack(_matrix(mlp.down_proj), places[3])
+                self._pack_gated(parts(mlp.gate_proj), parts(mlp.up_proj), places[2])
+                self._pack(parts(mlp.down_proj), places[3])
         self.norm = _numbers(self.model.model.norm.weight)
-        self._pack(self.model.head, self.head_place)
+        self._pack((self.model.head,), self.head_place, self.forms[2])
 
-    def _pack(self, matrix: Tensor, place: int) -> None:
-        outputs, inputs = matrix.shape
-        _fill(self._packed[place : place + pad(outputs) * inputs].view(-1, inputs, PANEL), matrix)
+    def _lay_out(self) -> None:
+        """Find out which forms the matrices have now, and make room for them."""
+        first = cast(Block, self.model.model.layers[0]).self_attn.o_proj
+        half = fits_bf16(self.model.head)
+        exact = (own[0] for module in self.model.model.layers for own in _matrices(cast(Block, module)))
+        kind, group = form_of(first, half and all(map(fits_bf16, exact)))
+        forms = kind, group, BF16 if half else FP32
+        if forms != self.forms:
+            self.forms, self.shape[-2:] = forms, (kind, group)
+            self.places, self.head_place, size = layout(self.config, *forms)
+            self._packed = torch.zeros(size, dtype=torch.uint8)
+            self.weights = self._packed.numpy()
 
-    def _pack_gated(self, gate: Tensor, up: Tensor, place: int) -> None:
+    def _pack(self, matrix: Parts, place: int, kind: int | None = None) -> None:
+        kind = self.forms[0] if kind is None else kind
+        outputs, size = len(matrix[0]), panel_bytes(kind, self.forms[1], matrix[0].shape[1])
+        fill(self._packed[place : place + pad(outputs) // PANEL * size].view(-1, size), kind, matrix)
+
+    def _pack_gated(self, gate: Parts, up: Parts, place: int) -> None:
         """A panel of gate, its panel of up, and so on."""
-        outputs, inputs = gate.shape
-        panels = self._packed[place : place + 2 * pad(outputs) * inputs].view(-1, 2, inputs, PANEL)
-        _fill(panels[:, 0], gate)
-        _fill(panels[:, 1], up)
+        kind, group, _ = self.forms
+        outputs, size = len(gate[0]), panel_bytes(kind, group, gate[0].shape[1])
+        panels = self._packed[place : place + 2 * pad(outputs) // PANEL * size].view(-1, 2, size)
+        fill(panels[:, 0], kind, gate)
+        fill(panels[:, 1], kind, up)
 
     @torch.no_grad()
     def read(self, pieces: Pieces, wanted: np.ndarray) -> np.ndarray:
@@ -115,7 +127,10 @@ class Packed:
             self._make_room(max(n, 2 * self.room))
         rows, x, dim = pieces.rows, self._x[:n], self.config.dim
         x[:, :dim] = F.embedding(torch.from_numpy(pieces.ids), self.model.model.embed_tokens.weight).float().numpy()
-        work = (self._h[:n], self._qkv[:n], self._inner, self._mixed[:n], self._gathered, self._scores, self._counts)
+        work = (
+            self._h[:n], self._qkv[:n], self._inner, self._mixed[:n], self._gathered, self._scores, self._counts,
+            self._codes, self._steps,
+        )  # fmt: skip
         spans = np.stack((pieces.ends - pieces.counts, pieces.counts), 1)
         last, h, out = pieces.ends[wanted] - 1, self._h[:count], self._logits[:count]
 
@@ -125,8 +140,9 @@ class Packed:
                 self.keys, self.values, work, self.meeting, rank, self.ranks,
             )  # fmt: skip
             logits(
-                x, last, self.norm, dim, self.eps, self.weights, self.head_place, h, out, self.meeting, rank, self.ranks
-            )
+                x, last, self.norm, dim, self.eps, self.forms[2], self.weights, self.head_place, h, out, work,
+                self.meeting, rank, self.ranks,
+            )  # fmt: skip
 
         self._together(run)
         return out
@@ -156,40 +172,31 @@ class Packed:
         self._gathered = np.empty((n * copies if c.experts else 0, pad(c.dim)), np.float32)
         self._scores = np.empty((self.ranks, max(attention, QUERIES * 2 * PANEL, pad(c.experts))), np.float32)
         self._counts = np.empty(c.experts + 1 + 2 * n * copies if c.experts else 0, np.int64)
+        widest = max(c.dim, c.heads * c.head_size, self.width)
+        self._codes = np.zeros((self.ranks, n * copies * (widest + 3)), np.uint8)  # rows in int8, of each thread
+        self._steps = np.empty((self.ranks, n * copies), np.float32)
         self._logits = np.empty((n, pad(c.vocab_size)), np.float32)
         self.room = n
 
 
-def pad(n: int) -> int:
-    """The next multiple of a panel."""
-    return -(-n // PANEL) * PANEL
+def _matrices(block: Block) -> Iterator[Parts]:
+    """All matrices of a block but its router, one at a time."""
+    attention = block.self_attn
+    yield from map(parts, (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj))
+    if isinstance(block.mlp, MoE):
+        for e in range(block.mlp.count):
+            yield from _expert(block.mlp.experts, e)
+    else:
+        mlp = cast(FeedForward, block.mlp)
+        yield from map(parts, (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
 
 
-def _layout(c: ModelConfig) -> tuple[np.ndarray, int, int]:
-    """Where each matrix begins: int64 [layers, matrices], that of the output matrix, and the size of all."""
-    attention = [pad((c.heads + 2 * c.kv_heads) * c.head_size) * c.dim, pad(c.dim) * c.heads * c.head_size]
-    feed = [2 * pad(c.ffn) * c.dim, pad(c.dim) * c.ffn]
-    if c.experts:
-        feed = [pad(c.experts) * c.dim, *[2 * pad(c.expert_size) * c.dim, pad(c.dim) * c.expert_size] * c.experts]
-    sizes = np.array([attention + feed] * c.layers, np.int64)
-    ends = sizes.cumsum().reshape(sizes.shape)
-    return ends - sizes, int(ends[-1, -1]), int(ends[-1, -1]) + pad(c.vocab_size) * c.dim
-
-
-def _matrix(module: nn.Module) -> Tensor:
-    """The matrix that a layer multiplies by, an adapter's share included (:mod:`model.network.lora`)."""
-    own: Any = module
-    if not hasattr(own, "lora_B"):
-        return own.weight
-    return own.weight + own.scale * (own.lora_B.weight @ own.lora_A.weight)
-
-
-def _fill(panels: Tensor, matrix: Tensor) -> None:
-    """``panels`` [outputs / PANEL, inputs, PANEL] from a matrix [outputs, inputs]; what is missing of the last is 0."""
-    whole, inputs = len(matrix) // PANEL, matrix.shape[1]
-    panels[:whole] = matrix[: whole * PANEL].view(whole, PANEL, inputs).mT
-    if whole < len(panels):
-        panels[whole] = F.pad(matrix[whole * PANEL :].t(), (0, PANEL - len(matrix) % PANEL))
+def _expert(experts: Any, e: int) -> tuple[Parts, Parts, Parts]:
+    """Gate, up and down of one expert."""
+    if isinstance(experts, Experts):
+        return (experts.gate_proj[e],), (experts.up_proj[e],), (experts.down_proj[e],)
+    own = experts.experts[e]  # rounded ones are modules
+    return parts(own["gate_proj"]), parts(own["up_proj"]), parts(own["down_proj"])
 
 
 def _numbers(weight: Any) -> np.ndarray:

@@ -44,34 +44,44 @@ class Int8Linear(nn.Module):
 
 class Int4Linear(nn.Module):
     """W4A16: ``codes`` uint8 0 to 15 [outputs, inputs] stand for ``(code - 8) * scale``, ``scale`` bf16 [outputs,
-    inputs / group]. The input is rounded to bf16 and the output comes from fp32 sums rounded to bf16."""
+    inputs / group]. Here the input is rounded to bf16 and the output comes from fp32 sums rounded to bf16."""
 
     def __init__(self, codes: Tensor, scale: Tensor) -> None:
         super().__init__()
-        self.outputs, self.group = codes.shape[0], codes.shape[1] // scale.shape[1]
-        more = -self.outputs % 16  # the kernel takes outputs by sixteen
-        codes, scale = F.pad(codes, (0, 0, 0, more), value=8), F.pad(scale.bfloat16(), (0, 0, 0, more))
-        pairs = torch.stack([scale.t(), torch.zeros_like(scale.t())], -1).contiguous()  # [groups, outputs, 2]: scale, 0
-        self.register_buffer("packed", torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1))
-        self.register_buffer("pairs", pairs)
+        self.outputs, self.inputs = codes.shape
+        self.group = self.inputs // scale.shape[1]
+        self.register_buffer("packed", pack(codes))
+        self.register_buffer("scale", scale.bfloat16())
         self.packed: Tensor
-        self.pairs: Tensor
+        self.scale: Tensor
+        self._tiles: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def codes(self) -> Tensor:
+        """uint8 [outputs, inputs]."""
+        return unpack(self.packed, (self.outputs, self.inputs))
 
     @property
     def weight(self) -> Tensor:
         """The matrix in fp32 [outputs, inputs]."""
-        device = self.packed.device
-        one = torch.eye(self.pairs.shape[0] * self.group, dtype=torch.bfloat16)
-        return self._product(one, self.packed.cpu(), self.pairs.cpu()).float().t().contiguous().to(device)
-
-    def _product(self, rows: Tensor, packed: Tensor, pairs: Tensor) -> Tensor:
-        return torch.ops.aten._weight_int4pack_mm_for_cpu(rows, packed, self.group, pairs)[:, : self.outputs]
+        groups = self.codes.view(self.outputs, -1, self.group).float() - 8
+        return (groups * self.scale.float()[..., None]).view(self.outputs, self.inputs)
 
     def forward(self, input: Tensor) -> Tensor:
         if not input.is_cpu:
             return F.linear(input, self.weight.to(input.dtype))
+        self._tiles = self._tiles or self._tile()
         rows = input.reshape(-1, input.shape[-1]).bfloat16()
-        return self._product(rows, self.packed, self.pairs).to(input.dtype).reshape(*input.shape[:-1], -1)
+        product = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self._tiles[0], self.group, self._tiles[1])
+        return product[:, : self.outputs].to(input.dtype).reshape(*input.shape[:-1], -1)
+
+    def _tile(self) -> tuple[Tensor, Tensor]:
+        """Codes and scales as torch's product wants them, which takes outputs by sixteen."""
+        more = -self.outputs % 16
+        codes = F.pad(self.codes.int(), (0, 0, 0, more), value=8)
+        scale = F.pad(self.scale, (0, 0, 0, more)).t()
+        pairs = torch.stack([scale, torch.zeros_like(scale)], -1).contiguous()  # [groups, outputs, 2]: scale, 0
+        return torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1), pairs
 
 
 class QuantizedExperts(nn.Module):

@@ -11,13 +11,15 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from model.generation.generator import Generator, Token
 from model.generation.sampling import GREEDY, Sampling
-from model.network.transformer import Transformer
+from model.quantized.load import open_model
+from model.serving.grammar import Grammars, JsonRule
 from model.serving.text import Reader, Spelling
 from model.tokens.chat import ChatTokenizer
 
@@ -28,7 +30,8 @@ log = logging.getLogger(__name__)
 class Ask:
     """What is to be said: ``samples`` answers to the ids of ``prompt``, at most ``max_new_tokens`` (at least 1) each,
     ended by the model's own end of a turn or before one of the ``stop`` strings. ``top_logprobs`` None: no
-    log-probabilities are wanted; else how many alternatives beside each token."""
+    log-probabilities are wanted; else how many alternatives beside each token. Nothing ends before ``least`` tokens,
+    and with ``on_and_on`` the model's own end never does. ``rule`` is what an answer is held to."""
 
     prompt: Sequence[int]
     max_new_tokens: int
@@ -36,6 +39,9 @@ class Ask:
     samples: int = 1
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
+    least: int = 0
+    on_and_on: bool = False
+    rule: JsonRule | None = None
 
 
 @dataclass(frozen=True)
@@ -93,9 +99,7 @@ class Engine:
         self.directory, self.slots = Path(directory), slots
         self.tokenizer = ChatTokenizer.load(directory)
         self.spelling = Spelling(self.tokenizer)
-        self.model = Transformer.from_dir(
-            str(directory), dtype=torch.bfloat16 if half else torch.float32, device=device
-        ).eval()
+        self.model = open_model(directory, dtype=torch.bfloat16 if half else torch.float32, device=device).eval()
         self.window = self.model.config.max_seq_len
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.ends = frozenset({self.tokenizer.eos_id, self.tokenizer.end_of_text_id})
@@ -109,6 +113,11 @@ class Engine:
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._work, name=f"model {self.directory.name[:12]}", daemon=True)
         self._thread.start()
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What answers can be held to."""
+        return Grammars(self.tokenizer, self.model.config.vocab_size, self.ends)
 
     @property
     def pending(self) -> int:
@@ -176,12 +185,14 @@ class Engine:
         try:
             numbers = self._generator.add(
                 ask.prompt,
-                stop=self.ends,
+                stop=() if ask.on_and_on else self.ends,
                 max_new_tokens=ask.max_new_tokens,
                 sampling=ask.sampling,
                 samples=ask.samples,
                 # one at least, which brings the token's own
                 top_logprobs=0 if ask.top_logprobs is None else max(1, ask.top_logprobs),
+                min_new_tokens=ask.least,
+                rules=[ask.rule.copy() for _ in range(ask.samples)] if ask.rule else (),
             )
         except Exception:
             log.exception("a request to %s could not be begun", self.directory)
@@ -191,7 +202,7 @@ class Engine:
             return
         self._talks[talk] = list(numbers)
         for i, number in enumerate(numbers):
-            self._samples[number] = _Sample(talk, i, Reader(self.tokenizer, ask.stop))
+            self._samples[number] = _Sample(talk, i, Reader(self.tokenizer, ask.stop, ask.least))
 
     def _hear(self, token: Token) -> None:
         sample = self._samples.get(token.id)

@@ -17,10 +17,10 @@ _LONG = 32
 class Reader:
     """Token ids of one answer to text. What :meth:`push` gives is final: it holds whole characters, and nothing in it
     may still turn out to begin one of the ``stop`` strings. ``stopped`` tells that one of them was met; neither it nor
-    what follows is shown."""
+    what follows is shown. In the first ``least`` tokens none is looked for."""
 
-    def __init__(self, tokenizer: ChatTokenizer, stop: Sequence[str] = ()) -> None:
-        self.tokenizer, self.stop = tokenizer, stop
+    def __init__(self, tokenizer: ChatTokenizer, stop: Sequence[str] = (), least: int = 0) -> None:
+        self.tokenizer, self.stop, self.least = tokenizer, stop, least
         self.stopped = False
         self._ids: list[int] = []
         self._shown = 0  # characters of what _ids spell that are out
@@ -28,7 +28,9 @@ class Reader:
 
     def push(self, token: int) -> str:
         """The text that one more token makes sure."""
-        return self._pass(self._whole(token))
+        text = self._whole(token)
+        self.least -= 1
+        return text if self.least >= 0 else self._pass(text)
 
     def end(self) -> str:
         """What was held back because a stop string could have begun with it; half a character is dropped."""

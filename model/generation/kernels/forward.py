@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from model.generation.kernels.matrices import FP32, panel_bytes, product, ready
 from model.generation.kernels.tiles import PANEL, bits_to_float, count_up, give_way, multiply
 
 QUERIES = 16
@@ -39,13 +40,15 @@ def forward(x, rows, pieces, shape, eps, scale, w, places, norms, rope, keys, va
     """Hidden states after the last layer, in place of the embeddings ``x`` fp32 [n, pad(dim)].
 
     ``rows`` int64 [n, 2]: slot and position of each token. ``pieces`` int64 [pieces, 2]: where the tokens of each
-    begin in ``x`` and how many they are. ``shape`` int64: see :class:`~model.generation.packed.Packed`. ``w`` flat
-    weights with ``places`` int64 [layers, ...] where each matrix begins. ``norms`` fp32 [layers, 4, ...]. ``rope`` fp32
+    begin in ``x`` and how many they are. ``shape`` int64: see :class:`~model.generation.packed.Packed`. ``w`` uint8
+    holds the matrices, ``places`` int64 [layers, ...] where each begins. ``norms`` fp32 [layers, 4, ...]. ``rope`` fp32
     [2, capacity, head]. ``keys`` [layers, slots, kv, blocks, head, PANEL] and ``values`` [layers, slots, kv, columns,
     capacity, PANEL] take the new tokens. ``work`` is a tuple of scratch arrays.
     """
     dim, heads, kv, head, ffn, experts = shape[0], shape[1], shape[2], shape[3], shape[4], shape[5]
-    h, qkv, inner, mixed, gathered, scores, counts = work
+    form = shape[8], shape[9]
+    h, qkv, inner, mixed, gathered, scores, counts, codes, steps = work
+    spare = codes[rank], steps[rank]
     n, wide = x.shape[0], x.shape[1]
     flat_x, flat_h, flat_qkv, flat_inner = x.reshape(-1), h.reshape(-1), qkv.reshape(-1), inner.reshape(-1)
     begin, end = _share(n, rank, ranks)
@@ -53,36 +56,43 @@ def forward(x, rows, pieces, shape, eps, scale, w, places, norms, rope, keys, va
         place = places[layer]
         _norm(x, h, begin, end, norms[layer, 0], dim, eps)
         _meet(meeting, ranks)
-        _linear(flat_h, wide, n, w, place[0], dim, flat_qkv, qkv.shape[1], False, rank, ranks)
+        _linear(form, spare, flat_h, wide, n, w, place[0], dim, flat_qkv, qkv.shape[1], False, rank, ranks)
         _meet(meeting, ranks)
         for row in range(begin, end):
             _place(qkv[row], rows[row], layer, heads, kv, head, norms[layer], shape[6], eps, rope, keys, values)
         _meet(meeting, ranks)
         _attend(pieces, rows, layer, heads, kv, head, scale, qkv, keys, values, mixed, scores[rank], rank, ranks)
         _meet(meeting, ranks)
-        _linear(mixed.reshape(-1), heads * head, n, w, place[1], heads * head, flat_x, wide, True, rank, ranks)
+        _linear(form, spare, mixed.reshape(-1), heads * head, n, w, place[1], heads * head, flat_x, wide, True, rank,
+                ranks)  # fmt: skip
         _meet(meeting, ranks)
         _norm(x, h, begin, end, norms[layer, 1], dim, eps)
         _meet(meeting, ranks)
         if experts:
-            _mixture(x, h, shape, w, place, qkv, inner, gathered, scores[rank], counts, meeting, rank, ranks)
+            _mixture(form, spare, x, h, shape, w, place, qkv, inner, gathered, scores[rank], counts, meeting, rank,
+                     ranks)  # fmt: skip
         else:
-            _gated(flat_h, wide, n, w, place[2], dim, flat_inner, inner.shape[1], ffn, scores[rank], rank, ranks)
+            _gated(form, spare, flat_h, wide, n, w, place[2], dim, flat_inner, inner.shape[1], ffn, scores[rank], rank,
+                   ranks)  # fmt: skip
             _meet(meeting, ranks)
-            _linear(flat_inner, inner.shape[1], n, w, place[3], ffn, flat_x, wide, True, rank, ranks)
+            _linear(form, spare, flat_inner, inner.shape[1], n, w, place[3], ffn, flat_x, wide, True, rank, ranks)
         _meet(meeting, ranks)
 
 
 @njit(cache=True, nogil=True)
-def logits(x, wanted, norm, dim, eps, w, place, h, out, meeting, rank, ranks):
-    """Final norm and output matrix: ``out`` fp32 [wanted, pad(vocab)] of the rows ``wanted`` int64 of ``x``."""
+def logits(x, wanted, norm, dim, eps, kind, w, place, h, out, work, meeting, rank, ranks):
+    """Final norm and output matrix, whose form is ``kind``: ``out`` fp32 [wanted, pad(vocab)] of the rows ``wanted``
+    int64 of ``x``."""
     begin, end = _share(len(wanted), rank, ranks)
     for i in range(begin, end):
         h[i] = x[wanted[i]]
     _norm(h, h, begin, end, norm, dim, eps)
     _meet(meeting, ranks)
     flat = h.reshape(-1)
-    _linear(flat, h.shape[1], len(wanted), w, place, dim, out.reshape(-1), out.shape[1], False, rank, ranks)
+    form, spare = (kind, np.int64(0)), (work[7][rank], work[8][rank])
+    _linear(
+        form, spare, flat, h.shape[1], len(wanted), w, place, dim, out.reshape(-1), out.shape[1], False, rank, ranks
+    )
     _meet(meeting, ranks)
 
 
@@ -105,12 +115,14 @@ def _share(n, rank, ranks):
 
 
 @njit(cache=True, nogil=True)
-def _linear(x, x_stride, n, w, start, k, out, out_stride, add, rank, ranks):
-    """This rank's columns of ``out`` [n, ...] from ``x`` [n, k]."""
+def _linear(form, spare, x, x_stride, n, w, start, k, out, out_stride, add, rank, ranks):
+    """This rank's columns of ``out`` [n, ...] from ``x`` [n, k]. ``form``: the matrix' kind and group; ``spare``: this
+    rank's scratch for the codes and steps of rows."""
     begin, end = _share(out_stride // PANEL, rank, ranks)
-    multiply(
-        x, 0, x_stride, n, w, start + begin * k * PANEL, k * PANEL, k, out, begin * PANEL, out_stride, add, end - begin
-    )
+    own = start + begin * panel_bytes(form[0], form[1], k)
+    ready(form[0], x, 0, x_stride, n, k, spare[0], spare[1])
+    product(form[0], form[1], x, 0, x_stride, spare[0], spare[1], 0, n, w, own, k, out, begin * PANEL, out_stride, add,
+            end - begin)  # fmt: skip
 
 
 @njit(cache=True, nogil=True, fastmath=_REORDERED)
@@ -224,41 +236,30 @@ def _sum(line, count):
 
 
 @njit(cache=True, nogil=True)
-def _gated(x, x_stride, n, w, start, k, out, out_stride, width, work, rank, ranks):
+def _gated(form, spare, x, x_stride, n, w, start, k, out, out_stride, width, work, rank, ranks):
     """SwiGLU's hidden layer: panels of gate and up stand side by side, so a rank needs none of another's."""
     begin, end = _share((width + PANEL - 1) // PANEL, rank, ranks)
+    both = 2 * panel_bytes(form[0], form[1], k)
+    ready(form[0], x, 0, x_stride, n, k, spare[0], spare[1])
     for p in range(begin, end):
         for row in range(0, n, QUERIES):
             own = min(QUERIES, n - row)
-            multiply(
-                x,
-                row * x_stride,
-                x_stride,
-                own,
-                w,
-                start + 2 * p * k * PANEL,
-                k * PANEL,
-                k,
-                work,
-                0,
-                2 * PANEL,
-                False,
-                2,
-            )
+            product(form[0], form[1], x, row * x_stride, x_stride, spare[0], spare[1], row, own, w, start + p * both, k,
+                    work, 0, 2 * PANEL, False, 2)  # fmt: skip
             for r in range(own):
                 _swish(work[2 * r * PANEL :], out[(row + r) * out_stride + p * PANEL :])
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")  # a check for a division by 0 would keep it off vectors
 def _swish(both, out):
     for i in range(PANEL):
         out[i] = both[i] / (np.float32(1) + exp(-both[i])) * both[PANEL + i]
 
 
 @njit(cache=True, nogil=True)
-def _mixture(x, h, shape, w, place, chosen, inner, gathered, work, counts, meeting, rank, ranks):
+def _mixture(form, spare, x, h, shape, w, place, chosen, inner, gathered, work, counts, meeting, rank, ranks):
     """A mixture of experts: ``x`` gets added what each token's experts make of ``h``. ``place``: gate and up, then down
-    of each expert from index 3 on, the router's at 2."""
+    of each expert from index 3 on, the router's (fp32 always) at 2."""
     dim, experts, top, width = shape[0], shape[5], shape[7], shape[4]
     n, wide = h.shape
     # counts [1 + experts]: where each expert's copies begin; then for each copy its token; then each token's copies
@@ -266,8 +267,8 @@ def _mixture(x, h, shape, w, place, chosen, inner, gathered, work, counts, meeti
     share = work[: ((experts + PANEL - 1) // PANEL) * PANEL]
     if rank == 0:
         for row in range(n):
-            multiply(h.reshape(-1), row * wide, wide, 1, w, place[2], dim * PANEL, dim, share, 0, len(share), False,
-                     len(share) // PANEL)  # fmt: skip
+            product(FP32, 0, h.reshape(-1), row * wide, wide, spare[0], spare[1], 0, 1, w, place[2], dim, share, 0,
+                    len(share), False, len(share) // PANEL)  # fmt: skip
             _route(share, experts, top, chosen[row])
         for e in range(experts + 1):
             counts[e] = 0
@@ -294,13 +295,13 @@ def _mixture(x, h, shape, w, place, chosen, inner, gathered, work, counts, meeti
     for e in range(experts):
         first, count = counts[e], counts[e + 1] - counts[e]
         if count:
-            _gated(flat[first * gathered.shape[1] :], gathered.shape[1], count, w, place[3 + 2 * e], dim,
+            _gated(form, spare, flat[first * gathered.shape[1] :], gathered.shape[1], count, w, place[3 + 2 * e], dim,
                    hidden[first * inner.shape[1] :], inner.shape[1], width, work, rank, ranks)  # fmt: skip
     _meet(meeting, ranks)
     for e in range(experts):
         first, count = counts[e], counts[e + 1] - counts[e]
         if count:
-            _linear(hidden[first * inner.shape[1] :], inner.shape[1], count, w, place[4 + 2 * e], width,
+            _linear(form, spare, hidden[first * inner.shape[1] :], inner.shape[1], count, w, place[4 + 2 * e], width,
                     flat[first * gathered.shape[1] :], gathered.shape[1], False, rank, ranks)  # fmt: skip
     _meet(meeting, ranks)
     begin, end = _share(n, rank, ranks)

@@ -30,7 +30,7 @@ def pick(logits, vocab, knobs, uniform, history, spans, tokens, logprobs):
         for i in range(vocab):
             # in this order a small temperature makes no number too large
             line[i] = (line[i] - highest) / (temperature if temperature else np.float32(1))
-            weights[i] = exp(line[i])
+            weights[i] = exp(line[i]) if line[i] > np.float32(-87) else np.float32(0)  # what is forbidden is nothing
         total = _sum(weights, vocab)
         if temperature == 0:
             chosen = 0

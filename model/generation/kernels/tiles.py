@@ -18,7 +18,8 @@ from numba.extending import intrinsic
 PANEL = 32
 """Columns of a panel."""
 _WIDE = "avx512f" in binding.get_host_cpu_features() and binding.get_host_cpu_features()["avx512f"]
-_LANES = 16 if _WIDE else 8  # fp32 in a vector
+LANES = 16 if _WIDE else 8
+"""fp32 in a vector."""
 ROWS = 8 if _WIDE else 2  # sums of a tile must fit the registers: 32 of 16 lanes, or 16 of 8
 
 
@@ -26,8 +27,9 @@ def _tile(rows: int) -> Callable[..., None]:
     """``out[r, c] (+)= sum over k of x[r, k] * w[k, c]`` for ``rows`` rows and one panel.
 
     The compiled signature is (x, x_start, x_stride, w, w_start, k, out, out_start, out_stride, add): flat fp32 arrays
-    (w may be uint16: the upper halves of fp32, which is bf16), where each begins, how far apart rows are, the length of
-    the sums (at least 1), and whether they are added to what ``out`` holds.
+    (w may be uint16: bf16, column c beside column c + PANEL / 2, so that one load brings two vectors), where each
+    begins, how far apart rows are, the length of the sums (at least 1), and whether they are added to what ``out``
+    holds.
     """
 
     @intrinsic
@@ -41,12 +43,10 @@ def _tile(rows: int) -> Callable[..., None]:
 
 
 def _code(rows: int) -> Callable[..., Any]:
-    vectors = PANEL // _LANES
+    vectors = PANEL // LANES
     number, whole, index = ir.FloatType(), ir.IntType(64), ir.IntType(32)
-    vector = ir.VectorType(number, _LANES)
-    zero = ir.Constant(vector, [0.0] * _LANES)
-    empty = ir.Constant(vector, ir.Undefined)
-    spread = ir.Constant(ir.VectorType(index, _LANES), [0] * _LANES)
+    vector = ir.VectorType(number, LANES)
+    zero = ir.Constant(vector, [0.0] * LANES)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         x, w, out = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 3, 6))
@@ -54,16 +54,19 @@ def _code(rows: int) -> Callable[..., Any]:
         half = signature.args[3].dtype == types.uint16
         w = builder.gep(w, [w_start])
         lines = [builder.gep(x, [builder.add(x_start, builder.mul(x_stride, whole(r)))]) for r in range(rows)]
-        fma = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{_LANES}f32"
-        )
 
-        def columns(at: Any) -> Any:
+        def columns(line: Any) -> list[Any]:
+            places = [builder.gep(line, [whole(v * LANES)]) for v in range(vectors)]
             if not half:
-                return builder.load(builder.bitcast(at, vector.as_pointer()), align=4)
-            short, long = ir.VectorType(ir.IntType(16), _LANES), ir.VectorType(index, _LANES)
-            bits = builder.zext(builder.load(builder.bitcast(at, short.as_pointer()), align=2), long)
-            return builder.bitcast(builder.shl(bits, ir.Constant(long, [16] * _LANES)), vector)
+                return [builder.load(builder.bitcast(at, vector.as_pointer()), align=4) for at in places]
+            both = ir.VectorType(index, LANES)
+            pairs = [
+                builder.load(builder.bitcast(builder.gep(line, [whole(2 * v * LANES)]), both.as_pointer()), align=2)
+                for v in range(vectors // 2)
+            ]
+            low = [builder.shl(pair, ir.Constant(both, [16] * LANES)) for pair in pairs]
+            high = [builder.and_(pair, ir.Constant(both, [0xFFFF0000] * LANES)) for pair in pairs]
+            return [builder.bitcast(bits, vector) for bits in (*low, *high)]
 
         before = builder.block
         loop, end = builder.append_basic_block("k"), builder.append_basic_block("sums")
@@ -72,12 +75,11 @@ def _code(rows: int) -> Callable[..., Any]:
         at = builder.phi(whole)
         sums = [builder.phi(vector) for _ in range(rows * vectors)]
         line = builder.gep(w, [builder.mul(at, whole(PANEL))])
-        loaded = [columns(builder.gep(line, [whole(v * _LANES)])) for v in range(vectors)]
+        loaded = columns(line)
         added = []
         for r in range(rows):
-            value = builder.insert_element(empty, builder.load(builder.gep(lines[r], [at])), index(0))
-            value = builder.shuffle_vector(value, empty, spread)
-            added += [builder.call(fma, [value, loaded[v], sums[r * vectors + v]]) for v in range(vectors)]
+            value = splat(builder, builder.load(builder.gep(lines[r], [at])), LANES)
+            added += [fused(builder, value, loaded[v], sums[r * vectors + v], LANES) for v in range(vectors)]
         after = builder.add(at, whole(1))
         at.add_incoming(whole(0), before)
         at.add_incoming(after, loop)
@@ -88,13 +90,31 @@ def _code(rows: int) -> Callable[..., Any]:
         builder.position_at_end(end)
         for r in range(rows):
             for v in range(vectors):
-                place = builder.add(out_start, builder.add(builder.mul(out_stride, whole(r)), whole(v * _LANES)))
-                target = builder.bitcast(builder.gep(out, [place]), vector.as_pointer())
-                held = builder.select(add, builder.load(target, align=4), zero)
-                builder.store(builder.fadd(held, added[r * vectors + v]), target, align=4)
+                place = builder.add(out_start, builder.add(builder.mul(out_stride, whole(r)), whole(v * LANES)))
+                store(builder, builder.gep(out, [place]), added[r * vectors + v], add)
         return context.get_dummy_value()
 
     return generate
+
+
+def splat(builder: Any, value: Any, lanes: int) -> Any:
+    """A vector of one number."""
+    empty = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+    first = builder.insert_element(empty, value, ir.IntType(32)(0))
+    return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes))
+
+
+def fused(builder: Any, a: Any, b: Any, c: Any, lanes: int) -> Any:
+    """a * b + c of vectors of fp32, rounded once."""
+    kind = ir.FunctionType(c.type, [c.type] * 3)
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{lanes}f32"), [a, b, c])
+
+
+def store(builder: Any, pointer: Any, value: Any, add: Any) -> None:
+    """Put a vector of fp32 at a pointer to a number, added to what is there where ``add`` is true."""
+    target = builder.bitcast(pointer, value.type.as_pointer())
+    held = builder.select(add, builder.load(target, align=4), ir.Constant(value.type, [0.0] * value.type.count))
+    builder.store(builder.fadd(held, value), target, align=4)
 
 
 _one, _two, _four, _eight = (_tile(rows) for rows in (1, 2, 4, 8))
