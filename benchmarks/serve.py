@@ -122,15 +122,16 @@ async def streams(url: str, prompts: list[list[int]], tokens: int) -> tuple[floa
         nonlocal said
         body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True}
         body |= {"stream_options": {"include_usage": True}, "ignore_eos": True}
-        first = 0.0
+        first, own = 0.0, 0
         async with client.stream("POST", "/v1/completions", json=body) as answer:
             answer.raise_for_status()
             async for line in answer.aiter_lines():
                 if not first and '"text":' in line:
                     first = time.perf_counter() - begun
                 if '"completion_tokens":' in line:
-                    said += int(re.findall(r'"completion_tokens":(\d+)', line)[0])
+                    own = int(re.findall(r'"completion_tokens":(\d+)', line)[0])
         firsts.append(first)
+        said += own
 
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
         model = (await client.get("/v1/models")).json()["data"][0]["id"]

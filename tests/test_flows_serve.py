@@ -9,6 +9,8 @@ import torch
 from serve_helpers import ASKED, BRIEF, CALL, TOOLS, Running, skilled_dir
 from token_helpers import FACTS
 
+from model.tokens.chat import ChatTokenizer
+
 QUESTION = [{"role": "user", "content": "什么是词元？"}]
 FACT = FACTS["什么是词元？"]
 
@@ -172,6 +174,17 @@ def test_an_answer_is_held_to_json_of_a_schema_however_it_is_drawn(client, monke
         client.chat.completions.create(model="m", messages=QUESTION, response_format=form)
 
 
+def test_a_bias_brings_tokens_or_keeps_them_away(client):
+    def made(**more):
+        return client.completions.create(model="m", prompt=[9, 10], max_tokens=4, logprobs=1, **more).choices[0]
+
+    usual, forced = made(), made(logit_bias={"60": 100})
+    assert len(set(forced.logprobs.tokens)) == 1 and forced.text != usual.text
+    assert max(forced.logprobs.token_logprobs) < -1  # the model's own, without the bias
+    assert 60 in ChatTokenizer.load(skilled_dir()).encode(forced.logprobs.tokens[0])
+    assert made(logit_bias={"60": -100}).text == usual.text
+
+
 def test_an_answer_may_have_a_shortest_length_and_no_end_of_its_own(client):
     def made(**more):
         return client.chat.completions.create(model="m", messages=QUESTION, max_tokens=60, extra_body=more)
@@ -226,7 +239,8 @@ def test_what_is_wrong_is_an_exception_of_the_client_that_names_the_field(client
     place = "response_format.json_schema.schema"
     wrong(openai.BadRequestError, place, response_format={"type": "json_schema", "json_schema": odd})
     wrong(openai.BadRequestError, "min_tokens", max_tokens=5, extra_body={"min_tokens": 6})
-    wrong(openai.BadRequestError, "logit_bias", logit_bias={"5": 10})
+    wrong(openai.BadRequestError, "logit_bias", logit_bias={"450": 10})
+    wrong(openai.BadRequestError, "logit_bias", logit_bias={"9": 101})
     wrong(openai.BadRequestError, "messages", messages=[{"role": "user", "content": "word " * 500}])
     wrong(
         openai.BadRequestError,

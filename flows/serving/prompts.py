@@ -40,7 +40,6 @@ class Prompt:
 
 def chat_prompt(engine: Engine, request: ChatRequest, most: int, defaults: dict[str, float]) -> Prompt:
     """The conversation in the model's chat format. ``most``: longest answer that the server gives. Raises Wrong."""
-    _refuse(request)
     wanted = request.max_completion_tokens or request.max_tokens or int(defaults.get("max_new_tokens", 0)) or most
     begun = _begun(request)
     messages = normal(request)
@@ -81,7 +80,6 @@ def _fitting(engine: Engine, messages: list[Message], ids: list[int], rooms: tup
 
 def text_prompts(engine: Engine, request: CompletionRequest, most: int, defaults: dict[str, float]) -> list[Ask]:
     """A question to the engine for each prompt. Raises Wrong."""
-    _refuse(request)
     given: list[Any] = request.prompt if isinstance(request.prompt, list) else [request.prompt]
     prompts: list[str | list[int]] = [given] if isinstance(given[0], int) else given
     asks = []
@@ -98,9 +96,13 @@ def text_prompts(engine: Engine, request: CompletionRequest, most: int, defaults
     return asks
 
 
-def _refuse(request: SamplingAsked) -> None:
-    if request.logit_bias:
-        raise Wrong(400, "logit_bias is not available", param="logit_bias", code="unsupported_value")
+def _bias(engine: Engine, request: SamplingAsked) -> dict[int, float]:
+    """What is added to the logits of tokens. Raises Wrong."""
+    bias = {int(token): value for token, value in (request.logit_bias or {}).items()}
+    if strange := [token for token in bias if token >= engine.model.config.vocab_size]:
+        what = f"logit_bias names the token {strange[0]}, and the model has {engine.model.config.vocab_size}"
+        raise Wrong(400, what, param="logit_bias")
+    return bias
 
 
 def _ask(
@@ -132,6 +134,7 @@ def _ask(
         stop=request.stops,
         least=least,
         on_and_on=bool(request.ignore_eos),
+        bias=_bias(engine, request),
     )
 
 

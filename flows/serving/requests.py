@@ -14,6 +14,8 @@ MOST_SAMPLES = 16
 MOST_STOPS = 16
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Stop = Annotated[str, Field(min_length=1, max_length=512)]
+BiasedId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -62,7 +64,9 @@ class SamplingAsked(Unused):
     ignore_eos: bool | None = Field(None, description="go on behind the model's own end; for measurements")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    logit_bias: dict[str, float] | None = Field(None, description="only empty: this engine has none")
+    logit_bias: Annotated[dict[BiasedId, Bias], Field(max_length=1024)] | None = Field(
+        None, description="what is added to the logits of tokens, by their ids"
+    )
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ Limit: a prompt with its answer must fit the model's ``max_seq_len``; there is n
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -77,6 +77,7 @@ class _Sequence:
     uniform: np.ndarray  # float64 [room], nothing of a greedy one
     least: int = 0  # tokens before which it does not stop
     rule: Rule | None = None
+    bias: tuple[np.ndarray, np.ndarray] | None = None  # ids int64 and what is added to their logits, fp32
     slot: int = -1
     said: int = 0
 
@@ -116,9 +117,10 @@ class Generator:
         top_logprobs: int = 0,
         min_new_tokens: int = 0,
         rules: Sequence[Rule] = (),
+        bias: Mapping[int, float] | None = None,
     ) -> list[int]:
         """Queue ``samples`` answers to a prompt; their ids. No stop token comes before ``min_new_tokens``; ``rules``,
-        one for each sample, say what may be said.
+        one for each sample, say what may be said; ``bias`` is added to the logits of some tokens.
 
         Raises ValueError for an empty prompt, one that leaves no room in ``max_seq_len``, and ids the model lacks.
         """
@@ -131,13 +133,14 @@ class Generator:
             frozenset(stop),
             np.array(prompt, np.int32),
         )
+        added = (np.array(list(bias), np.int64), np.array(list(bias.values()), np.float32)) if bias else None
         ids = list(range(self._next, self._next + samples))
         self._next += samples
         for sample, id in enumerate(ids):
             uniform = draws(prompt, sampling.seed, sample, room) if sampling.temperature else np.zeros(0)
             rule = rules[sample] if rules else None
             self._waiting.append(
-                _Sequence(id, tokens, stops, room, sampling, top_logprobs, uniform, min_new_tokens, rule)
+                _Sequence(id, tokens, stops, room, sampling, top_logprobs, uniform, min_new_tokens, rule, added)
             )
         return ids
 
@@ -264,9 +267,7 @@ class Generator:
             for row, s in enumerate(sequences)
         ]
         for row, s in enumerate(sequences):
-            if (forbidden := self._forbidden(s)) is not None:
-                line = logits[row, : self.vocab]
-                line[forbidden if isinstance(line, np.ndarray) else torch.from_numpy(forbidden)] = FORBIDDEN
+            self._bend(logits[row, : self.vocab], s)
         uniform = np.array([s.uniform[s.said] if s.sampling.temperature else 0.0 for s in sequences])
         pick = self._pick if isinstance(logits, np.ndarray) else self._pick_torch
         said: list[Token] = []
@@ -283,11 +284,16 @@ class Generator:
                 self._leave(s)
         return said
 
-    def _forbidden(self, sequence: _Sequence) -> np.ndarray | None:
-        """Tokens that must not come now: bool [vocab], ids, or None for none."""
+    def _bend(self, line: Any, sequence: _Sequence) -> None:
+        """Add a sequence's bias to its logits [vocab], and rule out the tokens that must not come now."""
+        as_index = (lambda own: own) if isinstance(line, np.ndarray) else torch.from_numpy
+        if sequence.bias is not None:
+            ids, values = sequence.bias
+            line[as_index(ids)] += values if isinstance(line, np.ndarray) else torch.from_numpy(values).to(line.device)
         if sequence.rule is not None:
-            return ~sequence.rule.allowed()
-        return np.array(sorted(sequence.stop), np.int64) if sequence.said < sequence.least else None
+            line[as_index(~sequence.rule.allowed())] = FORBIDDEN
+        elif sequence.said < sequence.least:
+            line[as_index(np.array(sorted(sequence.stop), np.int64))] = FORBIDDEN
 
     def _pick(self, logits: Any, sequences: list[_Sequence], uniform: np.ndarray) -> Iterable[tuple[int, float]]:
         tokens, logprobs = np.empty(len(sequences), np.int64), np.empty(len(sequences))

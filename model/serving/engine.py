@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,8 @@ class Ask:
     """What is to be said: ``samples`` answers to the ids of ``prompt``, at most ``max_new_tokens`` (at least 1) each,
     ended by the model's own end of a turn or before one of the ``stop`` strings. ``top_logprobs`` None: no
     log-probabilities are wanted; else how many alternatives beside each token. Nothing ends before ``least`` tokens,
-    and with ``on_and_on`` the model's own end never does. ``rule`` is what an answer is held to."""
+    and with ``on_and_on`` the model's own end never does. ``rule`` is what an answer is held to, ``bias`` what is
+    added to the logits of some tokens."""
 
     prompt: Sequence[int]
     max_new_tokens: int
@@ -42,6 +43,7 @@ class Ask:
     least: int = 0
     on_and_on: bool = False
     rule: JsonRule | None = None
+    bias: Mapping[int, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,7 @@ class Engine:
                 # one at least, which brings the token's own
                 top_logprobs=0 if ask.top_logprobs is None else max(1, ask.top_logprobs),
                 min_new_tokens=ask.least,
+                bias=ask.bias,
                 rules=[ask.rule.copy() for _ in range(ask.samples)] if ask.rule else (),
             )
         except Exception:
