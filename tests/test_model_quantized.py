@@ -200,6 +200,10 @@ def test_weights_that_bf16_holds_no_longer_are_read_again_as_they_are():
         p.data = p.data.bfloat16().float()
     generator = Generator(model, slots=2)
     halves = said(generator, prompts)
+    computing = new_model().eval()  # in bf16, with weights of more digits
+    computing.model.embed_tokens.weight.data = model.model.embed_tokens.weight.data.clone()
+    computing.compute_dtype = torch.bfloat16
+    assert said(computing, prompts) == halves
     for name, p in model.named_parameters():
         p.data.copy_(exact[name])
     generator.refresh()

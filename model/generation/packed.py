@@ -1,8 +1,8 @@
 """A model as generation on a CPU wants it: its matrices in panels, and keys and values in slots beside them.
 
 Packing is a copy, so that the model can train on; :meth:`Packed.refresh` makes it anew. Sums are fp32. Matrices that
-bf16 holds exactly are packed as bf16, which halves what a token reads from memory and changes no result; int8 and int4
-ones stay what they are.
+bf16 holds exactly are packed as bf16, which halves what a token reads from memory and changes no result; those of a
+model that computes in bf16 are rounded to it; int8 and int4 ones stay what they are.
 """
 
 from __future__ import annotations
@@ -95,9 +95,10 @@ class Packed:
     def _lay_out(self) -> None:
         """Find out which forms the matrices have now, and make room for them."""
         first = cast(Block, self.model.model.layers[0]).self_attn.o_proj
-        half = fits_bf16(self.model.head)
+        rounds = self.model.compute_dtype == torch.bfloat16  # as the model itself does then
+        half = rounds or fits_bf16(self.model.head)
         exact = (own[0] for module in self.model.model.layers for own in _matrices(cast(Block, module)))
-        kind, group = form_of(first, half and all(map(fits_bf16, exact)))
+        kind, group = form_of(first, rounds or (half and all(map(fits_bf16, exact))))
         forms = kind, group, BF16 if half else FP32
         if forms != self.forms:
             self.forms, self.shape[-2:] = forms, (kind, group)
