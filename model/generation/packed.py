@@ -97,8 +97,10 @@ class Packed:
         first = cast(Block, self.model.model.layers[0]).self_attn.o_proj
         rounds = self.model.compute_dtype == torch.bfloat16  # as the model itself does then
         half = rounds or fits_bf16(self.model.head)
+        kind, group = form_of(first)
         exact = (own[0] for module in self.model.model.layers for own in _matrices(cast(Block, module)))
-        kind, group = form_of(first, rounds or (half and all(map(fits_bf16, exact))))
+        if kind == FP32 and (rounds or (half and all(map(fits_bf16, exact)))):
+            kind = BF16
         forms = kind, group, BF16 if half else FP32
         if forms != self.forms:
             self.forms, self.shape[-2:] = forms, (kind, group)

@@ -104,9 +104,9 @@ def _bytes(values: Tensor) -> Tensor:
     return values.contiguous().view(torch.uint8)
 
 
-def form_of(module: nn.Module, half: bool) -> tuple[int, int]:
-    """The form of a model's matrices and the inputs of a group, by one of them."""
+def form_of(module: nn.Module) -> tuple[int, int]:
+    """The form of a model's matrices and the inputs of a group, by one of them; FP32 of one that is not rounded."""
     own: Any = module
     if not hasattr(own, "codes"):
-        return (BF16 if half else FP32), 0
+        return FP32, 0
     return (INT8, 0) if own.codes.dtype == torch.int8 else (INT4, own.group)
