@@ -240,7 +240,7 @@ def test_what_is_wrong_is_an_exception_of_the_client_that_names_the_field(client
     wrong(openai.BadRequestError, place, response_format={"type": "json_schema", "json_schema": odd})
     wrong(openai.BadRequestError, "min_tokens", max_tokens=5, extra_body={"min_tokens": 6})
     wrong(openai.BadRequestError, "logit_bias", logit_bias={"450": 10})
-    wrong(openai.BadRequestError, "logit_bias", logit_bias={"9": 101})
+    wrong(openai.BadRequestError, "logit_bias.9", logit_bias={"9": 101})
     wrong(openai.BadRequestError, "messages", messages=[{"role": "user", "content": "word " * 500}])
     wrong(
         openai.BadRequestError,
