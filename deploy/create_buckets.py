@@ -4,12 +4,13 @@ import os
 
 import boto3
 
-BUCKETS = ("mlflow",)
+BUCKETS = ("mlflow", "pipeline")
+"""MLflow's artifacts; the store that all workers share."""
 
 
 def main() -> None:
-    """Create each of ``BUCKETS`` at ``MLFLOW_S3_ENDPOINT_URL`` with the credentials of the environment."""
-    s3 = boto3.client("s3", endpoint_url=os.environ["MLFLOW_S3_ENDPOINT_URL"])
+    """Create each of ``BUCKETS`` at ``AWS_ENDPOINT_URL`` with the credentials of the environment."""
+    s3 = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
     there = {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
     for name in BUCKETS:
         if name not in there:

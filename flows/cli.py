@@ -312,20 +312,10 @@ def _gc(args: argparse.Namespace) -> int:
     return collect(args.keep, args.dry_run, args.shared, args.history)
 
 
-def _up(args: argparse.Namespace) -> int:
-    from flows.services import up
-    from storage.places import home
+def _services(args: argparse.Namespace) -> int:
+    from flows.services import command
 
-    up(home())
-    return 0
-
-
-def _down(args: argparse.Namespace) -> int:
-    from flows.services import down
-    from storage.places import home
-
-    down(home())
-    return 0
+    return command(args)
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
@@ -352,8 +342,9 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "promote": _promote,
     "verify": _verify,
     "gc": _gc,
-    "up": _up,
-    "down": _down,
+    "up": _services,
+    "down": _services,
+    "deploy": _services,
     "unpin": _pin,
 }
 

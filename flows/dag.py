@@ -89,7 +89,12 @@ def model_names() -> tuple[str, ...]:
     return tuple(model_name(stage) for stage in of_kind("model"))
 
 
+def data_names() -> tuple[str, ...]:
+    """The stages before the first that trains: they need no GPU."""
+    names = stage_names()
+    return names[: names.index(of_kind("model")[0])]
+
+
 def trains(until: str | None) -> bool:
     """Whether a run that stops after ``until`` (None: at the end) trains a model."""
-    names = stage_names()
-    return until not in names or names.index(until) >= names.index(of_kind("model")[0])
+    return until not in data_names()

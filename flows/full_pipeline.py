@@ -1,5 +1,5 @@
 """The Prefect flow ``full-pipeline``: what ``pipeline run`` and ``prefect deployment run full-pipeline/gpu`` both
-start."""
+start; and its data stages alone, which is what ``full-pipeline/data`` starts."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import os
 import secrets
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_link_artifact
 from prefect.runtime import flow_run
+from prefect.states import Failed
 
 from flows.console import duration, headline, losses
-from flows.dag import full, of_kind, stage_names, stages, trains
+from flows.dag import full, of_kind, stages, trains
 from flows.environment import spare_loopback
+from flows.form import LAST_DATA_STAGE, DataStage, Override, PresetFile, PresetName, StageName, Where
+from flows.handover import Handover, wake
 from flows.promote import promote
 from flows.services import mlflow_address, run_page
 from pipeline.config.tree import ConfigError
@@ -26,11 +29,6 @@ from tasks.running.prefect_run import PrefectRun
 from tasks.running.run import WATCHERS
 from tasks.running.sources import asked, notes, withdrawn
 from tasks.tracking.tracker import start_tracker, summary
-
-if TYPE_CHECKING:
-    StageName = str
-else:  # what the UI's form offers to choose from
-    StageName = Literal[stage_names()]
 
 
 def run_name() -> str:
@@ -43,38 +41,90 @@ def run_name() -> str:
 
 @flow(name="full-pipeline", flow_run_name=run_name, log_prints=False, persist_result=False)
 def full_pipeline(
-    preset: str = "tiny",
-    overrides: list[str] = [],  # noqa: B006 - never changed, and the UI's form shows it
+    preset: PresetName | PresetFile = "tiny",
+    overrides: list[Override] = [],  # noqa: B006 - never changed, and the form shows it
     until: StageName | None = None,
     refresh: list[StageName] = [],  # noqa: B006
     tags: dict[str, str] = {},  # noqa: B006
+    data: Where = "here",
 ) -> dict[str, Any]:
     """Raw text in, an aligned, evaluated, exported language model out.
 
     Args:
-        preset: name of a preset (`pipeline presets` lists them) or the path of a TOML file.
-        overrides: config overrides as ``section.key=value``.
-        until: stop after this stage.
-        refresh: stages to build again although they are cached.
+        preset: where every option starts from: one of the presets (`pipeline presets` says what each is for), or a
+            .toml file on the worker.
+        overrides: options to change, one a line as `section.key=value`, for example `pretrain.steps=2000`,
+            `pretrain.optim.lr=3e-4` or `ingest.sources=/data/my.jsonl`. `pipeline config PRESET --explain` lists all of
+            them with meaning, type and range.
+        until: stop after this stage; everything after it is left out.
+        refresh: stages to build again although their results are cached; what follows runs again only where the bytes
+            differ.
+        tags: tags for the run in MLflow, to find runs that belong together.
+        data: where the stages before training are made. `full-pipeline/data`: by that deployment, on its CPU pool, into
+            the store that both share; this run gives its place free until they are there. `here`: by this run's own
+            worker.
+    """
+    try:
+        return _pipeline(str(preset), list(overrides), until, list(refresh), tags, data)
+    except ConfigError as error:  # no traceback in the log for what somebody wrote: the state says what to change
+        refused = Failed(name="Refused", message=f"nothing ran; change this and run again:\n{error}", data=error)
+        return refused  # pyright: ignore[reportReturnType] - the run's state; its error is raised in whoever calls
+
+
+@flow(
+    name="full-pipeline",
+    flow_run_name=run_name,
+    log_prints=False,
+    persist_result=False,
+    on_completion=[wake],
+    on_failure=[wake],
+    on_cancellation=[wake],
+    on_crashed=[wake],
+)
+def data_stages(
+    preset: PresetName | PresetFile = "tiny",
+    overrides: list[Override] = [],  # noqa: B006
+    until: DataStage = LAST_DATA_STAGE,
+    refresh: list[DataStage] = [],  # noqa: B006
+    tags: dict[str, str] = {},  # noqa: B006
+) -> dict[str, Any]:
+    """The stages before training, for a machine without a GPU: what they make lies in the store, where a run with the
+    same preset and overrides takes it from.
+
+    Args:
+        preset: where every option starts from: one of the presets (`pipeline presets` says what each is for), or a
+            .toml file on the worker.
+        overrides: options to change, one a line as `section.key=value`, for example `ingest.sources=/data/my.jsonl`.
+        until: stop after this stage; everything after it is left out.
+        refresh: stages to build again although their results are cached.
         tags: tags for the run in MLflow, to find runs that belong together.
     """
+    return full_pipeline.fn(preset, overrides, until, refresh, tags)
+
+
+def _pipeline(
+    preset: str, overrides: list[str], until: str | None, refresh: list[str], tags: dict[str, str], data: str
+) -> dict[str, Any]:
+    """The run itself. Raises ConfigError before anything runs, and whatever a stage raises."""
     os.environ.setdefault(
         "NUMBA_CACHE_DIR", str(home() / "cache" / "numba")
     )  # compiled data kernels outlive the process
     spare_loopback()
     config, inputs = asked(preset, overrides, here=trains(until))
-    run = PrefectRun(new_run_id(), config.resources, until, tuple(refresh), Path(preset).stem)
-    logger = get_run_logger()
-    run.listeners += [*WATCHERS, _to_log(logger), _link_to_mlflow(run.directory, logger)]
+    run, logger = PrefectRun(new_run_id(), config.resources, until, tuple(refresh), Path(preset).stem), get_run_logger()
     run.store.check()
     if problems := withdrawn(inputs, run.store):
         raise ConfigError(problems)
+    if data != "here" and trains(until):
+        refresh = Handover(data, preset, overrides, refresh, tags).made(config, inputs, logger)
+        run.refresh = tuple(refresh)
+    run.listeners += [*WATCHERS, _to_log(logger), _link_to_mlflow(run.directory, logger)]
     run.open(
         preset=preset,
-        overrides=list(overrides),
+        overrides=overrides,
         config=config.model_dump(mode="json"),
         until=until,
-        refresh=list(refresh),
+        refresh=refresh,
         tags=tags,
         prefect={
             "flow_run_id": str(flow_run.id),

@@ -103,11 +103,29 @@ def parser() -> argparse.ArgumentParser:
     _run_commands(command)
     _config_commands(command)
     _artifact_commands(command)
-    command("up", "start the Prefect server, MLflow and a worker on this machine, and deploy the flow")
-    command("down", "stop what `up` or a run started")
+    _service_commands(command)
     sub = command("completion", "print the shell's completion script", '  eval "$(pipeline completion bash)"')
     sub.add_argument("shell", choices=("bash", "zsh", "fish"))
     return whole
+
+
+def _service_commands(command: Any) -> None:
+    """The commands for what runs beside the pipeline."""
+    up = command(
+        "up",
+        "start the Prefect server, MLflow and workers on this machine, and deploy the flow",
+        "  pipeline up\n  pipeline up --notify https://hooks.slack.com/services/T0/B0/XX",
+    )
+    deploy = command("deploy", "bring work pools, deployments and automations to the Prefect server of PREFECT_API_URL")
+    for sub in (up, deploy):
+        sub.add_argument(
+            "--notify",
+            action="append",
+            metavar="URL",
+            help="tell of failures, stuck runs and new champions: a webhook, Slack's, mailtos://USER:PASSWORD@HOST?to=…,"
+            " or `none`; repeat for several; PIPELINE_NOTIFY holds them too, apart by spaces",
+        )
+    command("down", "stop what `up` or a run started")
 
 
 def _preset(sub: argparse.ArgumentParser, metavar: str = "section.key=value", **more: Any) -> None:

@@ -7,6 +7,7 @@ addresses stay the same from one start to the next.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import json
@@ -270,13 +271,19 @@ def answers(url: str) -> bool:
         return False
 
 
-def ask(api: str, path: str, body: dict[str, Any] | None = None) -> Any:
+def _login() -> dict[str, str]:
+    """The header that a Prefect server with a password (``PREFECT_API_AUTH_STRING``) asks for."""
+    login = os.environ.get("PREFECT_API_AUTH_STRING")
+    return {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"} if login else {}
+
+
+def ask(api: str, path: str, body: Any = None) -> Any:
     """What Prefect's API answers at ``path`` (a filter without conditions when there is no body). Raises
     ServiceError."""
-    data = json.dumps(body or {}).encode()
+    headers = {"Content-Type": "application/json", **_login()}
     try:
-        with opened(urllib.request.Request(f"{api}/{path}", data, {"Content-Type": "application/json"}), 30) as answer:
-            return json.load(answer)
+        with opened(urllib.request.Request(f"{api}/{path}", json.dumps(body or {}).encode(), headers), 30) as answer:
+            return json.loads(answer.read() or b"null")
     except (OSError, ValueError) as error:
         raise ServiceError(f"the Prefect server at {api} refused {path}: {error}") from error
 
@@ -284,7 +291,7 @@ def ask(api: str, path: str, body: dict[str, Any] | None = None) -> Any:
 def delete(api: str, path: str) -> bool:
     """Delete what Prefect's API has at ``path``; whether it was there. Raises ServiceError."""
     try:
-        with opened(urllib.request.Request(f"{api}/{path}", method="DELETE"), 30):
+        with opened(urllib.request.Request(f"{api}/{path}", headers=_login(), method="DELETE"), 30):
             return True
     except urllib.error.HTTPError as error:
         if error.code == 404:

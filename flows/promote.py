@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from flows.automations import announce
 from flows.dag import of_kind
 from flows.inspect import find_record
 from flows.inspect import store as open_here
@@ -30,6 +31,7 @@ def promote(run: Any, preset: str, config: Config) -> Decision | None:
     run.emit("decision", decision=decision)
     for line in told(decision):
         run.emit("note", text=line)
+    announce(decision, "\n".join(told(decision)))
     return decision
 
 
@@ -99,7 +101,9 @@ def _rollback(champions: Champions, ref: str | None, dry_run: bool) -> int:
     print(f"champion of {preset}: {_name(earlier['model'])} instead of {_name(now['model'])}")
     if dry_run:
         return 0
-    champions.add({**earlier, "action": "rollback", "moved": True, "before": now["model"], "created": _now()})
+    decision: Decision = {**earlier, "action": "rollback", "moved": True, "before": now["model"], "created": _now()}
+    champions.add(decision)
+    announce(decision, f"{told(decision)[0]}, taken back by hand")
     return _to_mlflow(preset)
 
 
@@ -127,7 +131,9 @@ def _by_hand(champions: Champions, ref: str, dry_run: bool, force: bool) -> int:
     print(f"champion of {candidate.preset}: {name}" + (f" instead of {_name(now['model'])}" if now else ""))
     if dry_run:
         return 0
-    champions.add(_decision(candidate, verdict, now, run.id))
+    decision = _decision(candidate, verdict, now, run.id)
+    champions.add(decision)
+    announce(decision, f"{told(decision)[0]}, by hand")
     return _to_mlflow(candidate.preset)
 
 

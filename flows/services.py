@@ -8,18 +8,20 @@ else runs that service: it is checked and used, never started or stopped.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flows.automations import check
+from flows.deploying import POOLS, PREFECT_QUIET, deploy, make_pools
 from flows.processes import (
     START_SECONDS,
     ServiceError,
@@ -37,16 +39,15 @@ from flows.processes import (
 )
 from model.running.devices import visible_gpus
 from storage.places import ROOT
+from storage.places import home as own_home
 from tasks.tracking.moved import mend
 from tasks.tracking.records import without_login
 from tasks.tracking.tracker import tracking_uri
 from tasks.tracking.view import VIEW
 
-POOLS = ("cpu-pool", "gpu-pool")
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 POLL_SECONDS = 2
 """How often a worker asks for runs; Prefect's default of 10 s feels broken on a laptop."""
-PREFECT_QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "true", "PREFECT_CLI_PROMPT": "false"}
 
 
 def ensure_prefect(home: Path, wait: bool = True) -> str:
@@ -115,8 +116,28 @@ def forget_flow_runs(home: Path, names: list[str]) -> int:
     return count
 
 
-def up(home: Path) -> None:
-    """Start everything that ``prefect deployment run full-pipeline/cpu`` needs, deploy, and print where it is."""
+def command(args: argparse.Namespace) -> int:
+    """``pipeline up``, ``pipeline deploy`` and ``pipeline down``."""
+    root = own_home()
+    if args.command == "down":
+        down(root)
+        return 0
+    targets = args.notify or os.environ.get("PIPELINE_NOTIFY", "").split() or None
+    targets = [] if targets == ["none"] else targets
+    check(targets or [])
+    if args.command == "up":
+        up(root, targets)
+        return 0
+    api = ensure_prefect(root)
+    make_pools(api)
+    for line in deploy(api, targets):
+        print(line)
+    return 0
+
+
+def up(home: Path, targets: list[str] | None = None) -> None:
+    """Start everything that ``prefect deployment run full-pipeline/cpu`` needs, deploy, and print where it is.
+    ``targets`` are told of failures, stuck runs and champions (flows/automations.py)."""
     from flows.zombies import bury_dead
 
     told = functools.partial(print, flush=True)
@@ -125,12 +146,12 @@ def up(home: Path) -> None:
     api = ensure_prefect(home)
     if buried := bury_dead(home, api):
         told(f"marked as crashed: {', '.join(buried)}")
-    _pools(api)
+    make_pools(api)
     pools = [pool for pool in POOLS if pool == "cpu-pool" or visible_gpus()]
     for pool in pools:
         ensure(home, f"worker {pool}", 0, lambda port, log, pool=pool: _worker(home, api, pool, log), wait=False)
     told("Prefect answers; deploying the flow …")
-    _deploy(api)
+    deploy(api, targets)
     told("waiting for MLflow …")
     mlflow = ensure_mlflow(home)
     for pool in pools:
@@ -144,6 +165,7 @@ def up(home: Path) -> None:
         told(
             "gpu-pool  NO WORKER: this machine shows no GPU, so `prefect deployment run full-pipeline/gpu` waits until"
             f" one comes.\n          On a machine with one: PREFECT_API_URL={api} prefect worker start --pool gpu-pool"
+            " --limit 1"
         )
     prefect = "prefect" if shutil.which("prefect") else str(Path(sys.executable).with_name("prefect"))
     told(f"run it    PREFECT_API_URL={api} {prefect} deployment run full-pipeline/cpu --watch")
@@ -232,46 +254,9 @@ def _worker(home: Path, api: str, pool: str, log: Path) -> tuple[list[str], dict
         "process",
         "--name",
         f"{socket.gethostname()}-{pool}",
+        "--limit",
+        "1",
     ], environment
-
-
-def _pools(api: str) -> None:
-    """Create the process work pools that prefect.yaml names, as far as they are missing."""
-    there = {pool["name"] for pool in ask(api, "work_pools/filter")}
-    started = [
-        (_prefect_command(api, "work-pool", "create", pool, "--type", "process"), pool)
-        for pool in POOLS
-        if pool not in there
-    ]
-    for process, pool in started:
-        _finish(process, f"creating work pool {pool}")
-
-
-def _deploy(api: str) -> None:
-    """``prefect deploy --all`` from the project's folder."""
-    if not (ROOT / "prefect.yaml").is_file():
-        raise ServiceError(f"{ROOT} has no prefect.yaml; `pipeline up` works from a checkout of the project")
-    _finish(_prefect_command(api, "--no-prompt", "deploy", "--all"), "prefect deploy --all")
-
-
-def _prefect_command(api: str, *arguments: str) -> subprocess.Popen[str]:
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, **PREFECT_QUIET, "PREFECT_API_URL": api, "PYTHONPATH": path}
-    return subprocess.Popen(
-        [sys.executable, "-m", "prefect", *arguments],
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def _finish(process: subprocess.Popen[str], what: str) -> None:
-    output, _ = process.communicate()
-    if process.returncode:
-        raise ServiceError(f"{what} failed:\n{output[-3000:]}")
 
 
 def _wait_for_worker(home: Path, api: str, pool: str) -> None:

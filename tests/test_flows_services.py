@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from flows import processes, services
+from flows.automations import check, place
 from flows.processes import ServiceError
 from flows.services import ensure_mlflow, ensure_prefect
 from storage.files import write_json
@@ -74,52 +75,21 @@ def test_the_page_asks_the_server_that_it_comes_from(home):
         assert json.load(answer)["api_url"] == f"{url}/api"
 
 
-def test_both_deployments_are_there(home):
-    found = post(told(home)["prefect"]["url"] + "/api/deployments/filter", {})
+def test_all_deployments_are_there_and_prefect_marks_lost_runs(home):
+    api = told(home)["prefect"]["url"] + "/api"
+    found = post(f"{api}/deployments/filter", {})
     assert {d["name"]: (d["work_pool_name"], d["entrypoint"], d["parameters"]["preset"]) for d in found} == {
         "cpu": ("cpu-pool", "flows.full_pipeline.full_pipeline", "tiny"),
         "gpu": ("gpu-pool", "flows.full_pipeline.full_pipeline", "gpu"),
+        "data": ("cpu-pool", "flows.full_pipeline.data_stages", "tiny"),
     }
-    assert all(d["parameter_openapi_schema"]["properties"]["overrides"]["type"] == "array" for d in found)
-
-
-def test_a_deployment_runs_and_is_tracked(home, tmp_path):
-    text = tmp_path / "text.jsonl"
-    text.write_text(
-        "".join(json.dumps({"text": f"Document number {i} about nothing in particular."}) + "\n" for i in range(20))
-    )
-    api = told(home)["prefect"]["url"] + "/api"
-    prefect = [
-        sys.executable,
-        "-m",
-        "prefect",
-        "deployment",
-        "run",
-        "full-pipeline/cpu",
-        "--watch",
-        "-p",
-        'until="ingest"',
-        "-p",
-        f"overrides={json.dumps([f'ingest.sources=[{json.dumps(str(text))}]'])}",
+    # A limit of a deployment is a lease: Prefect would end runs whose lease it could not renew.
+    assert not any(d["global_concurrency_limit"] or str(ROOT) in json.dumps(d["pull_steps"]) for d in found)
+    assert [a["name"] for a in post(f"{api}/automations/filter", {})] == [
+        "full-pipeline: lost runs are Crashed",
+        "full-pipeline: say that no worker takes a run of cpu-pool",
+        "full-pipeline: say that no worker takes a run of gpu-pool",
     ]
-    done = subprocess.run(
-        prefect,
-        env={**os.environ, "PREFECT_API_URL": api, "PREFECT_HOME": str(home / "prefect")},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0 and "Completed" in done.stdout, (
-        done.stdout + done.stderr + (home / "logs/worker-cpu-pool.log").read_text()
-    )
-    (run,) = (home / "runs").iterdir()
-    tracked = json.loads((run / "mlflow.json").read_text())
-    found = post(
-        told(home)["mlflow"]["url"] + "/api/2.0/mlflow/runs/search", {"experiment_ids": [tracked["experiment_id"]]}
-    )
-    assert {r["info"]["run_name"]: r["info"]["status"] for r in found["runs"]} == {
-        "ingest": "FINISHED",
-        f"tiny {run.name}": "FINISHED",
-    }
 
 
 def test_down_ends_all_that_was_started_and_nothing_else(home):
@@ -161,6 +131,26 @@ def test_given_addresses_are_used_and_must_answer(tmp_path, monkeypatch):
     with pytest.raises(ServiceError, match="MLFLOW_TRACKING_URI"):
         ensure_mlflow(tmp_path)
     assert not (tmp_path / "services.json").exists()
+
+
+def test_who_is_to_be_told_is_checked_before_anything_starts_and_secrets_are_not_shown(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "flows.cli",
+        "up",
+        "--notify",
+        "teams://",
+        "--notify",
+        "nonsense://user:secret@host",
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PIPELINE_HOME": str(tmp_path / "none")}, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "nonsense://host" in done.stderr and "secret" not in done.stderr
+    assert not (tmp_path / "none").exists()
+    check(["https://example.org/hook", "mailtos://user:password@example.org?to=a@example.org"])
+    assert place("https://hooks.slack.com/services/T0/B0/secret") == "https://hooks.slack.com"
 
 
 def test_a_server_that_dies_is_reported_with_its_log(tmp_path, monkeypatch):
