@@ -14,9 +14,9 @@ from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.exceptions import Pause
+from prefect.exceptions import ObjectNotFound, Pause
 from prefect.runtime import deployment, flow_run
 from prefect.states import Scheduled
 from prefect.utilities.engine import propose_state_sync
@@ -92,7 +92,11 @@ class Handover:
 
     def _served(self, client: SyncPrefectClient, missing: list[str], logger: Logger | LoggingAdapter) -> bool:
         """Whether somebody would take the data run; says so when not."""
-        pool = client.read_deployment_by_name(self.to).work_pool_name
+        try:
+            pool = client.read_deployment_by_name(self.to).work_pool_name
+        except ObjectNotFound:
+            logger.warning("there is no deployment %s: %s are made here", self.to, ", ".join(missing))
+            return False
         workers = client.read_workers_for_work_pool(pool) if pool else []
         if any(worker.status == "ONLINE" for worker in workers):
             return True
@@ -102,8 +106,9 @@ class Handover:
     def _sent(self, client: SyncPrefectClient) -> FlowRun | None:
         """The data run that this run has waited for, when it comes back from waiting."""
         own = UUID(str(flow_run.id))
-        planned = [s.name for s in client.read_flow_run_states(own) if s.type == StateType.SCHEDULED]
-        if not planned or planned[-1] != AWAITING:
+        states = sorted(client.read_flow_run_states(own), key=lambda state: state.timestamp)
+        ends = [i for i, state in enumerate(states) if state.is_final()]  # it may be run again after a failure
+        if not any(state.name == AWAITING for state in states[ends[-1] + 1 if ends else 0 :]):
             return None
         of_tag = FlowRunFilter(tags=FlowRunFilterTags(all_=[f"{FOR}{own}"]))
         newest = client.read_flow_runs(flow_run_filter=of_tag, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1)
@@ -143,4 +148,4 @@ def wake(flow: Any, flow_run: FlowRun, state: Any) -> None:
 
 
 def _start(client: SyncPrefectClient, waiting: UUID) -> None:
-    client.set_flow_run_state(waiting, Scheduled(name=AWAITING, message="the data run has ended"), force=True)
+    client.set_flow_run_state(waiting, Scheduled(message="the data run has ended"), force=True)
