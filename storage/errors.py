@@ -15,6 +15,7 @@
     │   ├── ShardFailed          a job of a data stage                        pipeline/running/executor.py
     │   ├── JudgeFailed          an endpoint that compares answers            pipeline/sampling/openai_judge.py
     │   ├── WorkerFailed         processes of a training or scoring stage     tasks/running/failure.py
+    │   ├── DataFailed           the run that was to make the data stages     flows/handover.py
     │   └── ServiceError         Prefect or MLflow does not start             flows/processes.py
     └── DiskFull (OSError)       path, need and what is free                  storage/room.py
 
