@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -15,7 +16,6 @@ from model.generation.sampling import Sampling
 from model.quantized.load import open_model
 from model.serving.text import Reader
 from model.tokens.chat import ChatTokenizer
-from model.tokens.history import fit_history
 from model.tokens.turns import Message
 
 COMMAND = re.compile(r"/[a-z]+")
@@ -37,13 +37,13 @@ class Chat:
         model is called beside another one. Raises ValueError or FileNotFoundError."""
         self.name = name or Path(directory).name
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self.tokenizer = ChatTokenizer.load(directory)
+        self.tokenizer = ChatTokenizer.load(directory).today(date.today())
         self.model = open_model(directory, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
         self.generator = Generator(self.model, slots=1)  # the next turn reads only what is new
         defaults = generation_defaults(directory)
         self.sampling = sampling or own_sampling(defaults)
         self.max_new_tokens = max_new_tokens or int(defaults.get("max_new_tokens", 256))
-        self.stop = {self.tokenizer.eos_id, self.tokenizer.end_of_text_id}
+        self.stop = self.tokenizer.ends
 
     def answer(self, messages: list[Message]) -> str:
         """The assistant's next message."""
@@ -64,14 +64,16 @@ class Chat:
                 yield piece
 
     def _prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of what fits of the conversation; it begins at a question, see :func:`fit_history`. A quarter of the
+        """Ids of what fits of the conversation; it begins at a question. A quarter of the
         window is left to the answer, and where the question alone needs more, what there is."""
-        sizes, window = self.tokenizer.sizes(messages), self.model.config.max_seq_len
-        room = window - 1 - len(self.tokenizer.prompt([]))
-        short = min(self.max_new_tokens, window // 4) - 1
-        fitting = fit_history(messages, sizes, room - short) or fit_history(messages, sizes, room)
+        room = self.model.config.max_seq_len - 1
+        short = min(self.max_new_tokens, (room + 1) // 4) - 1
+        fitting = self.tokenizer.fit(messages, room - short, ask=True) or self.tokenizer.fit(messages, room, ask=True)
         if fitting is None:
-            raise ValueError(f"the message is too long; this model reads at most {room} tokens, system prompt included")
+            raise ValueError(
+                f"the message is too long; this model reads at most {room} tokens, system prompt and chat format"
+                " included"
+            )
         return self.tokenizer.prompt(fitting[0])
 
 

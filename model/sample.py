@@ -27,7 +27,7 @@ from model.network.transformer import Transformer
 from model.running.files import write_json, write_text
 from model.running.machine import Orphan, pick_device
 from model.tokens.chat import ChatTokenizer
-from model.tokens.history import fit_history
+from model.tokens.jinja import TemplateRefuses
 from model.tokens.turns import Message
 
 SHARD = 16
@@ -53,7 +53,7 @@ class Sampler:
         self.model = Transformer.from_dir(spec["model"], dtype=dtype, device=device).eval()
         self.rewarder = Rewarder.from_dir(spec["rewarder"], dtype, device) if spec["rewarder"] else None
         self.sampling = Sampling(**spec["sampling"])
-        self.stop = {self.tokenizer.eos_id, self.tokenizer.end_of_text_id}
+        self.stop = self.tokenizer.ends
 
     def answer(self, prompts: Sequence[dict[str, Any]]) -> list[Answered]:
         """The answers to some prompts, in their order."""
@@ -74,10 +74,14 @@ class Sampler:
         ]
 
     def _encode(self, messages: list[Message]) -> list[int]:
-        """Ids of what fits of a prompt beside the longest answer; none when its last question does not."""
-        room = self.model.config.max_seq_len - self.spec["max_new_tokens"] - len(self.tokenizer.prompt([]))
-        fitting = fit_history(messages, self.tokenizer.sizes(messages), room)
-        return self.tokenizer.prompt(fitting[0]) if fitting else []
+        """Ids of what fits of a prompt beside the longest answer; none when its last question does not, or the chat
+        template refuses it."""
+        room = self.model.config.max_seq_len - self.spec["max_new_tokens"]
+        try:
+            fitting = self.tokenizer.fit(messages, room, ask=True)
+            return self.tokenizer.prompt(fitting[0]) if fitting else []
+        except TemplateRefuses:
+            return []
 
     def _answered(self, prompt: dict[str, Any], said: list[Completion]) -> Answered:
         texts = [self.tokenizer.decode(one.tokens).strip() for one in said]

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import math
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def compare(directory: str | Path, prompts: list[str], new_tokens: int = 24) -> 
     """``{"logit_difference", "greedy_equal", "template_equal"}`` over all prompts."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    own, chat = Transformer.from_dir(directory).eval(), ChatTokenizer.load(directory)
+    own, chat = Transformer.from_dir(directory).eval(), ChatTokenizer.load(directory).today(date.today())
     theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(directory)
     agreement: dict[str, Any] = {"logit_difference": 0.0, "greedy_equal": True, "template_equal": True}
@@ -49,7 +50,7 @@ def compare(directory: str | Path, prompts: list[str], new_tokens: int = 24) -> 
         agreement["logit_difference"] = max(
             agreement["logit_difference"], difference if math.isfinite(difference) else sys.float_info.max
         )
-        stop = {chat.eos_id, chat.end_of_text_id}
+        stop = chat.ends
         said = generate(own, [ids], stop=stop, max_new_tokens=new_tokens)[0]
         full = theirs.generate(  # pyright: ignore[reportAttributeAccessIssue] - transformers' types deny what its models can
             torch.tensor([ids]),

@@ -20,8 +20,8 @@
     └── DiskFull (OSError)       path, need and what is free                  storage/room.py
 
 Workers (``model/``) import nothing of ours and have their own, ``Diverged``, ``Pointless`` and ``CheckpointMismatch``,
-which reach a person through ``WorkerFailed``. ``Reached``, ``Broken``, ``Unusable``, ``_Enough`` and ``_Retired`` are
-signals
+which reach a person through ``WorkerFailed``, and ``TemplateRefuses``: a conversation that a chat template does not
+take is counted like a bad record. ``Reached``, ``Broken``, ``Unusable``, ``_Enough`` and ``_Retired`` are signals
 between two functions of a module and never leave it. ``Wrong`` (flows/serving/errors.py) is what a client of the
 server is told.
 """

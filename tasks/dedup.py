@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.config.cleaning import DedupSection
 from pipeline.config.resources import Resources
 from storage.store import Artifact
-from tasks.running.sources import SourceSet
+from tasks.running.sources import SourceSet, unchanged
 from tasks.running.stage import Report, stage
 
 
@@ -19,4 +19,5 @@ def dedup(
     """Drop exact and verified near copies, keeping the best one of each group."""
     from pipeline.data.dedup import dedup as make
 
-    return make(cfg, docs.path, out, workers=on.workers, engine=on.engine, progress=report)
+    with unchanged(against):
+        return make(cfg, docs.path, out, workers=on.workers, engine=on.engine, progress=report)

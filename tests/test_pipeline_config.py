@@ -1,15 +1,18 @@
 """Config: every preset loads, overrides work everywhere, and everything wrong is said at once."""
 
+import os
 import re
 
 import pytest
+from token_helpers import write_shards
 
 from flows.dag import stages, trains
 from pipeline.config.resources import Resources
 from pipeline.config.toml import written
 from pipeline.config.tree import ConfigError, about, load, options, presets
+from pipeline.sources.state import SourceChanged
 from storage.digest import canonical_json
-from tasks.running.sources import asked, notes
+from tasks.running.sources import asked, notes, unchanged
 
 
 def test_every_preset_is_valid_and_says_what_it_is():
@@ -209,3 +212,15 @@ def test_a_preset_stands_on_a_base(tmp_path):
 def test_options_are_listed_with_their_paths():
     known = options()
     assert known["pretrain.optim.lr"] == 3e-3 and "shard.weights" in known and len(known) > 150
+
+
+def test_earlier_documents_are_confirmed_after_they_were_read(tmp_path):
+    part = write_shards(tmp_path, [("a text", "en")]) / "train" / "part-00000.parquet"
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    only = [f"ingest.sources={tmp_path / 'a.jsonl'}", "sft.sources=[]", "dpo.sources=[]", "evaluate.sources=[]"]
+    _, inputs = asked("tiny", [*only, f"dedup.against={part.parent}", "shard.weights={}"])
+    assert inputs.against and inputs.against.listings()[0]["files"][0]["path"] == part.name
+    with unchanged(inputs.against):
+        os.utime(part.parent)
+    with pytest.raises(SourceChanged, match="part-00000"), unchanged(inputs.against):
+        part.write_bytes(part.read_bytes())

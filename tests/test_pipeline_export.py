@@ -57,7 +57,7 @@ def test_a_model_that_transformers_reads_otherwise_does_not_pass(tmp_path):
     save_model(new_model(), tmp_path / "model", tokenizer_dir())
     config = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
     (tmp_path / "model" / "tokenizer_config.json").write_text(
-        json.dumps({**config, "chat_template": CHAT_TEMPLATE.replace("\\n", " ")})
+        json.dumps({**config, "additional_special_tokens": ["词元"]})  # which tokenizer.json knows nothing of
     )
     problem = run({"model": str(tmp_path / "model"), "prompts": ["什么是词元？"], "out": str(tmp_path)})
     assert "differs in template_equal" in problem

@@ -59,10 +59,64 @@ def test_a_file_of_two_encodings_is_not_recoded(tmp_path):
         assert {r.reason for r in found if isinstance(r, Fault)} == {"invalid_utf8"}
 
 
-def test_latin_text_is_not_taken_for_chinese(tmp_path):
+SAID = {
+    "Chinese": "语言模型是怎样炼成的？它先读很多文本，然后学会预测下一个词元。",
+    "traditional Chinese": "語言模型是怎樣煉成的？它先讀很多文本，然後學會預測下一個詞元。",
+    "Korean": "언어 모델은 많은 글을 읽고 다음에 올 낱말을 예측하는 법을 배웁니다.",
+    "Japanese": "言語モデルは大量の文章を読んで、次に来る単語を予測することを学びます。",
+    "Japanese names": "東京大学大学院工学系研究科電気系工学専攻",
+    "English": "It’s a “quoted” text — nothing more.",
+    "German": "Das Mädchen, müde vom Größenwahn, aß süße Äpfel.",
+    "French": "L'été dernier, le garçon a mangé une crêpe près de la forêt.",
+    "Polish": "Zażółć gęślą jaźń, proszę; Łódź jest piękna.",
+    "Czech": "Příliš žluťoučký kůň úpěl ďábelské ódy.",
+    "Turkish": "Şişli'de çok güzel bir gün, öğretmen ağladı.",
+    "Russian": "Съешь же ещё этих мягких французских булок.",
+}
+
+
+@pytest.mark.parametrize(
+    ("language", "encoding", "name"),
+    [
+        ("Chinese", "gbk", "gb18030"),
+        ("traditional Chinese", "gbk", "gb18030"),
+        ("traditional Chinese", "big5", "big5"),
+        ("Korean", "euc_kr", "euc-kr"),
+        ("Japanese", "euc_jp", "euc-jp"),
+        ("Japanese", "cp932", "shift-jis"),
+        ("Japanese names", "euc_jp", None),
+        ("English", "cp1252", "windows-1252"),
+        ("German", "latin-1", "windows-1252"),
+        ("French", "cp1252", "windows-1252"),
+        ("Polish", "cp1250", None),
+        ("Czech", "iso8859-2", None),
+        ("Turkish", "cp1254", None),
+        ("Russian", "cp1251", None),
+        ("Russian", "koi8-r", None),
+        ("English", "utf-16-le", "utf-16"),
+        ("Chinese", "utf-16-le", "utf-16"),
+        ("Korean", "utf-16-be", "utf-16"),
+        ("Russian", "utf-16-le", "utf-16"),
+    ],
+)
+@pytest.mark.parametrize("lines", [1, 60])
+def test_a_file_is_read_in_the_encoding_that_makes_sense_of_it_or_refused(tmp_path, language, encoding, name, lines):
     path = tmp_path / "a.jsonl"
-    path.write_bytes(jsonl([{"text": "Das Mädchen, müde"}, {"text": "größer"}], "latin-1"))
-    assert {record.reason for _, record in read(piece(path))} == {"invalid_utf8"}
+    path.write_bytes(jsonl([{"text": SAID[language]}] * lines, encoding))
+    given = piece(path)
+    found = [record for _, record in read(given)]
+    if name is None:
+        assert {record.reason for record in found} == {"invalid_utf8"} and "recoded" not in given
+    else:
+        assert found == [{"text": SAID[language]}] * lines and given["recoded"] == name
+
+
+@pytest.mark.parametrize("raw", ["你".encode("gbk"), b"abc\0def\n" * 9, b"a" * 999 + b"\xff\n", bytes(range(256)) * 9])
+def test_what_no_encoding_makes_sense_of_is_not_recoded(tmp_path, raw):
+    path = tmp_path / "a.txt"
+    path.write_bytes(raw)
+    given = piece(path) | {"format": "text"}
+    assert list(read(given)) and "recoded" not in given
 
 
 def test_characters_cut_by_chunks_are_put_together(tmp_path, monkeypatch):
@@ -77,7 +131,9 @@ def test_characters_cut_by_chunks_are_put_together(tmp_path, monkeypatch):
 def test_every_piece_of_a_large_file_is_recoded_alike(tmp_path, packed):
     hanzi = [bytes([high, low]).decode("gb18030") for high in range(0xB0, 0xD7) for low in range(0xA1, 0xFE)]
     draw = random.Random(0)
-    records = [{"text": f"第{i}盏灯，" + "".join(draw.choices(hanzi, k=900))} for i in range(1500)]
+    records = [
+        {"text": f"第{i}盏灯，" + "".join(draw.choices([*hanzi, *"的一是不了" * 99], k=900))} for i in range(1500)
+    ]
     raw = jsonl(records, "gb18030")
     path = tmp_path / ("a.jsonl.gz" if packed else "a.jsonl")
     path.write_bytes(gzip.compress(raw, 1) if packed else raw)

@@ -18,7 +18,8 @@ TUNING = {"sft", "reward", "dpo"}
 TUNED = {*TUNING, "rl"}
 TRAINING = {"pretrain", *TUNED}
 ALL_MODELS = {*TRAINING, "sample", "evaluate", "quantize", "export"}
-
+CHATTING = {"tokenizer", "encode", *TUNED, "sample", "evaluate", "quantize", "export"}
+"""Stages that write conversations, or could."""
 EXAMS = {"decontaminate", "chats", "evaluate", "sample", "problems"}
 """Stages that read exams, whose preferences come in the forms of any."""
 EDITS = [
@@ -51,7 +52,7 @@ EDITS = [
         "model/tokens/template.py",
         "CHAT_TEMPLATE = (",
         "CHAT_TEMPLATE = '' + (",
-        {"tokenizer", "encode", *TUNED, "sample", "evaluate", "quantize", "export"},
+        CHATTING,
     ),
     ("pipeline/data/repairs.py", "fix_encoding=True", "fix_encoding=False", {"clean"}),
     ("pipeline/kernels/repeats.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"clean"}),
@@ -90,7 +91,10 @@ EDITS = [
     ("model/tokens/mixture.py", "_PARTS = 1 << 20", "_PARTS = 1 << 21", {"sft"}),
     ("model/training/mixed.py", "TEXT_SLOTS = 1 << 20", "TEXT_SLOTS = 1 << 21", {"sft"}),
     ("pipeline/tokens/tags.py", "begin < tag_end", "begin <= tag_end", {"sft"}),
-    ("model/tokens/reply.py", "def parse_reply", "EXTRA = 1\n\n\ndef parse_reply", {"rl", "evaluate", "quantize"}),
+    ("model/tokens/reply.py", "def parse_reply", "EXTRA = 1\n\n\ndef parse_reply", CHATTING),
+    ("model/tokens/foreign.py", "halving", "bisection", set()),
+    ("model/tokens/foreign.py", "CLOSE = ", "CLOSE = '' + ", CHATTING),
+    ("model/tokens/imported.py", "_TEXTS = ", "_TEXTS = () + ", {"tokenizer"}),
     ("model/dpo.py", "together=2", "together=1", {"dpo"}),
     ("model/specs/dpo.py", "self.beta > 0", "self.beta > 1", {"dpo"}),
     ("model/network/lora.py", "self.lora_A(input)", "self.lora_A(2 * input)", TUNED),

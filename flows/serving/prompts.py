@@ -22,7 +22,7 @@ from model.chat import SAMPLED, own_sampling
 from model.generation.sampling import Sampling
 from model.serving.engine import Ask, Engine
 from model.serving.grammar import ANY_OBJECT, INSTALL, JsonRule, installed
-from model.tokens.history import fit_history
+from model.tokens.jinja import TemplateRefuses
 from model.tokens.turns import Message
 from pipeline.formats.bad import BadRecord
 from pipeline.formats.calls import calls_of, tools_text
@@ -44,10 +44,13 @@ def chat_prompt(engine: Engine, request: ChatRequest, most: int, defaults: dict[
     begun = _begun(request)
     messages = normal(request)
     tail = engine.tokenizer.encode(begun) if begun else []
-    ids, forgotten = engine.tokenizer.prompt(messages), 0
-    if request.truncation == "auto":
-        short = min(wanted, most, engine.window // 4)
-        ids, forgotten = _fitting(engine, messages, ids, (short + len(tail), 1 + len(tail)))
+    try:
+        ids, forgotten = engine.tokenizer.prompt(messages), 0
+        if request.truncation == "auto":
+            short = min(wanted, most, engine.window // 4)
+            ids, forgotten = _fitting(engine, messages, ids, (short + len(tail), 1 + len(tail)))
+    except TemplateRefuses as refusal:
+        raise Wrong(400, f"the chat template of this model refuses: {refusal}", param="messages") from None
     ids = ids + tail
     ask = _ask(engine, request, ids, wanted, most, defaults, "messages")
     count = request.top_logprobs or 0
@@ -71,9 +74,8 @@ def _rule(engine: Engine, form: ResponseFormat | None) -> JsonRule | None:
 def _fitting(engine: Engine, messages: list[Message], ids: list[int], rooms: tuple[int, ...]) -> tuple[list[int], int]:
     """The ids of what fits of a conversation and how many messages do not, with the first of the ``rooms`` for an
     answer that leaves the last question whole; all of it when none does."""
-    sizes, head = engine.tokenizer.sizes(messages), len(engine.tokenizer.prompt([]))
     for room in rooms:
-        if fitting := fit_history(messages, sizes, engine.window - room - head):
+        if fitting := engine.tokenizer.fit(messages, engine.window - room, ask=True):
             return (engine.tokenizer.prompt(fitting[0]), fitting[1]) if fitting[1] else (ids, 0)
     return ids, 0
 

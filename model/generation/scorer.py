@@ -51,7 +51,7 @@ class Scorer:
             (i for i in range(len(prompts)) if len(prompts[i]) < self.window), key=lambda i: (len(prompts[i]), i)
         )
         answers: list[str | None] = [None] * len(prompts)
-        stop = {self.tokenizer.eos_id, self.tokenizer.end_of_text_id}
+        stop = self.tokenizer.ends
         self.tick(len(prompts) - len(order))
         generator = Generator(self.model, slots=self.batch)
         asked = {

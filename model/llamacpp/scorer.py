@@ -27,7 +27,7 @@ class GgufScorer(Scorer):
     def answers(self, questions: Sequence[str], max_new_tokens: int) -> list[str | None]:
         """Greedy answers; None to a question that leaves no room in the model's window."""
         answers: list[str | None] = []
-        stop = {self.tokenizer.eos_id, self.tokenizer.end_of_text_id}
+        stop = self.tokenizer.ends
         for question in questions:
             prompt = self.tokenizer.prompt([{"role": "user", "content": question}])
             self.tick(1)

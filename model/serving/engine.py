@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -99,12 +100,12 @@ class Engine:
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         half = dtype == "bf16" or (dtype == "auto" and device.startswith("cuda"))
         self.directory, self.slots = Path(directory), slots
-        self.tokenizer = ChatTokenizer.load(directory)
+        self.tokenizer = ChatTokenizer.load(directory).today(date.today())
         self.spelling = Spelling(self.tokenizer)
         self.model = open_model(directory, dtype=torch.bfloat16 if half else torch.float32, device=device).eval()
         self.window = self.model.config.max_seq_len
         self.parameters = sum(p.numel() for p in self.model.parameters())
-        self.ends = frozenset({self.tokenizer.eos_id, self.tokenizer.end_of_text_id})
+        self.ends = self.tokenizer.ends
         self._generator = Generator(self.model, slots=slots)
         self._generator.add([self.tokenizer.end_of_text_id], stop=(), max_new_tokens=1)
         self._generator.step()  # what is compiled or packed at first use is not the first client's to wait for

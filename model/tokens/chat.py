@@ -1,23 +1,33 @@
 """The chat tokenizer that workers, data stages and the chat command share: text and conversations to token ids and
 back.
 
-Torch-free; needs only ``tokenizers``. A tokenizer directory holds ``tokenizer.json`` (byte-level BPE) and
-``tokenizer_config.json`` (chat template and special tokens for transformers). The conversation format is
-:mod:`model.tokens.template`'s, with MiniMind's ids for the three special tokens when we train the tokenizer ourselves.
+Torch-free; needs only ``tokenizers``, and ``jinja2`` for templates of others. A tokenizer directory holds
+``tokenizer.json`` (byte-level BPE) and ``tokenizer_config.json`` (chat template and special tokens for transformers).
+The conversation format is that of its template: :mod:`model.tokens.template`'s, with MiniMind's ids for the three
+special tokens when we train the tokenizer ourselves, or any other by :mod:`model.tokens.foreign`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Self, cast
 
+from model.tokens.foreign import ForeignFormat, Special
+from model.tokens.history import fit_history
+from model.tokens.jinja import TemplateRefuses
 from model.tokens.template import CHAT_TEMPLATE
+from model.tokens.theirs import foreign_template, special_texts
 from model.tokens.turns import CHAT_SPECIALS, END_OF_TEXT, IM_END, IM_START, NO_THOUGHT, Message, turns
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+DOCUMENT_ENDS = (END_OF_TEXT, "<|end_of_text|>", "<eos>", "</s>")
+"""What ends a document in vocabularies of others, the first that is there."""
 
 
 def transformers_config(max_length: int) -> dict[str, object]:
@@ -37,24 +47,66 @@ def transformers_config(max_length: int) -> dict[str, object]:
 
 
 class ChatTokenizer:
-    """Token ids of texts and conversations. Special tokens written in a text are ordinary text here, never parsed."""
+    """Token ids of texts and conversations. Special tokens written in a text are ordinary text here, never parsed.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        missing = [token for token in CHAT_SPECIALS if tokenizer.token_to_id(token) is None]
+    ``template`` is a chat template of others, written in their format; without one conversations are written in ours.
+    ``names`` are the special tokens that it may write by name, ``bos_token`` and the like. ``pad_id`` pads,
+    ``end_of_text_id`` ends a document, ``ends`` are the ids at which an answer stops.
+    """
+
+    pad_id: int
+    bos_id: int
+    eos_id: int
+    end_of_text_id: int
+    ends: frozenset[int]
+
+    def __init__(
+        self, tokenizer: Tokenizer, template: str | None = None, names: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """Raises ValueError for a tokenizer without the tokens of the chat format, or a template that cannot be used
+        (TemplateRefuses)."""
+        tokenizer.encode_special_tokens = True  # "<|im_end|>" typed by a user must not end the turn
+        self.backend = tokenizer
+        self.vocab_size = tokenizer.get_vocab_size()
+        if template is None:
+            self.foreign = None
+            self._own_tokens()
+        else:
+            specials = {
+                token.content: Special(i, token.lstrip, token.rstrip)
+                for i, token in tokenizer.get_added_tokens_decoder().items()
+                if token.special
+            }
+            self.foreign = ForeignFormat(template, dict(names), specials, self.encode, self._spelled)
+            self._foreign_tokens(self.foreign, names)
+
+    def _own_tokens(self) -> None:
+        missing = [token for token in CHAT_SPECIALS if self.backend.token_to_id(token) is None]
         if missing:
             raise ValueError(
                 f"the tokenizer has no {', '.join(missing)}; make it with the tokenizer stage, which adds them"
             )
-        tokenizer.encode_special_tokens = True  # "<|im_end|>" typed by a user must not end the turn
-        self.backend = tokenizer
-        ids = cast(list[int], [tokenizer.token_to_id(token) for token in CHAT_SPECIALS])  # none is missing
-        self.pad_id, self.bos_id, self.eos_id = ids
-        self.vocab_size = tokenizer.get_vocab_size()
+        # none is missing
+        self.pad_id, self.bos_id, self.eos_id = cast(list[int], [self.backend.token_to_id(t) for t in CHAT_SPECIALS])
+        self.end_of_text_id = self.pad_id
+        self.ends = frozenset({self.eos_id, self.end_of_text_id})
         self._newline = self.encode("\n")
+
+    def _foreign_tokens(self, form: ForeignFormat, names: Mapping[str, str]) -> None:
+        known = {name: self.backend.token_to_id(text) for name, text in names.items()}
+        documents = [i for text in DOCUMENT_ENDS if (i := self.backend.token_to_id(text)) is not None]
+        self.eos_id = form.ends[0]
+        self.end_of_text_id = next(iter(documents), known.get("eos_token") or self.eos_id)
+        pad, bos = known.get("pad_token"), known.get("bos_token")
+        self.pad_id = self.end_of_text_id if pad is None else pad
+        self.bos_id = self.end_of_text_id if bos is None else bos
+        own = known.get("eos_token")
+        self.ends = frozenset({*form.ends, self.end_of_text_id, *([] if own is None else [own])})
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:
-        """Open a tokenizer (or model) directory. Raises FileNotFoundError or ValueError naming what is wrong."""
+        """Open a tokenizer (or model) directory; a chat template in it that says something else than ours is used.
+        Raises FileNotFoundError or ValueError naming what is wrong."""
         from tokenizers import Tokenizer
 
         path = Path(directory) / "tokenizer.json"
@@ -64,12 +116,22 @@ class ChatTokenizer:
             backend = Tokenizer.from_str(path.read_text(encoding="utf-8"))
         except Exception as error:  # tokenizers raises bare Exception
             raise ValueError(f"{path}: not a tokenizer that this version of `tokenizers` reads: {error}") from error
-        return cls(backend)
+        names = special_texts(path.parent)
+        template = foreign_template(path.parent, names)
+        if template is None:
+            return cls(backend)
+        backend.no_truncation()
+        backend.no_padding()
+        try:
+            return cls(backend, template, names)
+        except TemplateRefuses as error:
+            raise ValueError(f"{directory}: its chat template cannot be used: {error}") from None
 
-    @property
-    def end_of_text_id(self) -> int:
-        """The id that ends a document of plain text; it is also the padding."""
-        return self.pad_id
+    def today(self, day: date) -> Self:
+        """The same, with the day that a template of others may write; while data is made it is always the same one."""
+        if self.foreign:
+            self.foreign.day = day
+        return self
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text; nothing is added and nothing is parsed."""
@@ -79,13 +141,18 @@ class ChatTokenizer:
         """The text that the ids spell; incomplete UTF-8 at the edges becomes U+FFFD."""
         return self.backend.decode(list(ids), skip_special_tokens=skip_special)
 
-    def chat(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
-        """Ids and mask of a conversation; mask is 1 on what the assistant says and on its ``<|im_end|>``, but for turns
-        that are not to be learnt.
+    def _spelled(self, ids: Sequence[int]) -> str:
+        return self.decode(ids, skip_special=False)
 
-        Header and content are encoded apart, so the model meets in training exactly the tokens that
+    def chat(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+        """Ids and mask of a conversation; mask is 1 on what the assistant says and on the token that ends its turn,
+        but for turns that are not to be learnt.
+
+        In our format header and content are encoded apart, so the model meets in training exactly the tokens that
         :meth:`prompt` gives it later.
         """
+        if self.foreign:
+            return self.foreign.masked(self.foreign.text(messages))
         ids: list[int] = []
         mask: list[int] = []
         for turn_ids, turn_mask, _ in self._encoded(messages):
@@ -93,8 +160,29 @@ class ChatTokenizer:
             mask += turn_mask
         return ids, mask
 
+    def sequences(self, messages: Sequence[Message]) -> list[tuple[list[int], list[int]]]:
+        """Ids and mask of all that is to be learnt of a conversation: itself, or several sequences where a template of
+        others writes earlier answers in another way than the last. Raises TemplateRefuses."""
+        if self.foreign:
+            return [self.foreign.masked(text) for text in self.foreign.texts(messages)]
+        return [self.chat(messages)]
+
+    def fit(self, messages: Sequence[Message], room: int, *, ask: bool = False) -> tuple[list[Message], int] | None:
+        """Leave out the oldest exchanges until the rest fits into ``room`` tokens, with ``ask`` as a :meth:`prompt`; it
+        and how many messages went, None when even the last exchange does not fit. Raises TemplateRefuses."""
+        if self.foreign:
+            return self.foreign.fit(messages, room, ask)
+        return fit_history(messages, self.sizes(messages), room - (len(self.prompt([])) if ask else 0))
+
+    def answer_size(self, answer: str) -> int:
+        """Tokens that an answer's turn takes after its question."""
+        if self.foreign:
+            return self.foreign.answer_size(answer)
+        return sum(self.sizes([{"role": "assistant", "content": answer}]))
+
     def sizes(self, messages: Sequence[Message]) -> list[int]:
-        """Tokens that each message takes; a turn of several messages (results of tools) counts at its first one."""
+        """Tokens that each message takes in our format; a turn of several messages (results of tools) counts at its
+        first one."""
         found: list[int] = []
         for ids, _, count in self._encoded(messages):
             found += [len(ids), *[0] * (count - 1)]
@@ -110,11 +198,14 @@ class ChatTokenizer:
 
     def prompt(self, messages: Sequence[Message], *, thinking: bool = True) -> list[int]:
         """Ids of a conversation followed by the header of the assistant's next turn; without ``thinking`` its reasoning
-        is closed already."""
+        is closed already. Raises TemplateRefuses."""
+        if self.foreign:
+            return self.foreign.ids(self.foreign.written(messages, ask=True, thinking=thinking))
         return [*self.chat(messages)[0], self.bos_id, *self.encode("assistant\n" + ("" if thinking else NO_THOUGHT))]
 
     def save(self, directory: str | Path, *, max_length: int = 32768) -> None:
-        """Write ``tokenizer.json`` and ``tokenizer_config.json`` (byte-stable) into an existing directory."""
+        """Write ``tokenizer.json`` and ``tokenizer_config.json`` (byte-stable) into an existing directory, in our chat
+        format."""
         self.backend.encode_special_tokens = False  # the file serves transformers, where templates are parsed
         text = self.backend.to_str(pretty=True)
         self.backend.encode_special_tokens = True

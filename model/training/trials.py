@@ -53,7 +53,7 @@ class Trials:
     ) -> None:
         self.model, self.chat, self.spec, self.ranks, self.beat, self.judge = model, chat, spec, ranks, beat, judge
         self.renew = renew
-        self.stop = (chat.eos_id, chat.end_of_text_id)
+        self.stop = tuple(sorted(chat.ends))
 
     def __call__(self, problems: Sequence[Problem], samples: int, sampling: Sampling) -> list[list[Trial]]:
         """``samples`` trials of each problem; what a trial says follows from its problem, its number and the seed."""

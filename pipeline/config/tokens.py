@@ -7,9 +7,10 @@ import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from model.tokens.imported import check_ids, check_template, read_tokenizer
+from model.tokens.imported import check_conversations
+from model.tokens.theirs import TEMPLATE_FILES, foreign_template, special_texts
 from pipeline.config.base import Section, where
 
 
@@ -38,6 +39,13 @@ class TokenizerSection(Section):
         ge=1_000,
         description="most that is learned from one document, so that no single book decides the merges",
     )
+    template: Literal["same", "own"] = where(
+        "same",
+        description=(
+            "the chat template that the existing tokenizer brings: same trains, asks and exports in its format, own"
+            " replaces it by ours"
+        ),
+    )
     existing: str = where(
         "",
         description=(
@@ -53,31 +61,16 @@ class TokenizerSection(Section):
         description="tokens to add to the existing tokenizer, learnt from this run's text; its ids stay",
     )
 
-    template: Literal["same", "own"] = where(
-        "same",
-        description=(
-            "a chat template that the existing tokenizer brings: same refuses one that writes other turns, tools or"
-            " reasoning than what is trained here, own replaces it"
-        ),
-    )
-
     @field_validator("existing")
     @classmethod
-    def _can_be_used(cls, value: str) -> str:
+    def _can_be_used(cls, value: str, info: ValidationInfo) -> str:
         if not value:
             return value
         path = tokenizer_file(value)
         if not path.is_file():
             raise ValueError(f"{path}: no such file; name a tokenizer.json or a folder that holds one")
-        stat = path.stat()
-        _check_ids(str(path), stat.st_size, stat.st_mtime_ns)
+        _check(path, _states(path), info.data.get("template") == "own")
         return value
-
-    @model_validator(mode="after")
-    def _one_template(self) -> TokenizerSection:
-        if self.existing and self.template == "same":
-            check_template(tokenizer_file(self.existing).parent, self.existing)
-        return self
 
     @model_validator(mode="after")
     def _extends_something(self) -> TokenizerSection:
@@ -89,15 +82,38 @@ class TokenizerSection(Section):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """The fields, and an existing tokenizer by its content: where it lies does not matter, what it says does."""
+        """The fields, and an existing tokenizer by its content: where it lies does not matter, what it says does. The
+        files of a chat template count where it is used."""
         content = tokenizer_file(self.existing).read_bytes() if self.existing else None
-        return {**super().identity(), "existing": content and hashlib.sha256(content).hexdigest()}
+        known = {**super().identity(), "existing": content and hashlib.sha256(content).hexdigest()}
+        if not self.foreign:
+            return known
+        files = [tokenizer_file(self.existing).parent / name for name in TEMPLATE_FILES]
+        own = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+        return {**known, "template": own}
+
+    @property
+    def foreign(self) -> bool:
+        """Whether conversations are written in the format of the existing tokenizer's chat template."""
+        if not self.existing or self.template == "own":
+            return False
+        folder = tokenizer_file(self.existing).parent
+        return foreign_template(folder, special_texts(folder)) is not None
+
+
+_States = tuple[tuple[int, int], ...]
+
+
+def _states(path: Path) -> _States:
+    """Sizes and times of a tokenizer's files: what is known of them holds as long as these do."""
+    stats = [file.stat() for name in TEMPLATE_FILES if (file := path.parent / name).is_file()]
+    return tuple((stat.st_size, stat.st_mtime_ns) for stat in (path.stat(), *stats))
 
 
 @functools.lru_cache(maxsize=8)
-def _check_ids(path: str, size: int, mtime: int) -> None:
-    """:func:`check_ids` of a file, once for each of its states."""
-    check_ids(read_tokenizer(Path(path).read_text(encoding="utf-8"), path), path)
+def _check(path: Path, states: _States, own: bool) -> None:
+    """:func:`check_conversations` of a tokenizer, once for each state of its files."""
+    check_conversations(path.read_text(encoding="utf-8"), path.parent, str(path), own=own)
 
 
 def tokenizer_file(existing: str) -> Path:

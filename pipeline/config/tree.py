@@ -17,7 +17,7 @@ from pydantic import ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from model.network.hf_config import from_hf, to_hf
-from model.tokens.imported import check_template
+from model.tokens.theirs import foreign_template, special_texts
 from model.tokens.vocabulary import check_tokens
 from pipeline.config.base import Section
 from pipeline.config.cleaning import CleanSection, DecontaminateSection, DedupSection, LanguageSection
@@ -117,11 +117,26 @@ class Config(Section):
         lost at the end."""
         init = Path(self.pretrain.init).expanduser()
         if self.pretrain.init and init.is_dir() and self.tokenizer.template == "same":
-            check_template(init, f"pretrain.init  {init}")
+            self._check_format(init)
+        if self.tokenizer.foreign and (self.sft.tag_weight != 1 or self.sft.compat):
+            raise ValueError(
+                "sft.tag_weight  tags are weighed in our chat format only: set it to 1 (and sft.compat to none), or"
+                " tokenizer.template=own"
+            )
         self._check_forms()
         if self.export.gguf != "off" or any(form.startswith("gguf:") for form in self.quantize.forms):
             self._check_gguf(init if self.pretrain.init else None)
         return self
+
+    def _check_format(self, init: Path) -> None:
+        """Raises ValueError when a model was made to talk in another format than its tokenizer's here."""
+        template = foreign_template(init, special_texts(init))
+        folder = tokenizer_file(self.tokenizer.existing).parent if self.tokenizer.existing else None
+        if template and (folder is None or foreign_template(folder, special_texts(folder)) != template):
+            raise ValueError(
+                f"pretrain.init  {init} brings a chat template of its own: set tokenizer.existing={init} to train and"
+                " export in its format, or tokenizer.template=own for ours"
+            )
 
     def _check_forms(self) -> None:
         from pipeline.release.forms import check_forms

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.data import IngestSection
+from pipeline.readers.legacy import unmarked_utf16
 from pipeline.readers.streams import CHUNK, Broken, chunks, local_path
 from pipeline.running.executor import run_shards
 from pipeline.sources.kinds import compression_of, format_of
@@ -118,9 +119,8 @@ def _pieces(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _must_stay_whole(location: str) -> bool:
     """A ``.jsonl`` file may hold one JSON array, or UTF-16: its reader finds out, and needs the whole file for it."""
     head = next(chunks({"location": location}), b"")
-    return head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[" or head.startswith(
-        (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    )
+    marked = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[" or marked or unmarked_utf16(head) is not None
 
 
 def _ranges(base: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:

@@ -1,41 +1,40 @@
-"""Files that are not UTF-8: UTF-16 that announces itself, and GB18030 (GBK), which Chinese Windows writes.
+"""Files that are not UTF-8: UTF-16, and encodings that do not announce themselves (:mod:`pipeline.readers.legacy`).
 
-Bytes that are UTF-8 pass as they are. At the first that are not, the whole file is looked at: it is read as GB18030 if
-all of it decodes as that, most characters are of two high bytes (as in any Chinese text; in Latin ones a letter follows
-a high byte), and no line is UTF-8 with a character of three bytes or more (a file of two encodings, in which nothing is
-recoded and every broken line is reported). GB18030 has no byte of a line end inside a character, so pieces of a file
-can be read on their own. Limit: other East Asian encodings of two high bytes (EUC-KR, EUC-JP) look the same.
+Bytes that are UTF-8 pass as they are. At the first that are not, the whole file is looked at, and read in the encoding
+that it is in, if that is certain; otherwise nothing is recoded and every broken line is reported.
 """
 
 from __future__ import annotations
 
 import codecs
-import functools
-import re
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.readers.streams import Broken, chunks
+from pipeline.readers.legacy import NAMES, encoding_of, unmarked_utf16
+from pipeline.readers.streams import chunks
 
-_PAIR, _HIGH_PAIR = re.compile(rb"[\x81-\xfe][\x40-\xfe]"), re.compile(rb"[\x81-\xfe][\xa1-\xfe]")
-_WIDE = 0x0800
-"""First code point that UTF-8 writes in three bytes; two bytes of GBK may be one of two bytes in UTF-8 by accident."""
+_HEAD = 64
+"""Bytes that show whether a file is UTF-16 without saying so."""
 
 
 def utf8(piece: dict[str, Any]) -> Iterator[bytes]:
-    """The inflated bytes of a piece as UTF-8: a byte-order mark is removed, UTF-16 with one and GB18030 are recoded.
+    """The inflated bytes of a piece as UTF-8: a byte-order mark is removed, what is in another encoding is recoded.
 
-    What was recoded is said in ``piece["recoded"]``: "utf-16" or "gb18030".
+    What was recoded is said in ``piece["recoded"]``: "utf-16", "gb18030", "euc-kr" and so on.
     """
     iterator = chunks(piece)
     head = b""
     for data in iterator:
         head += data
-        if len(head) >= 4:
+        if len(head) >= _HEAD:
             break
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         piece["recoded"] = "utf-16"
         yield from _recoded(iterator, head, "utf-16")
+        return
+    if (unmarked := unmarked_utf16(head)) and "start" not in piece:
+        piece["recoded"] = "utf-16"
+        yield from _recoded(iterator, head, unmarked)
         return
     yield from _checked(piece, iterator, head.removeprefix(codecs.BOM_UTF8))
 
@@ -46,25 +45,26 @@ def _checked(piece: dict[str, Any], iterator: Iterator[bytes], data: bytes) -> I
     while data:
         whole, rest = _whole_characters(data)
         if whole is None:
-            if ascii_only and is_gb18030(piece.get("whole", piece["location"])):
-                piece["recoded"] = "gb18030"
-                yield from _recoded(iterator, data, "gb18030")
-                return
-            yield data
-            yield from iterator
+            yield from _foreign(piece, iterator, data, ascii_only)
             return
         ascii_only = ascii_only and whole.isascii()
         if whole:
             yield whole
         more = next(iterator, b"")
         if not more and rest:  # the file ends inside a character
-            if ascii_only and is_gb18030(piece.get("whole", piece["location"])):
-                piece["recoded"] = "gb18030"
-                yield from _recoded(iterator, rest, "gb18030")
-            else:
-                yield rest
+            yield from _foreign(piece, iterator, rest, ascii_only)
             return
         data = rest + more
+
+
+def _foreign(piece: dict[str, Any], iterator: Iterator[bytes], data: bytes, ascii_only: bool) -> Iterator[bytes]:
+    """What is not UTF-8, from its first such bytes on: recoded where its encoding is certain, else as it is."""
+    if encoding := encoding_of(piece.get("whole", piece["location"])) if ascii_only else None:
+        piece["recoded"] = NAMES.get(encoding, encoding)
+        yield from _recoded(iterator, data, encoding)
+        return
+    yield data
+    yield from iterator
 
 
 def _whole_characters(data: bytes) -> tuple[bytes | None, bytes]:
@@ -87,37 +87,6 @@ def _recoded(iterator: Iterator[bytes], data: bytes, encoding: str) -> Iterator[
         yield decoder.decode(more).encode("utf-8", "replace")
     if tail := decoder.decode(b"", True):
         yield tail.encode("utf-8", "replace")
-
-
-@functools.lru_cache(maxsize=64)
-def is_gb18030(location: str) -> bool:
-    """Whether a file is all GB18030 and no mixture with UTF-8. Memory is bounded by its longest line."""
-    decoder = codecs.getincrementaldecoder("gb18030")("strict")
-    line, pairs, high = b"", 0, 0
-    try:
-        for data in chunks({"location": location}):
-            decoder.decode(data)
-            pairs += len(_PAIR.findall(data))
-            high += len(_HIGH_PAIR.findall(data))
-            *ended, rest = data.split(b"\n")
-            for piece in ended:
-                if _is_wide_utf8(line + piece):
-                    return False
-                line = b""
-            line += rest
-        decoder.decode(b"", True)
-    except (UnicodeDecodeError, Broken, OSError):
-        return False
-    return 2 * high >= pairs and not _is_wide_utf8(line)
-
-
-def _is_wide_utf8(line: bytes) -> bool:
-    if line.isascii():
-        return False
-    try:
-        return any(ord(character) >= _WIDE for character in line.decode())
-    except UnicodeDecodeError:
-        return False
 
 
 def recoded_rule(encoding: str) -> str:

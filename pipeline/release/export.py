@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from model.tokens.chat import ChatTokenizer
 from pipeline.config.base import Progress, quiet
 from pipeline.config.evaluation import ExportSection
 from pipeline.release.card import model_card
@@ -43,7 +44,7 @@ def export(
             shutil.copyfile(model / name, out / name)
     config = _json(model / "config.json")
     _write_json(out / "config.json", {**config, "torch_dtype": "bfloat16" if cfg.dtype == "bf16" else "float32"})
-    _write_json(out / "generation_config.json", generation_config(cfg, _json(model / "generation_config.json")))
+    _write_json(out / "generation_config.json", generation_config(cfg, _given(model)))
     if cfg.gguf != "off":
         from pipeline.release.gguf_export import write_gguf
 
@@ -88,6 +89,15 @@ def generation_config(cfg: ExportSection, given: dict[str, Any]) -> dict[str, An
         else {"do_sample": False}
     )
     return {**ids, **sampling, "max_new_tokens": cfg.max_new_tokens}
+
+
+def _given(model: Path) -> dict[str, Any]:
+    """The model's ``generation_config.json``, with every id that ends an answer in its chat format."""
+    given = _json(model / "generation_config.json")
+    known = given.get("eos_token_id", [])
+    known = known if isinstance(known, list) else [known]
+    ends = ChatTokenizer.load(model).ends if (model / "tokenizer.json").is_file() else frozenset[int]()
+    return given | {"eos_token_id": [*known, *sorted(ends - {*known})]} if ends - {*known} else given
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from model.tokens.chat import ChatTokenizer
 from model.tokens.template import CHAT_TEMPLATE, plain_template
+from model.tokens.theirs import template_of
 from pipeline.tokens.patterns import GPT2_PATTERN, PRETOKEN_PATTERN, split_pattern
 
 _ARCHITECTURE = {"qwen3": "qwen3", "llama": "llama", "qwen3_moe": "qwen3moe"}
@@ -190,15 +192,14 @@ def _tokenizer(writer: Any, directory: Path, vocab_size: int, gguf: Any) -> None
         )
         for i in range(vocab_size)
     ]
-    config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
-    ids = {token: i for i, token in names.items()}
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     writer.add_token_list([names.get(i, f"[PAD{i}]") for i in range(vocab_size)])
     writer.add_token_types(kinds)
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in spec["model"]["merges"]])
-    writer.add_bos_token_id(ids[config["bos_token"]])
-    writer.add_eos_token_id(ids[config["eos_token"]])
-    writer.add_pad_token_id(ids[config["pad_token"]])
+    chat = ChatTokenizer.load(directory)
+    writer.add_bos_token_id(chat.bos_id)
+    writer.add_eos_token_id(chat.eos_id)
+    writer.add_pad_token_id(chat.pad_id)
     writer.add_add_bos_token(False)
-    writer.add_chat_template(plain_template(config.get("chat_template", CHAT_TEMPLATE)))
+    writer.add_chat_template(plain_template(template_of(directory) or CHAT_TEMPLATE))

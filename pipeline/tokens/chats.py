@@ -50,12 +50,12 @@ def _chat_sequences(record: dict[str, Any], chat: Encoder, limit: int, tags: Tag
         raise Unusable("no_answer")
     unanswered = len(messages) - last - 1
     messages = messages[: last + 1]  # a question that nobody answers teaches nothing
-    kept, left_out = fit(messages, chat.sizes(messages), limit)
+    kept, left_out = fit(chat, messages, limit)
     size = sum(len(m["content"].strip().encode()) for m in kept if _is_target(m))
-    ids, mask = chat.chat(kept)
+    sequences = chat.sequences(kept)
     if tags:
-        mask = mark_tags(chat, kept, ids, mask, tags)
-    return Made([(ids, mask)], size, left_out, unanswered)
+        sequences = [(ids, mark_tags(chat, kept, ids, mask, tags)) for ids, mask in sequences]
+    return Made(sequences, size, left_out, unanswered)
 
 
 def _is_target(message: Message) -> bool:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,9 +37,13 @@ class Encoder(ChatTokenizer):
     """The chat tokenizer with a faster engine inside: "tiktoken" where it gives the ids of `tokenizers`, else that
     itself."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, template: str | None = None, names: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self._fast: tiktoken.Encoding | None = None
-        super().__init__(tokenizer)
+        super().__init__(tokenizer, template, names)
+        marks = {mark: tokenizer.token_to_id(mark) for mark in (IM_START, IM_END)}
+        self._marks = {mark: i for mark, i in marks.items() if i is not None}  # a vocabulary of others may have none
         unknown = getattr(tokenizer.model, "unk_token", None)
         self.unknown_id = tokenizer.token_to_id(unknown) if unknown else -1
         added = tokenizer.get_added_tokens_decoder().values()
@@ -56,14 +62,13 @@ class Encoder(ChatTokenizer):
         """Ids (uint32). With ``parse_chat``, written ``<|im_start|>`` and ``<|im_end|>`` become their ids; else they
         are text."""
         if self._fast:
-            allowed = {*self._literal, IM_START, IM_END} if parse_chat else self._literal
+            allowed = {*self._literal, *self._marks} if parse_chat else self._literal
             return self._fast.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
         if not parse_chat:
             return np.array(self.encode(text), dtype=np.uint32)
-        marks = {IM_START: [self.bos_id], IM_END: [self.eos_id]}
-        return np.array(
-            [i for piece in CHAT_MARKS.split(text) for i in marks.get(piece) or self.encode(piece)], dtype=np.uint32
-        )
+        pieces = CHAT_MARKS.split(text)
+        ids = [[self._marks[piece]] if piece in self._marks else self.encode(piece) for piece in pieces]
+        return np.array([i for own in ids for i in own], dtype=np.uint32)
 
 
 def dataset_meta(kind: str, tokenizer: Path) -> dict[str, Any]:

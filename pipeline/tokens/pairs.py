@@ -14,7 +14,7 @@ from typing import Any
 from model.tokens.turns import Message
 from pipeline.config.base import Progress, quiet
 from pipeline.tokens.encoder import Encoder
-from pipeline.tokens.sequences import Made, Unusable, fit, write_dataset
+from pipeline.tokens.sequences import Made, Unusable, context_only, fit, write_dataset
 
 
 def encode_pairs(
@@ -44,9 +44,9 @@ def _pair_sequences(record: dict[str, Any], chat: Encoder, limit: int) -> Made:
         raise Unusable("no_answer")
     turns: list[Message] = [{"role": "assistant", "content": answer} for answer in answers]
     # both answers lie in one row, each after the whole prompt; the last token of a sequence is only a target
-    room = limit + 2 - sum(sum(chat.sizes([turn])) for turn in turns)
-    kept, left_out = fit(record["prompt"], chat.sizes(record["prompt"]), room // 2)
-    prefix = len(chat.prompt(kept))  # earlier answers in the prompt are history here, not targets
-    whole = [chat.chat([*kept, turn]) for turn in turns]
-    pair = [(ids, [0] * prefix + mask[prefix:]) for ids, mask in whole]
+    room = limit + 2 - sum(map(chat.answer_size, answers))
+    kept, left_out = fit(chat, record["prompt"], room // 2)
+    pair = [chat.chat([*map(context_only, kept), turn]) for turn in turns]
+    if sum(len(ids) - 1 for ids, _ in pair) > limit:  # a template may write more around an answer than it did before
+        raise Unusable("too_long")
     return Made(pair, sum(len(answer.encode()) for answer in answers), left_out)

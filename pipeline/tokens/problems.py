@@ -10,6 +10,7 @@ from typing import Any
 
 from model.rewards.functions import MODEL
 from model.tokens.chat import ChatTokenizer
+from model.tokens.jinja import TemplateRefuses
 from pipeline.config.rl import RlSection
 from pipeline.data.jsonl import read_jsonl
 
@@ -61,7 +62,10 @@ def _unusable(record: dict[str, Any], chat: ChatTokenizer, cfg: RlSection) -> tu
     if not any(weight and (name in _FREE or record.get(_NEED[name])) for name, weight in cfg.rewards.items()):
         need = ", ".join(_NEED[name] for name, weight in cfg.rewards.items() if weight and name in _NEED)
         return "nothing_to_judge_by", f"has no {need}, which the rewards ({', '.join(cfg.rewards)}) go by"
-    length = len(chat.prompt(record["messages"]))
+    try:
+        length = len(chat.prompt(record["messages"]))
+    except TemplateRefuses as refusal:
+        return "template_refuses", str(refusal)
     if length > cfg.max_prompt_length:
         return "too_long", f"{length} tokens of prompt"
     return None

@@ -69,9 +69,11 @@ def _sequences(record: dict[str, Any], chat: Encoder, limit: int) -> Made:
     if not all(answers):
         raise Unusable("no_answer")
     turns: list[Message] = [{"role": "assistant", "content": answer} for answer in answers]
-    room = limit - sum(sum(chat.sizes([turn])) for turn in turns)
-    kept, left_out = fit(record["prompt"], chat.sizes(record["prompt"]), room // 2)
+    room = limit - sum(map(chat.answer_size, answers))
+    kept, left_out = fit(chat, record["prompt"], room // 2)
     whole = [chat.chat([*kept, turn])[0] for turn in turns]
+    if sum(map(len, whole)) > limit:  # a template may write more around an answer than it did before
+        raise Unusable("too_long")
     return Made([([*ids, chat.pad_id], [0] * len(ids) + [1]) for ids in whole], 0, left_out)
 
 

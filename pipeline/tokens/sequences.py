@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from model.tokens.history import fit_history
+from model.tokens.jinja import TemplateRefuses
 from model.tokens.turns import Message
 from pipeline.config.base import Progress
 from pipeline.tokens.encoder import Encoder, dataset_meta, flat_counts, write_meta
@@ -43,12 +43,17 @@ class Made(NamedTuple):
     unanswered: int = 0
 
 
-def fit(messages: list[Message], sizes: list[int], room: int) -> tuple[list[Message], int]:
+def fit(chat: Encoder, messages: list[Message], room: int) -> tuple[list[Message], int]:
     """What fits of a history, and how many messages went. Raises Unusable("too_long")."""
-    found = fit_history(messages, sizes, room)
-    if found is None:
+    kept = chat.fit(messages, room)
+    if kept is None:
         raise Unusable("too_long")
-    return found
+    return kept
+
+
+def context_only(message: Message) -> Message:
+    """A message of the history: nothing in it is learnt."""
+    return {**message, "learn": False} if message["role"] == "assistant" else message
 
 
 class _Spool:
@@ -180,6 +185,8 @@ def _usable(
             yield record, make(record, chat, limit)
         except Unusable as reason:
             dropped.add(str(reason), record)
+        except TemplateRefuses as refusal:
+            dropped.add("template_refuses", record, str(refusal))
         if time.monotonic() - told > _TELL_SECONDS:
             progress(counts["records"], None, "records")
             told = time.monotonic()
@@ -193,12 +200,12 @@ class _Dropped:
         self.counts: dict[str, int] = {}
         self.samples: list[dict[str, Any]] = []
 
-    def add(self, reason: str, record: dict[str, Any]) -> None:
+    def add(self, reason: str, record: dict[str, Any], why: str = "") -> None:
         self.counts[reason] = self.counts.get(reason, 0) + 1
         if self.counts[reason] <= _SAMPLES:
             place = {key: record.get(key) for key in ("source", "path", "line")}
             excerpt = json.dumps(record.get("messages") or record.get("prompt"), ensure_ascii=False)[:400]
-            self.samples.append({"reason": reason, **place, "excerpt": excerpt})
+            self.samples.append({"reason": reason, **({"why": why} if why else {}), **place, "excerpt": excerpt})
 
     def write(self, path: Path) -> None:
         lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in self.samples)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.tokens.chat import ChatTokenizer
 from model.tokens.imported import read_tokenizer
+from model.tokens.theirs import TEMPLATE_FILES
 from model.tokens.turns import CHAT_SPECIALS
 from pipeline.config.base import Progress, quiet
 from pipeline.config.tokens import TokenizerSection, tokenizer_file
@@ -37,7 +39,10 @@ def make_tokenizer(cfg: TokenizerSection, shards: Path, out: Path, *, progress: 
     tokenizer = (
         _existing(cfg, shards / "train", progress) if cfg.existing else train(cfg, shards / "train", progress=progress)
     )
-    ChatTokenizer(tokenizer).save(out)
+    if cfg.foreign:
+        _save_as_it_was(cfg, tokenizer, out)
+    else:
+        ChatTokenizer(tokenizer).save(out)
     measured = vocabulary_report(out, shards)
     report = {"trained": bool(cfg.extend or not cfg.existing), "vocab_size": tokenizer.get_vocab_size(), **measured}
     (out / "report.json").write_text(
@@ -134,7 +139,19 @@ def _existing(cfg: TokenizerSection, docs: Path, progress: Progress) -> Tokenize
             raise ValueError(f"tokenizer.existing={cfg.existing}: not a readable tokenizer.json: {error!r}") from error
         except ValueError as error:
             raise ValueError(f"tokenizer.extend={cfg.extend}: {cfg.existing}: {error}") from error
-    return read_tokenizer(text, f"tokenizer.existing={cfg.existing}")
+    return read_tokenizer(text, f"tokenizer.existing={cfg.existing}", chat_tokens=not cfg.foreign)
+
+
+def _save_as_it_was(cfg: TokenizerSection, tokenizer: Tokenizer, out: Path) -> None:
+    """Write a tokenizer with its own chat template: its files byte for byte, but for the tokens that were added."""
+    file = tokenizer_file(cfg.existing)
+    for name in TEMPLATE_FILES:
+        if (file.parent / name).is_file():
+            shutil.copyfile(file.parent / name, out / name)
+    if cfg.extend:
+        (out / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+    else:
+        shutil.copyfile(file, out / "tokenizer.json")
 
 
 def _batches(directory: Path, columns: list[str]) -> Iterator[Any]:

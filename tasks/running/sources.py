@@ -13,11 +13,13 @@ from pipeline.config.sample import SampleSection
 from pipeline.config.tree import Config, ConfigError, examine
 from pipeline.problems.settings import ProblemSettings
 from pipeline.sampling.openai_judge import unanswered
-from pipeline.sources import Source, resolve
+from pipeline.sources import Source, SourceFile, resolve
+from pipeline.sources.state import state_of
 from pipeline.sources.state import unchanged as files_unchanged
-from storage.digest import digest_of, sha256_file, sha256_json
+from storage.digest import Manifest, digest_of, sha256_file, sha256_json
 from storage.lineage import PLAIN, SourceEntry, SourceListing
 from storage.store import Store
+from storage.whole import read_manifest
 from tasks.running.environment import lacking
 
 
@@ -279,13 +281,17 @@ def _documents(path: str) -> Source:
     root = Path(path)
     if not any(root.glob("part-*.parquet")):
         raise ValueError(f"{path}: no part-*.parquet there; give the directory of a document artifact")
+    parts = sorted(root.glob("part-*.parquet"))
+    states = [state_of(part) for part in parts]  # before anything is read of them
     known = None
     if (root / "lineage.json").is_file() and PLAIN.fullmatch(root.parent.name) and PLAIN.fullmatch(root.name):
         known = Store(root.parent.parent).examine(root.parent.name, root.name).artifact
-    return Source(root.name, known.digest if known else _parts_digest(root), ())
-
-
-def _parts_digest(root: Path) -> str:
-    """The digest of a document directory that no store vouches for: of the parts, which are what is read."""
-    parts = sorted(root.glob("part-*.parquet"))
-    return digest_of({p.name: {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in parts})
+    listed: Manifest = (
+        read_manifest(root) if known else {p.name: {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in parts}
+    )
+    files = [
+        SourceFile(part.name, str(part.resolve()), listed[part.name]["bytes"], listed[part.name]["sha256"], state)
+        for part, state in zip(parts, states, strict=True)
+    ]
+    # what no store vouches for is known by its parts, which are what is read
+    return Source(root.name, known.digest if known else digest_of(listed), tuple(files))
