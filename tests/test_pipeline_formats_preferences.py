@@ -91,6 +91,8 @@ def test_bad_chats_say_why(record, reason):
         ),
         ({"prompt": "q", "chosen": [{**assistant("c"), "weight": 0}], "rejected": "r"}, "not_to_learn"),
         ({"prompt": "q", "chosen": "c", "rejected": "c "}, "same_answers"),
+        ({"prompt": "q", "chosen": "c", "rejected": "r", "label": 0}, "two_values"),
+        ({"prompt": "q", "chosen": "c", "rejected": "r", "margin": -1}, "two_values"),
         ({"prompt": "q", "chosen": "", "rejected": "r"}, "empty_message"),
         ({"chosen": "yes", "rejected": "no"}, "no_prompt"),
         ({"prompt": "q", "chosen": 1, "rejected": "r"}, "wrong_type"),

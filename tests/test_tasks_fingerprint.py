@@ -21,7 +21,7 @@ ALL_MODELS = {*TRAINING, "sample", "evaluate", "quantize", "export"}
 CHATTING = {"tokenizer", "encode", *TUNED, "sample", "evaluate", "quantize", "export"}
 """Stages that write conversations, or could."""
 EXAMS = {"decontaminate", "chats", "evaluate", "sample", "problems"}
-"""Stages that read exams, whose preferences come in the forms of any."""
+"""Stages that read exams, apart from ``preferences``."""
 EDITS = [
     # what runs, watches, shows or estimates costs nothing
     ("model/running/estimate/memory.py", "USABLE = 0.92", "USABLE = 0.9", set()),
@@ -47,7 +47,10 @@ EDITS = [
     ("pipeline/data/rules.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"clean"}),
     ("pipeline/data/terms.py", "GAMBLING = {", "GAMBLING = dict() or {", {"clean"}),
     ("pipeline/data/words.py", "ENGLISH = ", "ENGLISH = '' + ", {"language"}),
-    ("pipeline/formats/preference.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"ingest", "preferences", *EXAMS}),
+    ("pipeline/formats/preference.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"ingest", "preferences"}),
+    ("pipeline/formats/chat.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"ingest", "chats", "preferences", "problems"}),
+    ("pipeline/formats/compared.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"ingest", "preferences", *EXAMS}),
+    ("pipeline/evaluation/compared.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"preferences", *EXAMS}),
     (
         "model/tokens/template.py",
         "CHAT_TEMPLATE = (",
@@ -83,7 +86,7 @@ EDITS = [
     ("model/network/reward.py", "hidden @ self.score", "2 * hidden @ self.score", {"reward", "sample", "rl"}),
     ("pipeline/sampling/pairs.py", "one.score)", "one.score + 1)", {"sample"}),
     ("pipeline/sampling/disturbed.py", "_AROUND = 3", "_AROUND = 4", {"sample"}),
-    ("pipeline/formats/kto.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"ingest", "preferences", *EXAMS}),
+    ("pipeline/formats/kto.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"ingest", "preferences"}),
     ("pipeline/pages/report/preferences.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"report"}),
     ("pipeline/tokens/ranked.py", "room // 2", "room // 3", {"reward"}),
     ("model/objectives/distill.py", "* temperature**2", "* temperature", {"sft"}),

@@ -6,7 +6,7 @@
   TruthfulQA (mc1), BLiMP.
 - ``answers``: ``question`` or ``prompt``, and ``keywords`` (groups, each needs one hit), a reference ``answer`` or
   ``completion``, several ``answers`` (SQuAD, TriviaQA), or a final number (GSM8K).
-- ``preferences``: ``prompt``, ``chosen``, ``rejected``: strings, or conversations as dpo.sources takes them.
+- ``preferences``: ``prompt``, ``chosen``, ``rejected``: strings, or conversations in any dialect.
 - a teaching fact, which gives all three in each language.
 
 Nothing is guessed: a number that could count from 0 or from 1 is resolved by the labels, else by what the form's
@@ -20,9 +20,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.evaluation.benchmarks import benchmark_item
-from pipeline.evaluation.gold import Fields, Item, NotAnItem, by_index, by_label, by_name, choices_of, parsed, text
-from pipeline.formats.bad import BadRecord
-from pipeline.formats.preference import as_preference
+from pipeline.evaluation.compared import compared
+from pipeline.evaluation.gold import (
+    Fields,
+    Item,
+    NotAnItem,
+    agreeing,
+    by_index,
+    by_label,
+    by_name,
+    choices_of,
+    parsed,
+    text,
+)
 
 KINDS = ("choices", "answers", "preferences")
 TRAINING, HELDOUT = "training", "heldout"
@@ -101,7 +111,7 @@ def _fields(row: dict[Any, Any]) -> Fields:
 def _item(fields: Fields) -> tuple[str, Item]:
     talks = any(isinstance(parsed(fields.get(name)), list) for name in ("messages", "conversations", "conversation"))
     if {"chosen", "rejected"} <= fields.keys() and (talks or not isinstance(parsed(fields["chosen"]), str)):
-        return "preferences", _conversation(fields)
+        return "preferences", compared(fields)
     if talks:
         raise NotAnItem("conversations are fine-tuning data: give them in sft.sources; an exam has question and answer")
     if "instruction" in fields and not {"question", "prompt", "query", "problem"} & fields.keys():
@@ -124,18 +134,6 @@ def _item(fields: Fields) -> tuple[str, Item]:
         sides = {side: text(fields, side) for side in ("chosen", "rejected")}
         return "preferences", {"prompt": _question(fields), **sides} | _context(fields)
     return "answers", _answer(fields) | _context(fields)
-
-
-def _conversation(fields: Fields) -> Item:
-    """A preference pair whose prompt is a conversation, in any form that dpo.sources takes; ``messages`` are all of it
-    where it is more than a question."""
-    try:
-        pair = as_preference(fields, ("lang", "set"))
-    except BadRecord as error:
-        raise NotAnItem(str(error)) from None
-    asked = pair["prompt"]
-    item = {"prompt": asked[-1]["content"], "chosen": pair["chosen"], "rejected": pair["rejected"]}
-    return item if len(asked) == 1 else {**item, "messages": asked}
 
 
 def _context(fields: Fields) -> Item:
@@ -184,7 +182,9 @@ def _listed(fields: Fields) -> Item:
         found = {by_name(fields[g], options, g, from_zero=from_zero, digits="subject" in fields) for g in golds}
     if len(found) != 1:
         raise NotAnItem(f"{' and '.join(golds)} name different choices")
-    return item | {"correct": found.pop()} | ({"labels": labels} if labels else {})
+    correct = found.pop()
+    agreeing(fields, golds[0], correct, options, labels)
+    return item | {"correct": correct} | ({"labels": labels} if labels else {})
 
 
 def _columns(fields: Fields) -> dict[str, str]:
@@ -212,7 +212,9 @@ def _lettered(fields: Fields, columns: dict[str, str]) -> Item:
             return item | {"form": "kmmlu", "correct": by_index(gold, options, name, first=1)}
         if "subject" in fields and str(gold).strip() not in options:  # MMLU: 0 to 3
             return item | {"correct": by_index(gold, options, name)}
-    return item | {"correct": by_label(gold, list(columns), options, name)}
+    correct = by_label(gold, list(columns), options, name)
+    agreeing(fields, name, correct, options, list(columns))
+    return item | {"correct": correct}
 
 
 def _answer(fields: Fields) -> Item:

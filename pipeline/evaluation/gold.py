@@ -12,6 +12,8 @@ from storage.errors import Refused
 
 Item = dict[str, Any]
 Fields = dict[str, Any]
+_GOLDS = ("correct", "answerkey", "answer", "answer_idx", "answer_index", "target", "gold")
+"""Names under which a record may say which choice is right."""
 
 
 class NotAnItem(Refused):
@@ -115,3 +117,20 @@ def by_name(gold: Any, options: Sequence[str], field: str, *, from_zero: bool, d
     if len(found) != 1:
         raise NotAnItem(f"{field} {said[:40]!r} names {'several' if found else 'none'} of the {len(options)} choices")
     return found.pop()
+
+
+def agreeing(fields: Fields, name: str, correct: int, options: Sequence[str], labels: Sequence[str]) -> None:
+    """Raises NotAnItem when another field of the record clearly names another choice than ``name`` does: by a label, by
+    the choice's text, or by MMLU-Pro's index from 0."""
+    for other in _GOLDS:
+        if other == name or other not in fields:
+            continue
+        try:
+            if other == "answer_index":
+                said = by_index(fields[other], options, other)
+            else:
+                said = by_label(fields[other], labels or "ABCDEFGHIJ"[: len(options)], options, other)
+        except NotAnItem:
+            continue
+        if said != correct:
+            raise NotAnItem(f"{name} and {other} name different choices")

@@ -8,6 +8,7 @@ out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -61,6 +62,9 @@ _ANY_SWITCH = frozenset((*SWITCHES, *_UNCLEAR, "weights"))
 KTO = ("label", "kto_tag")
 """Whether an answer is a good one (TRL, LLaMA-Factory)."""
 
+_DECIDES = re.compile(r"(?<![a-z])(no)?(loss|train|mask|learn|ignore|supervis)|enable_thinking|chat_template_kwargs")
+"""Names of switches: a yes or no under such a name may decide what is learnt, or how it is asked."""
+
 _MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 
 
@@ -86,6 +90,12 @@ def refuse_unused(
             raise BadRecord("not_text", f"{name}: only text can be learnt from")
         if plain in METADATA or plain in also:
             continue
+        if _DECIDES.search(plain) and _is_switched(value):
+            raise BadRecord(
+                "unused_field",
+                f"{name} = {str(value)[:60]} is not understood, and may decide what is learnt; say weight 0 or 1 in"
+                " each turn, or name it in decontaminate.ignore_fields (chats, pairs) or ingest.ignore_fields (texts)",
+            )
         text = next((t for t in _texts(value) if _has_words(t) and t.strip() not in said), None)
         if text is not None:
             raise BadRecord(
@@ -94,6 +104,15 @@ def refuse_unused(
                 f" rename it (system, context, input …), or name it in decontaminate.ignore_fields"
                 f" (chats, pairs) or ingest.ignore_fields (texts)",
             )
+
+
+def _is_switched(value: Any) -> bool:
+    """Whether a value is a yes or no, or has one in it."""
+    if isinstance(value, dict):
+        return any(map(_is_switched, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(_is_switched, value))
+    return isinstance(value, bool) or (isinstance(value, int) and value in (0, 1))
 
 
 def _texts(value: Any) -> list[str]:

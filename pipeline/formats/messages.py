@@ -23,11 +23,15 @@ ROLES = {
     "developer": "system",
     "user": "user",
     "human": "user",
+    "prompter": "user",
     "用户": "user",
     "assistant": "assistant",
     "gpt": "assistant",
     "model": "assistant",
     "bot": "assistant",
+    "ai": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
     "chatbot": "assistant",
     "助手": "assistant",
     "function_call": "call",
@@ -38,6 +42,7 @@ ROLES = {
     "function": "tool",
     "ipython": "tool",
 }
+_TEXT_PARTS = (None, "text", "input_text", "output_text")
 _ROLE, _CONTENT = ("role", "from"), ("content", "value")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _ASSISTANTS = frozenset((*_REASONING, "tool_calls", "function_call"))
@@ -169,11 +174,16 @@ def content_of(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, list):
-        parts: list[Any] = [part.get("text") if isinstance(part, dict) else part for part in value]
+        parts: list[Any] = [_part(part) if isinstance(part, dict) else part for part in value]
         if all(isinstance(part, str) for part in parts):
             return "".join(parts)
         raise BadRecord("not_text", "a part of the content is not text")
     raise BadRecord("wrong_type", "the content is not a string")
+
+
+def _part(part: dict[str, Any]) -> Any:
+    """The text of a part of a content; None for a part of another kind, whatever text stands in it."""
+    return part.get("text") if part.get("type") in _TEXT_PARTS else None
 
 
 def _with_system(messages: list[Message], system: Any, tools: Any) -> list[Message]:

@@ -12,9 +12,19 @@ from collections.abc import Collection
 from typing import Any
 
 from pipeline.formats.chat import ANSWERS, ASKS, first, lead, prompt_turns, turns_field
-from pipeline.formats.fields import BESIDE_PAIRS, BESIDE_TURNS, KTO, SWITCHES, is_given, refuse_unused, turn_switches
+from pipeline.formats.compared import answer_of, checked_pair, plain, prompt_and_answers, turns_of
+from pipeline.formats.fields import (
+    BESIDE_PAIRS,
+    BESIDE_TURNS,
+    KTO,
+    SWITCHES,
+    is_given,
+    refuse_unused,
+    switch,
+    turn_switches,
+)
 from pipeline.formats.kto import best_and_worst, is_scored
-from pipeline.formats.messages import BadRecord, Message, content_of, fold, parse_if_json
+from pipeline.formats.messages import BadRecord, content_of, fold, parse_if_json
 from pipeline.formats.transcripts import is_transcript, transcript_turns
 
 
@@ -38,19 +48,22 @@ def as_preference(record: Any, ignored: Collection[str] = ()) -> dict[str, Any]:
         record = best_and_worst(record)
     pair = ("chosen", "rejected") if record.get("chosen") is not None else ("output",)
     chosen, rejected = (record[name] for name in pair) if len(pair) == 2 else record["output"]
-    chosen, rejected = _answer(chosen), _answer(rejected)
+    chosen, rejected = answer_of(chosen), answer_of(rejected)
+    for name in KTO:
+        if name not in ignored and is_given(record.get(name)) and not switch(record[name], name):
+            raise BadRecord("two_values", f"{name} = {record[name]} beside chosen and rejected: which one is better?")
     turn_switches(record, 0, ignored)
     system, tools, used = lead(record, ignored)
     before, also = _before(record, ignored)
     if isinstance(chosen, str) and isinstance(rejected, str):
         prompt, chosen, rejected = _from_strings(before, chosen, rejected, ignored)
     else:
-        prompt, chosen, rejected = _from_turns(before, _turns(chosen), _turns(rejected), ignored)
-    messages = [_plain(m) for m in fold(prompt, system=system, tools=tools, ignored=ignored)]
+        prompt, chosen, rejected = prompt_and_answers(before, _turns(chosen), _turns(rejected), ignored)
+    messages = [plain(m) for m in fold(prompt, system=system, tools=tools, ignored=ignored)]
     said = "\n".join([*(m["content"] for m in messages), chosen, rejected])
     beside = BESIDE_PAIRS | BESIDE_TURNS
     refuse_unused(record, {*pair, *used, *also, *SWITCHES, *KTO, "margin"}, said, ignored=ignored, also=beside)
-    return _checked(messages, chosen, rejected) | _margin(record, ignored)
+    return checked_pair(messages, chosen, rejected) | _margin(record, ignored)
 
 
 def _margin(record: dict[str, Any], ignored: Collection[str]) -> dict[str, float]:
@@ -60,6 +73,8 @@ def _margin(record: dict[str, Any], ignored: Collection[str]) -> dict[str, float
         return {}
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise BadRecord("wrong_type", f"margin is a number, not {str(value)[:40]!r}")
+    if value < 0:
+        raise BadRecord("two_values", f"margin = {value}: below 0 the rejected answer would be the better one")
     return {"margin": float(value)}
 
 
@@ -72,24 +87,8 @@ def _refuse_unpaired(record: Any) -> None:
         )
 
 
-def _plain(message: Message) -> Message:
-    return {"role": message["role"], "content": message["content"]}
-
-
-def _answer(value: Any) -> Any:
-    """An answer as a string or a list of turns; LLaMA-Factory gives one turn as an object."""
-    value = parse_if_json(value)
-    if isinstance(value, dict):
-        value = [value]
-    if not isinstance(value, (str, list)):
-        raise BadRecord("wrong_type", "an answer is neither a string nor turns")
-    return value
-
-
 def _turns(answer: Any) -> list[Any]:
-    if isinstance(answer, str):
-        return transcript_turns(answer) if is_transcript(answer) else [{"role": "assistant", "content": answer}]
-    return answer
+    return transcript_turns(answer) if isinstance(answer, str) and is_transcript(answer) else turns_of(answer)
 
 
 def _before(record: dict[str, Any], ignored: Collection[str]) -> tuple[list[Any] | None, set[str]]:
@@ -104,7 +103,7 @@ def _from_strings(
     before: list[Any] | None, chosen: str, rejected: str, ignored: Collection[str]
 ) -> tuple[list[Any], str, str]:
     if is_transcript(chosen) and is_transcript(rejected):
-        return _from_turns(before, transcript_turns(chosen), transcript_turns(rejected), ignored)
+        return prompt_and_answers(before, transcript_turns(chosen), transcript_turns(rejected), ignored)
     if before is not None:
         last = content_of(before[-1].get("content")).strip() if before and isinstance(before[-1], dict) else ""
         if any(c.isspace() for c in last) and chosen.lstrip().startswith(last) and rejected.lstrip().startswith(last):
@@ -119,38 +118,3 @@ def _from_strings(
 
 def _common_start(a: str, b: str) -> str:
     return a[: next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))]
-
-
-def _from_turns(
-    before: list[Any] | None, chosen: list[Any], rejected: list[Any], ignored: Collection[str]
-) -> tuple[list[Any], str, str]:
-    """The prompt is what is explicit, or what both conversations begin with; one assistant turn of each is left."""
-    shared = 0
-    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
-        shared += 1
-    answers = []
-    for turns in (chosen[shared:], rejected[shared:]):
-        folded = fold(turns, ignored=ignored)
-        if len(folded) != 1 or folded[0]["role"] != "assistant":
-            raise BadRecord("not_one_answer", "chosen and rejected do not differ by exactly one turn of the assistant")
-        if not folded[0].get("learn", True):
-            raise BadRecord("not_to_learn", "an answer of the pair is marked as not to be learnt (weight 0)")
-        answers.append(folded[0]["content"])
-    if not shared:
-        return before or [], answers[0], answers[1]
-    # UltraFeedback repeats the prompt inside both conversations: then the conversations are the fuller information.
-    said = {m["content"].strip() for turns in (chosen, rejected) for m in fold(turns, ignored=ignored)}
-    lost = [m for m in fold(before or [], ignored=ignored) if m["content"].strip() not in said]
-    if lost:
-        raise BadRecord("two_prompts", f"the prompt and both conversations differ: {lost[0]['content'].strip()[:60]!r}")
-    return chosen[:shared], answers[0], answers[1]
-
-
-def _checked(prompt: list[Message], chosen: str, rejected: str) -> dict[str, Any]:
-    if not any(m["role"] == "user" for m in prompt):
-        raise BadRecord("no_prompt", "no turn of the user comes before the answers")
-    if not chosen.strip() or not rejected.strip():
-        raise BadRecord("empty_message", "an answer is empty")
-    if chosen.strip() == rejected.strip():
-        raise BadRecord("same_answers", "chosen and rejected are the same")
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
