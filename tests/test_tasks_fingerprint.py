@@ -64,11 +64,12 @@ EDITS = [
     ("pipeline/kernels/fasttext.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"language"}),
     ("pipeline/data/datacard.py", "def write_datacard", "EXTRA = 1\n\n\ndef write_datacard", {"shard"}),
     ("pipeline/data/screen.py", "\ndef ", "\nEXTRA = 1\n\n\ndef ", {"chats", "preferences", "problems"}),
-    ("pipeline/data/documents.py", "SAMPLES = 20", "SAMPLES = 21", {*DOCUMENT_STAGES, "sample"}),
+    ("pipeline/data/documents.py", "EXCERPT = ", "EXCERPT = 1 + ", {*DOCUMENT_STAGES, "sample"}),
+    ("pipeline/data/counted.py", "SAMPLES = 20", "SAMPLES = 21", {*DOCUMENT_STAGES, "sample", *TUNING}),
     # tokens
     ("pipeline/kernels/bpe.py", "_ZERO = np.int64(0)", "_ZERO = np.int64(1)", {"tokenizer"}),
     ("pipeline/tokens/encode.py", "2 << 20", "1 << 20", {"encode"}),
-    ("pipeline/tokens/sequences.py", "_SAMPLES = 20", "_SAMPLES = 10", TUNING),
+    ("pipeline/tokens/sequences.py", "[:400]", "[:300]", TUNING),
     ("pipeline/tokens/pairs.py", "room // 2", "room // 3", {"dpo"}),
     ("pipeline/tokens/chats.py", "_is_target(m)", "_is_target(m) or True", {"sft"}),
     # from a section to a worker's spec

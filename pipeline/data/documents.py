@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.data.counted import SAMPLES
 from storage.files import whole, write_text
 
 SCHEMA = pa.schema(
@@ -43,7 +44,6 @@ PARQUET: dict[str, Any] = {
 WORKING: dict[str, Any] = {**PARQUET, "compression": "none", "compression_level": None}
 """How the stages before them write their parts: as they are, which takes 1.6 times the room of LZ4 and a third of its
 time (docs/benchmarks.md)."""
-SAMPLES = 20
 EXCERPT = 400
 
 

@@ -9,42 +9,63 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
+from pipeline.data.counted import Counted
 from pipeline.formats.bad import BadRecord
 from pipeline.formats.ids import own_id
 from pipeline.readers import Fault, Text, read, recoded_rule, recoded_why
 from pipeline.sources import Source, built_in_name
 from pipeline.sources.kinds import format_of
 
-EXAMPLES = 20
 _LIMITS = {"max_record": 64 << 20, "max_text": 1_000_000}
+
+
+class Place(TypedDict):
+    """Where a record stands: its source's name, its file's path in there, its line from 1."""
+
+    source: str
+    path: str
+    line: int
+
+
+Sample = dict[str, Any]
+"""An example: rule, action, why, and its place."""
 
 
 @dataclass
 class Losses:
-    """What could not be used: counts by reason, and up to 20 examples per reason with source, file and line; and what
-    was changed to be used, files that are not UTF-8."""
+    """What could not be used, by reason with examples; and what was changed to be used, files that are not UTF-8."""
 
     seen: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    samples: list[dict[str, Any]] = field(default_factory=list)
+    lost: Counted = field(default_factory=Counted)
+    recoded: Counted = field(default_factory=Counted)
     by_source: Counter[str] = field(default_factory=Counter)
-    changed: Counter[str] = field(default_factory=Counter)
 
-    def lose(self, reason: str, why: str, place: dict[str, Any]) -> None:
+    @property
+    def dropped(self) -> Counter[str]:
+        """Records that were lost, by reason."""
+        return self.lost.counts
+
+    @property
+    def changed(self) -> Counter[str]:
+        """Files that were read in another encoding, by it."""
+        return self.recoded.counts
+
+    @property
+    def samples(self) -> list[Sample]:
+        """Examples of both."""
+        return [*self.lost.samples, *self.recoded.samples]
+
+    def lose(self, reason: str, why: str, place: Place) -> None:
         """Count one record as lost."""
-        self.dropped[reason] += 1
         self.by_source[place["source"]] += 1
-        if self.dropped[reason] <= EXAMPLES:
-            self.samples.append({"rule": reason, "action": "dropped", **place, "why": why[:400]})
+        self.lost.add(reason, {"rule": reason, "action": "dropped", **place, "why": why[:400]})
 
-    def note(self, encoding: str, place: dict[str, Any]) -> None:
+    def note(self, encoding: str, place: Place) -> None:
         """Count one file that was read in another encoding."""
         rule = recoded_rule(encoding)
-        self.changed[rule] += 1
-        if self.changed[rule] <= EXAMPLES:
-            self.samples.append({"rule": rule, "action": "changed", **place, "why": recoded_why(encoding)})
+        self.recoded.add(rule, {"rule": rule, "action": "changed", **place, "why": recoded_why(encoding)})
 
 
 @dataclass(frozen=True)
@@ -76,7 +97,7 @@ def read_records(
             piece = {"format": format_of(file.location), "location": file.location, "relpath": file.relpath, **_LIMITS}
             for line, record in read(piece):
                 losses.seen += 1
-                place = {"source": source.name, "path": file.relpath, "line": line}
+                place: Place = {"source": source.name, "path": file.relpath, "line": line}
                 normal = _normal(record, kind, ignored, place, losses)
                 if normal:
                     yield normal
@@ -87,9 +108,7 @@ def read_records(
             raise ValueError(_complaint(source, kind.name, seen, bad, max_bad_share, losses))
 
 
-def _normal(
-    record: Any, kind: Kind, ignored: Sequence[str], place: dict[str, Any], losses: Losses
-) -> dict[str, Any] | None:
+def _normal(record: Any, kind: Kind, ignored: Sequence[str], place: Place, losses: Losses) -> dict[str, Any] | None:
     try:
         if isinstance(record, Fault):
             raise BadRecord(record.reason, record.detail)

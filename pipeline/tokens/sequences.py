@@ -21,9 +21,9 @@ import numpy as np
 from model.tokens.jinja import TemplateRefuses
 from model.tokens.turns import Message
 from pipeline.config.base import Progress
+from pipeline.data.counted import Counted
 from pipeline.tokens.encoder import Encoder, dataset_meta, flat_counts, write_meta
 
-_SAMPLES = 20
 _TELL_SECONDS = 0.5
 Sequence = tuple[list[int], list[int]]
 """Ids and mask."""
@@ -141,7 +141,7 @@ def write_dataset(
     meta = dataset_meta(kind, tokenizer)
     spool = _Spool(out / "_run", meta["dtype"])
     counts = {"records": 0, "truncated": 0, "messages_left_out": 0, "messages_unanswered": 0}
-    dropped = _Dropped()
+    dropped = Counted()
     wanted = (record for record in records if weights.get(record.get("source", ""), 1.0))
     for record, made in _usable(wanted, make, Encoder.load(tokenizer), max_tokens, counts, dropped, progress):
         spool.add(made.sequences, made.size, _digest(record, seed), weights.get(record.get("source", ""), 1.0))
@@ -150,8 +150,8 @@ def write_dataset(
         counts["messages_unanswered"] += made.unanswered
     if not spool.hashes:
         raise ValueError(
-            f"no {kind} records left to train on; dropped: {dropped.counts or 'none were given'} (window: {max_tokens}"
-            " tokens)"
+            f"no {kind} records left to train on; dropped: {dict(dropped.counts) or 'none were given'} (window:"
+            f" {max_tokens} tokens)"
         )
     held = spool.validation(val_share)
     copies = np.where(held, 0, spool.copies(seed))
@@ -159,7 +159,8 @@ def write_dataset(
         raise ValueError(f"no {kind} record is left to train on: the weights of their sources are 0 or too small")
     meta["splits"] = {"train": spool.write(out, "train", copies), "val": spool.write(out, "val", held.astype(int))}
     spool.remove()
-    dropped.write(out / "dropped.jsonl")
+    lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in dropped.samples]
+    (out / "dropped.jsonl").write_text("".join(lines), encoding="utf-8")
     write_meta(out, meta)
     return {
         **flat_counts(meta),
@@ -175,7 +176,7 @@ def _usable(
     chat: Encoder,
     limit: int,
     counts: dict[str, int],
-    dropped: _Dropped,
+    dropped: Counted,
     progress: Progress,
 ) -> Iterator[tuple[dict[str, Any], Made]]:
     told = time.monotonic()
@@ -184,32 +185,20 @@ def _usable(
         try:
             yield record, make(record, chat, limit)
         except Unusable as reason:
-            dropped.add(str(reason), record)
+            dropped.add(str(reason), _example(str(reason), record))
         except TemplateRefuses as refusal:
-            dropped.add("template_refuses", record, str(refusal))
+            dropped.add("template_refuses", _example("template_refuses", record, str(refusal)))
         if time.monotonic() - told > _TELL_SECONDS:
             progress(counts["records"], None, "records")
             told = time.monotonic()
     progress(counts["records"], counts["records"], "records")
 
 
-class _Dropped:
-    """Counts by reason, and the first twenty records of each."""
-
-    def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
-        self.samples: list[dict[str, Any]] = []
-
-    def add(self, reason: str, record: dict[str, Any], why: str = "") -> None:
-        self.counts[reason] = self.counts.get(reason, 0) + 1
-        if self.counts[reason] <= _SAMPLES:
-            place = {key: record.get(key) for key in ("source", "path", "line")}
-            excerpt = json.dumps(record.get("messages") or record.get("prompt"), ensure_ascii=False)[:400]
-            self.samples.append({"reason": reason, **({"why": why} if why else {}), **place, "excerpt": excerpt})
-
-    def write(self, path: Path) -> None:
-        lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in self.samples)
-        path.write_text("".join(lines), encoding="utf-8")
+def _example(reason: str, record: dict[str, Any], why: str = "") -> dict[str, Any]:
+    """A dropped record as an example of why."""
+    place = {key: record.get(key) for key in ("source", "path", "line")}
+    excerpt = json.dumps(record.get("messages") or record.get("prompt"), ensure_ascii=False)[:400]
+    return {"reason": reason, **({"why": why} if why else {}), **place, "excerpt": excerpt}
 
 
 def _digest(record: dict[str, Any], seed: int) -> int:
