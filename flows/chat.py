@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flows.environment import erase_whole_characters
 from flows.inspect import find_model, find_record
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from model.tokens.turns import Message
 
 
-def chat(args: Any) -> int:
+def chat(args: argparse.Namespace) -> int:
     """Talk to the model of the parsed command line; exit code 2 when there is none, or an option will not do."""
     names = [args.model, *([args.compare] if args.compare else [])]
     try:
@@ -46,7 +47,7 @@ def chat(args: Any) -> int:
     return 0
 
 
-def _answer(talks: list[Chat], args: Any) -> None:
+def _answer(talks: list[Chat], args: argparse.Namespace) -> None:
     """Print the answer to the one prompt as it is made; of two models, each below its name."""
     said: list[Message] = [{"role": "system", "content": args.system}] if args.system else []
     for talk in talks:
@@ -88,7 +89,7 @@ def named(ref: str, directory: Path) -> str:
     return f"{record['stage']}/{record['key'][:12]} of run {record.get('run')}" + (f": {asked}" if asked else "")
 
 
-def _sampling(args: Any, directory: Path) -> Sampling:
+def _sampling(args: argparse.Namespace, directory: Path) -> Sampling:
     """How to sample: what is given, the rest from the model's own defaults. Raises ValueError for what would
     have no effect."""
     from model.chat import generation_defaults, own_sampling

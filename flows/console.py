@@ -5,6 +5,7 @@ On a terminal the bars move; into a file or a pipe the same facts come as plain 
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -52,7 +53,7 @@ LOSS = ("loss", "val_loss")
 """What says nothing of reinforcement learning, where it is about 0 by construction: rewards are shown instead."""
 
 
-def title(args: Any) -> Console:
+def title(args: argparse.Namespace) -> Console:
     """The console of the parsed command line, after its first line: before anything slow is loaded."""
     out = Console(file=sys.stderr if args.json else sys.stdout, highlight=False, soft_wrap=True)
     if args.verbose >= 0:

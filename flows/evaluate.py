@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 import time
@@ -28,7 +29,7 @@ from tasks.running.sources import SourceSet
 ITEMS = ("standard", "choices", "answers", "preferences")
 
 
-def evaluate(args: Any) -> int:
+def evaluate(args: argparse.Namespace) -> int:
     """Score the models of the parsed command line; prints a table, or with ``--json`` one object."""
     known, others, wrong = recognised(args.exams, args.shots)
     if wrong:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
+from flows.grammar import AddCommand, Completer, completed_by
 from flows.release_options import releasing
 from flows.serving.options import serving, talking
 from model.running.devices import GPUS
@@ -45,7 +45,7 @@ def parsed(parser: argparse.ArgumentParser, given: list[str]) -> argparse.Namesp
 class _Version(argparse.Action):
     """``--version``: the project's and those of what decides how it runs."""
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         import platform
         from importlib.metadata import PackageNotFoundError, version
 
@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
-def _service_commands(command: Any) -> None:
+def _service_commands(command: AddCommand) -> None:
     """The commands for what runs beside the pipeline."""
     up = command(
         "up",
@@ -128,20 +128,24 @@ def _service_commands(command: Any) -> None:
     command("down", "stop what `up` or a run started")
 
 
-def _preset(sub: argparse.ArgumentParser, metavar: str = "section.key=value", **more: Any) -> None:
+def _preset(
+    sub: argparse.ArgumentParser,
+    metavar: str = "section.key=value",
+    nargs: str | None = None,
+) -> None:
     """The arguments that name a config."""
     text = "a preset's name (see `pipeline presets`) or a .toml file"
-    sub.add_argument("preset", help=text, **more).completer = _names("presets")  # type: ignore[attr-defined]
+    completed_by(sub.add_argument("preset", help=text, nargs=nargs), _names("presets"))
     overrides = sub.add_argument(
         "overrides", nargs="*", metavar=metavar, help="config overrides, e.g. pretrain.optim.lr=1e-3; in any place"
     )
-    overrides.completer = _names("options")  # type: ignore[attr-defined]
+    completed_by(overrides, _names("options"))
 
 
-def _names(what: str) -> Any:
+def _names(what: str) -> Completer:
     """A completer; what it proposes is found when Tab is pressed."""
 
-    def completed(prefix: str, **_: Any) -> list[str]:
+    def completed(prefix: str, **_: object) -> list[str]:
         from flows.dag import stage_names
         from pipeline.config.tree import options, presets
 
@@ -155,7 +159,7 @@ def _names(what: str) -> Any:
     return completed
 
 
-def _run_commands(command: Any) -> None:
+def _run_commands(command: AddCommand) -> None:
     """The commands that run the flow or say what it would do; ``command(name, text, examples)`` adds one."""
     for name, text, examples in (
         (
@@ -179,7 +183,8 @@ def _run_commands(command: Any) -> None:
         again = sub.add_argument(
             "--refresh", metavar="STAGE", action="append", default=[], help="build this stage again (repeatable)"
         )
-        until.completer = again.completer = _names("stages")
+        for action in (until, again):
+            completed_by(action, _names("stages"))
         sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     sub.add_argument("--price", type=float, metavar="P", help="also say what the GPU stages cost at P for a GPU hour")
     sub.add_argument(
@@ -196,7 +201,8 @@ def _run_commands(command: Any) -> None:
         "  pipeline sweep tiny pretrain.optim.lr=3e-3,6e-3 --until pretrain",
     )
     _preset(sub, "section.key=value,value")
-    sub.add_argument("--until", metavar="STAGE", help="stop every child after this stage").completer = _names("stages")
+    until = sub.add_argument("--until", metavar="STAGE", help="stop every child after this stage")
+    completed_by(until, _names("stages"))
     sub.add_argument(
         "--metric",
         metavar="STAGE.NUMBER",
@@ -205,7 +211,7 @@ def _run_commands(command: Any) -> None:
     sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
-def _config_commands(command: Any) -> None:
+def _config_commands(command: AddCommand) -> None:
     """The commands that look at a config alone."""
     sub = command(
         "config",
@@ -247,7 +253,7 @@ def _config_commands(command: Any) -> None:
     command("presets", "list the presets")
 
 
-def _artifact_commands(command: Any) -> None:
+def _artifact_commands(command: AddCommand) -> None:
     """The commands on runs and on what they left behind; ``command(name, text, examples)`` adds one."""
     sub = command("runs", "list the runs: what was asked for, how it ended, scores, and what is pinned")
     sub.add_argument("--json", action="store_true")
@@ -285,7 +291,7 @@ def _artifact_commands(command: Any) -> None:
     _curate_commands(command)
 
 
-def _look_commands(command: Any) -> None:
+def _look_commands(command: AddCommand) -> None:
     """The commands that show an artifact and where it came from."""
     sub = command("show", "show an artifact: what it is, what made it, its files")
     sub.add_argument(
@@ -315,7 +321,7 @@ def _look_commands(command: Any) -> None:
     sub.add_argument("--json", action="store_true")
 
 
-def _model_commands(command: Any) -> None:
+def _model_commands(command: AddCommand) -> None:
     """The commands on a finished model: talk, serve, prune, round, score."""
     sub = command(
         "chat",
@@ -323,10 +329,11 @@ def _model_commands(command: Any) -> None:
         '  pipeline chat tiny\n  pipeline chat tiny --prompt "What is MinHash?"\n'
         '  pipeline chat dpo/3fa9 --temperature 0.7 --top-p 0.9 --system "You answer in one sentence."',
     )
-    sub.add_argument(
+    model = sub.add_argument(
         "model",
         help="a preset's name (its newest whole run), a run's id, a reference like dpo/3fa9, or a model directory",
-    ).completer = _names("presets")
+    )
+    completed_by(model, _names("presets"))
     sub.add_argument("--prompt", help="answer this one prompt; standard output is the answer and nothing else")
     talking(sub)
     sub.add_argument("--compare", metavar="OTHER", help="another model, which answers the same below the first")
@@ -364,7 +371,7 @@ def _model_commands(command: Any) -> None:
     sub.add_argument("--force", action="store_true", help="also when the gate does not hold")
 
 
-def _curate_commands(command: Any) -> None:
+def _curate_commands(command: AddCommand) -> None:
     """The commands that take over, withdraw, check and delete what the store holds."""
     sub = command("adopt", "accept an artifact made by older code as what today's code would make")
     sub.add_argument("ref", help="stage/key of an artifact, or a preset: all that earlier code made for a run of it")

@@ -5,6 +5,7 @@ They write a folder and no artifact; for forms that are cached and tracked, set 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -19,7 +20,7 @@ from storage.files import write_json
 from storage.lineage import LineageRecord, ancestry, parse
 
 
-def quantize(args: Any) -> int:
+def quantize(args: argparse.Namespace) -> int:
     """Write the forms of the parsed command line; exit code."""
     from pipeline.release.forms import check_forms
     from tasks.quantize import make_forms
@@ -34,7 +35,7 @@ def quantize(args: Any) -> int:
     return _show(args, out)
 
 
-def prune(args: Any) -> int:
+def prune(args: argparse.Namespace) -> int:
     """Write the smaller model of the parsed command line and what it costs; exit code."""
     from tasks.running.launch import launch
 
@@ -72,7 +73,7 @@ class _Lines:
         pass
 
 
-def _given(args: Any) -> tuple[Path, dict[str, str | None]]:
+def _given(args: argparse.Namespace) -> tuple[Path, dict[str, str | None]]:
     """The model's directory, and the texts that it is measured by. Raises Refused in words."""
     try:
         model = find_model(args.model, args.force).resolve()
@@ -105,7 +106,7 @@ def _tokens(model: Path) -> Path | None:
     return None
 
 
-def _show(args: Any, out: Path) -> int:
+def _show(args: argparse.Namespace, out: Path) -> int:
     from pipeline.release.card import forms_table
 
     costs = json.loads((out / "costs.json").read_text("utf-8"))

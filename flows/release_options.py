@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from flows.grammar import AddCommand, Completer, completed_by
 
 _FORMS = "int8, int4, gguf:q8_0, gguf:q4_k_m, gguf:f16, … (every type: `pipeline config tiny --explain`)"
 
 
-def releasing(command: Any, presets: Any) -> None:
+def releasing(command: AddCommand, presets: Completer) -> None:
     """Adds the two commands; ``command(name, text, examples)`` makes one."""
     quantized = command(
         "quantize",
@@ -23,9 +23,9 @@ def releasing(command: Any, presets: Any) -> None:
         "  pipeline run tiny pretrain.init=smaller/ tokenizer.existing=smaller/ pretrain.steps=200   recovers it",
     )
     for sub in (quantized, pruned):
-        sub.add_argument(
-            "model", help="a preset's name, a run's id, stage/key, or a model directory"
-        ).completer = presets
+        completed_by(
+            sub.add_argument("model", help="a preset's name, a run's id, stage/key, or a model directory"), presets
+        )
         sub.add_argument(
             "--text", metavar="FILE", help="UTF-8 text to measure and calibrate by (default: the run's own)"
         )

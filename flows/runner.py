@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import shutil
@@ -32,7 +33,7 @@ QUIET = {
 """Prefect shows stage lines in its own UI; on this terminal our console speaks."""
 
 
-def run(args: Any, out: Console) -> int:
+def run(args: argparse.Namespace, out: Console) -> int:
     """Run the flow of the parsed command line; prints progress and a summary to ``out``, or with ``--json`` one
     object."""
     os.environ.update(QUIET)
@@ -120,7 +121,7 @@ def sample_lines(evaluated: Path) -> list[str]:
 
 
 def _summary(
-    out: Console, result: dict[str, Any], args: Any, tracking_ui: str | None, lost: list[tuple[str, str]]
+    out: Console, result: dict[str, Any], args: argparse.Namespace, tracking_ui: str | None, lost: list[tuple[str, str]]
 ) -> None:
     stages = result["stages"]
     cached = sum(s["state"] == "cached" for s in stages)

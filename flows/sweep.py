@@ -8,6 +8,7 @@ with its children below it, all with the tag ``sweep``.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import math
 import os
@@ -57,7 +58,7 @@ class Child:
         return [f"{path}={value}" for path, value in self.values.items()]
 
 
-def sweep(args: Any) -> int:
+def sweep(args: argparse.Namespace) -> int:
     """Run the sweep of the parsed command line. Exit code 1 when a child failed, 2 when what was asked for is wrong."""
     out = title(args)
     metric = args.metric or default_metric(args.overrides, args.until)
@@ -156,7 +157,7 @@ def checked(preset: str, overrides: list[str], until: str | None, metric: str) -
     return children, list(dict.fromkeys(problems))
 
 
-def _run(child: Child, args: Any, metric: str, sweep_id: str, out: Console) -> None:
+def _run(child: Child, args: argparse.Namespace, metric: str, sweep_id: str, out: Console) -> None:
     """Run one child through the flow; whatever goes wrong is noted in it."""
     from flows.full_pipeline import full_pipeline
 
@@ -199,7 +200,7 @@ def rank(children: list[Child], metric: str) -> list[Child]:
     return sorted(children, key=lambda c: (c.value is None, sign * (c.value or 0.0)))
 
 
-def _written(record: Run, args: Any, metric: str, ranked: list[Child]) -> dict[str, Any]:
+def _written(record: Run, args: argparse.Namespace, metric: str, ranked: list[Child]) -> dict[str, Any]:
     """Write table and page, and tell the tracker to bring them to MLflow."""
     rows = [
         {

@@ -17,7 +17,7 @@ import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import TypedDict, cast
 
 from storage.files import STRAY
 
@@ -39,14 +39,14 @@ Manifest = dict[str, FileInfo]
 """``{relative path: {"bytes", "sha256"}}`` of every content file of an artifact."""
 
 
-def canonical_json(value: Any) -> str:
+def canonical_json(value: object) -> str:
     """``value`` as JSON with sorted keys and no spaces. Raises TypeError or ValueError with the path of what cannot be
     written."""
     _refuse(value, "")
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def _refuse(value: Any, path: str) -> None:
+def _refuse(value: object, path: str) -> None:
     if value is None or isinstance(value, (bool, int, str)):
         return
     if isinstance(value, float):
@@ -54,11 +54,11 @@ def _refuse(value: Any, path: str) -> None:
             raise ValueError(f"{path or 'value'}: {value} has no place in a cache key; use a finite number")
         return
     if isinstance(value, (list, tuple)):
-        for i, item in enumerate(cast(list[Any], value)):
+        for i, item in enumerate(cast(list[object], value)):
             _refuse(item, f"{path}[{i}]")
         return
     if isinstance(value, dict):
-        for key, item in cast(dict[Any, Any], value).items():
+        for key, item in cast(dict[object, object], value).items():
             if not isinstance(key, str):
                 raise TypeError(f"{path or 'value'}: key {key!r} is not a string")
             _refuse(item, f"{path}.{key}" if path else key)
@@ -66,7 +66,7 @@ def _refuse(value: Any, path: str) -> None:
     raise TypeError(f"{path or 'value'}: a {type(value).__name__} cannot be part of a cache key")
 
 
-def sha256_json(value: Any) -> str:
+def sha256_json(value: object) -> str:
     """Hex sha256 of the canonical JSON of ``value``."""
     return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -120,11 +120,11 @@ def parse_manifest(data: bytes | str) -> Manifest:
     if not isinstance(loaded, dict):
         raise ValueError("the manifest is not an object")
     files: Manifest = {}
-    for rel, info in cast(dict[str, Any], loaded).items():
+    for rel, info in cast(dict[str, object], loaded).items():
         reserved = rel in RECORDS or rel.split("/")[0] == VOLATILE
         if reserved or not stays_inside(rel):
             raise ValueError(f"the manifest names {rel!r}, which is no file of an artifact")
-        entry = cast(dict[str, Any], info) if isinstance(info, dict) else {}
+        entry = cast(dict[str, object], info) if isinstance(info, dict) else {}
         size, sha256 = entry.get("bytes"), entry.get("sha256")
         if type(size) is not int or size < 0 or not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
             raise ValueError(f"the manifest's entry for {rel!r} has no size and sha256")
@@ -150,12 +150,12 @@ def fsync_tree(root: Path) -> None:
                 os.close(fd)
 
 
-def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(value: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Nested config as dotted names."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for name, item in value.items():
         if isinstance(item, dict):
-            flat |= flatten(cast(dict[str, Any], item), f"{prefix}{name}.")
+            flat |= flatten(cast(dict[str, object], item), f"{prefix}{name}.")
         else:
             flat[f"{prefix}{name}"] = item
     return flat

@@ -14,7 +14,6 @@ import shutil
 import threading
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 STRAY = ".tmp"
 """The suffix of what is not finished. Nothing of that name is ever part of an artifact."""
@@ -53,7 +52,7 @@ def write_text(path: Path, text: str, errors: str = "strict") -> None:
     write_bytes(path, text.encode("utf-8", errors))
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write ``value`` as readable JSON with sorted keys, whole, durable or not at all."""
     text = json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     write_bytes(path, text.encode("utf-8", "surrogateescape"), durable=True)

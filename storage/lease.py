@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, cast
+from typing import Protocol, TypedDict, cast
 
 from storage.errors import Failed
 from storage.files import STRAY, unfinished, write_text
@@ -214,10 +214,10 @@ def sweep(directory: Path) -> None:
 def parse_holder(text: str) -> Holder:
     """Who a lease's text says holds it; whatever is missing or of another kind is empty."""
     try:
-        loaded: Any = json.loads(text)
+        loaded: object = json.loads(text)
     except ValueError:
         loaded = None
-    entry = cast(dict[str, Any], loaded) if isinstance(loaded, dict) else {}
+    entry = cast(dict[str, object], loaded) if isinstance(loaded, dict) else {}
     pid, host, start = entry.get("pid"), entry.get("host"), entry.get("start")
     return {
         "pid": pid if type(pid) is int else -1,

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, NotRequired, TypeAlias, TypedDict, cast
 
 Place = tuple[str, str]
 """Stage and key of an artifact."""
@@ -56,6 +56,10 @@ class Input(TypedDict):
     sources: NotRequired[list[SourceEntry]]
 
 
+Identity: TypeAlias = dict[str, Any]
+"""What a cache key is hashed from: stage, version, code, libs, section, inputs."""
+
+
 class AdoptedFrom(TypedDict):
     """The artifact of older code whose bytes were taken over."""
 
@@ -79,7 +83,7 @@ class LineageRecord(TypedDict):
     run: NotRequired[str | None]
     seconds: NotRequired[float]
     metrics: NotRequired[dict[str, Any]]
-    identity: NotRequired[dict[str, Any]]
+    identity: NotRequired[Identity]
     resources: NotRequired[dict[str, Any]]
     kind: NotRequired[str]
     base: NotRequired[str | None]
@@ -121,8 +125,8 @@ def parse(data: bytes | str, stage: str, key: str) -> LineageRecord:
         raise ValueError("the lineage record is that of another artifact")
     if not isinstance(record.get("digest"), str):
         raise ValueError("the lineage record has no digest")
-    given: Any = record.setdefault("inputs", [])
-    if not isinstance(given, list) or not all(_is_input(entry) for entry in cast(list[Any], given)):
+    given: object = record.setdefault("inputs", [])
+    if not isinstance(given, list) or not all(_is_input(entry) for entry in cast(list[object], given)):
         raise ValueError("the lineage record's inputs are no inputs")
     if not _are_sources(record.setdefault("sources", [])):
         raise ValueError("the lineage record's sources are no sources")
@@ -133,32 +137,31 @@ def parse(data: bytes | str, stage: str, key: str) -> LineageRecord:
     return cast(LineageRecord, record)
 
 
-def _is_place(entry: Any) -> bool:
+def _is_place(entry: object) -> bool:
     """Whether an entry names an artifact by stage, key (empty for a source) and digest."""
     if not isinstance(entry, dict):
         return False
-    place = cast(dict[str, Any], entry)
+    place = cast(dict[str, object], entry)
     stage, key = place.get("stage"), place.get("key")
     plain = isinstance(stage, str) and PLAIN.fullmatch(stage) and isinstance(key, str)
     return bool(plain and (not key or PLAIN.fullmatch(str(key))) and isinstance(place.get("digest"), str))
 
 
-def _is_input(entry: Any) -> bool:
-    return (
-        _is_place(entry)
-        and isinstance(entry.get("name"), str)
-        and ("sources" not in entry or _are_sources(entry["sources"]))
-    )
+def _is_input(entry: object) -> bool:
+    if not _is_place(entry):
+        return False
+    given = cast(dict[str, object], entry)
+    return isinstance(given.get("name"), str) and ("sources" not in given or _are_sources(given["sources"]))
 
 
-def _are_sources(entries: Any) -> bool:
-    return isinstance(entries, list) and all(_is_source(entry) for entry in cast(list[Any], entries))
+def _are_sources(entries: object) -> bool:
+    return isinstance(entries, list) and all(_is_source(entry) for entry in cast(list[object], entries))
 
 
-def _is_source(entry: Any) -> bool:
+def _is_source(entry: object) -> bool:
     if not isinstance(entry, dict):
         return False
-    source = cast(dict[str, Any], entry)
+    source = cast(dict[str, object], entry)
     return isinstance(source.get("name"), str) and isinstance(source.get("digest"), str)
 
 

@@ -16,7 +16,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from storage.digest import VOLATILE, stays_inside
 from storage.files import write_bytes
@@ -41,12 +41,12 @@ def name_of(folder: Path) -> str | None:
 
 def sizes_of(state: bytes | str) -> dict[str, int]:
     """The files of a checkpoint with their sizes, by its state. Raises ValueError for what is no state."""
-    loaded: Any = json.loads(state)
-    listed = cast(dict[str, Any], loaded).get("files") if isinstance(loaded, dict) else None
+    loaded: object = json.loads(state)
+    listed = cast(dict[str, object], loaded).get("files") if isinstance(loaded, dict) else None
     if not isinstance(listed, dict):
         raise ValueError("no list of files in it")
     files: dict[str, int] = {}
-    for name, size in cast(dict[str, Any], listed).items():
+    for name, size in cast(dict[str, object], listed).items():
         if "/" in name or (name != INDEX and not stays_inside(name)) or type(size) is not int:
             raise ValueError(f"{name!r} is no file of a checkpoint")
         files[name] = size

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pipeline.config.cleaning import CleanSection
 from pipeline.config.resources import Resources
 from storage.store import Artifact
-from tasks.running.stage import Report, stage
+from tasks.running.stage import Metrics, Report, stage
 
 
 @stage(
@@ -17,7 +16,7 @@ from tasks.running.stage import Report, stage
     libs=("ftfy", "pyarrow", "resiliparse", "trafilatura"),
     reads={"docs": "part-*.parquet"},
 )
-def clean(cfg: CleanSection, docs: Artifact, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
+def clean(cfg: CleanSection, docs: Artifact, *, on: Resources, out: Path, report: Report) -> Metrics:
     """Repair, filter and mask documents; every drop and change has a named rule."""
     from pipeline.data.clean import clean as make
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pipeline.config.cleaning import DecontaminateSection
 from pipeline.config.resources import Resources
 from storage.store import Artifact
 from tasks.running.sources import SourceSet, unchanged
-from tasks.running.stage import Report, stage
+from tasks.running.stage import Metrics, Report, stage
 
 
 @stage(version=1, kind="documents", libs=("pyarrow", "xxhash"), reads={"docs": "part-*.parquet"})
@@ -21,7 +20,7 @@ def decontaminate(
     on: Resources,
     out: Path,
     report: Report,
-) -> dict[str, Any]:
+) -> Metrics:
     """Find evaluation texts in the documents and drop or report the documents that hold them."""
     from pipeline.data.decontaminate import decontaminate as make
     from pipeline.evaluation.exams import exam_items

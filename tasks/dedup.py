@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pipeline.config.cleaning import DedupSection
 from pipeline.config.resources import Resources
 from storage.store import Artifact
 from tasks.running.sources import SourceSet, unchanged
-from tasks.running.stage import Report, stage
+from tasks.running.stage import Metrics, Report, stage
 
 
 @stage(version=1, kind="documents", libs=("datasketch", "pyarrow", "xxhash"), reads={"docs": "part-*.parquet"})
 def dedup(
     cfg: DedupSection, docs: Artifact, against: SourceSet | None = None, *, on: Resources, out: Path, report: Report
-) -> dict[str, Any]:
+) -> Metrics:
     """Drop exact and verified near copies, keeping the best one of each group."""
     from pipeline.data.dedup import dedup as make
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from model.specs.dpo import DpoSpec
 from pipeline.config.dpo import DpoSection
 from pipeline.config.resources import Resources
 from storage.store import Artifact
-from tasks.running.stage import Report, stage
+from tasks.running.stage import Metrics, Report, stage
 from tasks.training import spec_of, train
 from tasks.tuning import encode_records
 
@@ -31,7 +30,7 @@ def dpo(
     on: Resources,
     out: Path,
     report: Report,
-) -> dict[str, Any]:
+) -> Metrics:
     """Direct preference optimisation, in most losses against the SFT model, whose log-probabilities are computed
     once. Pairs that the model made itself (``sampled``) stand behind those of files."""
     from pipeline.tokens.pairs import encode_pairs

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pipeline.config.resources import Resources
 from pipeline.config.tokens import EncodeSection
 from storage.store import Artifact
-from tasks.running.stage import Report, stage
+from tasks.running.stage import Metrics, Report, stage
 
 
 @stage(
@@ -19,7 +18,7 @@ from tasks.running.stage import Report, stage
 )
 def encode(
     cfg: EncodeSection, shards: Artifact, vocabulary: Artifact, *, on: Resources, out: Path, report: Report
-) -> dict[str, Any]:
+) -> Metrics:
     """Encode the training and validation text on all cores."""
     from pipeline.tokens.encode import encode_text
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.config.evaluation import EvaluateSection
 from pipeline.config.resources import Resources
@@ -13,7 +13,7 @@ from storage.store import Artifact
 from tasks.running.inputs import Several
 from tasks.running.launch import launch
 from tasks.running.sources import SourceSet, unchanged
-from tasks.running.stage import Report, stage
+from tasks.running.stage import Metrics, Report, stage
 
 if TYPE_CHECKING:
     from pipeline.evaluation.selection import Taken
@@ -38,7 +38,7 @@ def evaluate(
     on: Resources,
     out: Path,
     report: Report,
-) -> dict[str, Any]:
+) -> Metrics:
     """Ask every model the same questions; ``learnt`` are the data they were trained on, to tell which questions those
     hold, and ``shards`` tell language and source of the held-out text."""
     from pipeline.data.jsonl import read_jsonl

@@ -10,7 +10,7 @@ from pipeline.config.evaluation import ExportSection
 from pipeline.config.resources import Resources
 from storage.store import Artifact
 from tasks.running.inputs import Descent
-from tasks.running.stage import Report, stage
+from tasks.running.stage import Metrics, Report, stage
 
 
 @stage(
@@ -31,7 +31,7 @@ def export(
     on: Resources,
     out: Path,
     report: Report,
-) -> dict[str, Any]:
+) -> Metrics:
     """Publish weights, tokenizer, chat template and a model card that tells the descent, the scores and what rounded
     forms cost; prove that stock transformers gives equal logits."""
     from pipeline.release.export import export as make

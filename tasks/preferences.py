@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pipeline.config.cleaning import DecontaminateSection
 from pipeline.config.resources import Resources
 from tasks.running.sources import SourceSet
-from tasks.running.stage import Report, stage
+from tasks.running.stage import Metrics, Report, stage
 from tasks.screening import screened
 
 
@@ -21,7 +20,7 @@ def preferences(
     on: Resources,
     out: Path,
     report: Report,
-) -> dict[str, Any]:
+) -> Metrics:
     """Read preference pairs, drop or report those that hold evaluation texts, and write them in normal form."""
     from pipeline.data.preference_records import read_preferences
 

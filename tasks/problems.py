@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
 
 from pipeline.config.cleaning import DecontaminateSection
 from pipeline.config.resources import Resources
 from tasks.running.sources import ProblemSet, SourceSet
-from tasks.running.stage import Report, stage
+from tasks.running.stage import Metrics, Report, stage
 from tasks.screening import screened
 
 
@@ -22,7 +21,7 @@ def problems(
     on: Resources,
     out: Path,
     report: Report,
-) -> dict[str, Any]:
+) -> Metrics:
     """Make and read problems, drop or report those that hold evaluation texts, and write them in normal form."""
     from pipeline.data.problem_records import read_problems
 

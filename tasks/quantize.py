@@ -9,7 +9,7 @@ from pipeline.config.release import QuantizeSection
 from pipeline.config.resources import Resources
 from storage.store import Artifact
 from tasks.running.launch import launch
-from tasks.running.stage import Report, stage
+from tasks.running.stage import Metrics, Report, stage
 
 BITS = {"int8": 8, "int4": 4}
 
@@ -39,7 +39,7 @@ def quantize(
     on: Resources,
     out: Path,
     report: Report,
-) -> dict[str, Any]:
+) -> Metrics:
     """Write every form of the model into a folder of its own, and measure each against the model in fp32: on held-out
     tokens, and on the questions of the evaluation."""
     texts = {"tokens": str(tokens.path), "exams": str(scores.path) if scores else None}

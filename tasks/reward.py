@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from model.specs.reward import RewardSpec
 from pipeline.config.resources import Resources
 from pipeline.config.reward import RewardSection
 from storage.store import Artifact
-from tasks.running.stage import Report, stage
+from tasks.running.stage import Metrics, Report, stage
 from tasks.training import spec_of, train
 from tasks.tuning import encode_records
 
@@ -24,7 +23,7 @@ from tasks.tuning import encode_records
 )
 def reward(
     cfg: RewardSection, chat: Artifact, preferences: Artifact, *, on: Resources, out: Path, report: Report
-) -> dict[str, Any]:
+) -> Metrics:
     """A scalar head on the SFT model: the better answer of each pair is to score higher."""
     from pipeline.tokens.ranked import encode_ranked
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from model.specs.rl import RlSpec
 from pipeline.config.resources import Resources
 from pipeline.config.rl import RlSection
 from storage.store import Artifact
-from tasks.running.stage import Report, stage
+from tasks.running.stage import Metrics, Report, stage
 from tasks.training import spec_of, train
 
 
@@ -30,7 +29,7 @@ def rl(
     on: Resources,
     out: Path,
     report: Report,
-) -> dict[str, Any]:
+) -> Metrics:
     """Reinforcement learning on problems whose answers can be checked, with rollouts from the weights that train."""
     from pipeline.tokens.problems import encode_problems
 

@@ -12,7 +12,7 @@ from storage.places import home
 from storage.store import Artifact
 from tasks.running.launch import launch
 from tasks.running.sources import SourceSet, unchanged
-from tasks.running.stage import Report, stage
+from tasks.running.stage import Metrics, Report, stage
 
 if TYPE_CHECKING:
     from pipeline.sampling.pairs import Judged
@@ -36,7 +36,7 @@ def sample(
     on: Resources,
     out: Path,
     report: Report,
-) -> dict[str, Any]:
+) -> Metrics:
     """Ask the chat model prompts of its chats several times, score the answers, and make pairs of best and worst.
 
     ``exams``: whose questions must not be made up, where new prompts are.

@@ -10,7 +10,7 @@ from model.specs.sft import SftSpec
 from pipeline.config.resources import Resources
 from pipeline.config.sft import MINIMIND_TAG_WEIGHT, SftSection
 from storage.store import Artifact
-from tasks.running.stage import Report, stage
+from tasks.running.stage import Metrics, Report, stage
 from tasks.training import spec_of, train
 from tasks.tuning import encode_records
 
@@ -32,7 +32,7 @@ def sft(
     on: Resources,
     out: Path,
     report: Report,
-) -> dict[str, Any]:
+) -> Metrics:
     """Supervised fine-tuning on the assistant's tokens of every conversation, with ``text``, the pretraining tokens,
     replayed among them."""
     from pipeline.tokens.chats import encode_chats

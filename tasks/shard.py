@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pipeline.config.data import ShardSection
 from pipeline.config.resources import Resources
 from storage.store import Artifact
 from tasks.running.inputs import Several
-from tasks.running.stage import Report, stage
+from tasks.running.stage import Metrics, Report, stage
 
 
 @stage(
@@ -18,9 +17,7 @@ from tasks.running.stage import Report, stage
     libs=("pyarrow", "xxhash"),
     reads={"docs": "part-*.parquet", "history": "stats.json"},
 )
-def shard(
-    cfg: ShardSection, docs: Artifact, history: Several, *, on: Resources, out: Path, report: Report
-) -> dict[str, Any]:
+def shard(cfg: ShardSection, docs: Artifact, history: Several, *, on: Resources, out: Path, report: Report) -> Metrics:
     """Split, mix and shuffle documents into Parquet shards; their data card tells what ``history``, the stages that
     made them, did."""
     from pipeline.data.shard import shard as make

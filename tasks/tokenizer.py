@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pipeline.config.resources import Resources
 from pipeline.config.tokens import TokenizerSection
 from storage.store import Artifact
-from tasks.running.stage import Report, stage
+from tasks.running.stage import Metrics, Report, stage
 
 
 @stage(
@@ -17,7 +16,7 @@ from tasks.running.stage import Report, stage
     libs=("pyarrow", "tokenizers"),
     reads={"shards": ("train/part-*.parquet", "val/part-*.parquet")},
 )
-def tokenizer(cfg: TokenizerSection, shards: Artifact, *, on: Resources, out: Path, report: Report) -> dict[str, Any]:
+def tokenizer(cfg: TokenizerSection, shards: Artifact, *, on: Resources, out: Path, report: Report) -> Metrics:
     """Train the vocabulary (or take an existing one) and measure its compression per language."""
     from pipeline.tokens.tokenizer import make_tokenizer
 

@@ -14,7 +14,7 @@ from pipeline.data.jsonl import read_jsonl
 from storage.store import Artifact
 from tasks.running.stage import Report
 
-Encode = Callable[..., dict[str, Any]]
+Encode = Callable[..., dict[str, float]]
 
 
 def encode_records(
@@ -25,7 +25,7 @@ def encode_records(
     data: Path,
     report: Report,
     **options: Any,
-) -> dict[str, Any]:
+) -> dict[str, float]:
     """Encode a stage's records, of one artifact after the other, into the token dataset ``data`` with the tokenizer of
     ``model``; returns counts. ``options`` are passed on to ``encode``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import logging
 import os
@@ -25,7 +26,7 @@ from storage.store import open_store
 KEY = "PIPELINE_API_KEY"
 
 
-def serve(args: Any) -> int:
+def serve(args: argparse.Namespace) -> int:
     """Serve the models of the parsed command line until SIGTERM or Ctrl-C; the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -47,7 +48,7 @@ def serve(args: Any) -> int:
     return 2
 
 
-def _app(args: Any, names: list[str], key: str) -> Any:
+def _app(args: argparse.Namespace, names: list[str], key: str) -> Any:
     """The application of the command line. Raises LookupError, ValueError or OSError."""
     from flows.serving.app import Face, create
     from flows.serving.gate import Rules
@@ -62,7 +63,7 @@ def _app(args: Any, names: list[str], key: str) -> Any:
     return create(backend, metrics, face)
 
 
-def _own(args: Any, names: list[str], limits: Any, metrics: Any) -> Any:
+def _own(args: argparse.Namespace, names: list[str], limits: Any, metrics: Any) -> Any:
     from flows.serving.local import Local
     from flows.serving.served import Models, Served
     from model.serving.engine import Engine
@@ -81,7 +82,7 @@ def _own(args: Any, names: list[str], limits: Any, metrics: Any) -> Any:
     return Local(Models(served, metrics), limits, metrics, args.poll)
 
 
-def _upstream(args: Any, names: list[str], limits: Any, metrics: Any) -> Any:
+def _upstream(args: argparse.Namespace, names: list[str], limits: Any, metrics: Any) -> Any:
     from flows.serving.upstream import Upstream
 
     if not args.upstream:
@@ -121,7 +122,7 @@ def _bound(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _run(app: Any, sock: socket.socket, args: Any) -> int:
+def _run(app: Any, sock: socket.socket, args: argparse.Namespace) -> int:
     """Until a signal: then no new requests, those that are going on end, within ``--grace`` seconds."""
     import uvicorn
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+
+from flows.grammar import AddCommand, Completer
 
 
 def talking(sub: argparse.ArgumentParser) -> None:
@@ -26,7 +27,7 @@ def talking(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--seed", type=int, default=0)
 
 
-def serving(command: Any, presets: Any) -> None:
+def serving(command: AddCommand, presets: Completer) -> None:
     """The command that opens a server."""
     sub = command(
         "serve",

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +23,7 @@ from pipeline.kernels import alphabet
 from pipeline.kernels.alphabet import CONTROL
 from pipeline.kernels.columns import Stat
 from pipeline.running.executor import run_shards
+from pipeline.running.jobs import Job
 
 
 def clean(
@@ -43,7 +43,7 @@ def clean(
     return flat(finish(out, results))
 
 
-def clean_job(job: dict[str, Any]) -> dict[str, Any]:
+def clean_job(job: Job) -> Job:
     """Clean one shard and write its part; returns its tally."""
     cfg, table, tally = CleanSection(**job["cfg"]), read_job(job), Tally()
     tally.count("in", table)

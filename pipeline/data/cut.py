@@ -12,12 +12,13 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from pipeline.config.data import IngestSection
 from pipeline.readers.legacy import unmarked_utf16
-from pipeline.readers.streams import CHUNK, Broken, chunks, local_path
+from pipeline.readers.streams import CHUNK, Broken, Range, chunks, local_path
 from pipeline.running.executor import run_shards
+from pipeline.running.jobs import Job
 from pipeline.sources.kinds import compression_of, format_of
 from storage.files import write_bytes
 
@@ -30,9 +31,7 @@ _PIECES, _LEAST = 32, 1 << 20
 megabyte."""
 
 
-def cut_files(
-    files: list[dict[str, Any]], cfg: IngestSection, work: Path, *, workers: int, engine: str
-) -> Iterator[dict[str, Any]]:
+def cut_files(files: list[Job], cfg: IngestSection, work: Path, *, workers: int, engine: str) -> Iterator[Job]:
     """Pieces of ``files`` in order. A file has source, relpath, location, bytes, sha256; a piece adds format, and
     start, end, first_line or groups."""
     size = piece_bytes(files, cfg)
@@ -57,17 +56,17 @@ def cut_files(
         yield from cut[i] if i in cut else _pieces(jobs[i]) if i in jobs else _whole(file, cfg)
 
 
-def piece_bytes(files: list[dict[str, Any]], cfg: IngestSection) -> int:
+def piece_bytes(files: list[Job], cfg: IngestSection) -> int:
     """About how large a piece is: ``part_mb``, less for a small input."""
     return max(_LEAST, min(cfg.part_mb << 20, sum(map(_inflated, files)) // _PIECES))
 
 
-def _inflated(file: dict[str, Any]) -> int:
+def _inflated(file: Job) -> int:
     """Bytes when inflated: compressed text comes out about four times as large."""
     return file["bytes"] * (4 if compression_of(file["location"]) else 1)
 
 
-def _how(file: dict[str, Any], size: int, squeezed: bool) -> str | None:
+def _how(file: Job, size: int, squeezed: bool) -> str | None:
     """ "lines", "spool" or "groups" for a file that is worth cutting."""
     kind, location = format_of(file["location"]), file["location"]
     if location.startswith("s3://"):
@@ -81,7 +80,7 @@ def _how(file: dict[str, Any], size: int, squeezed: bool) -> str | None:
     return "lines" if file["bytes"] > size else None
 
 
-def _whole(file: dict[str, Any], cfg: IngestSection) -> list[dict[str, Any]]:
+def _whole(file: Job, cfg: IngestSection) -> list[Job]:
     """A file that is not cut, as one piece; python-docs as its runs."""
     from pipeline.sources.python_docs import LOCATION, runs
     from pipeline.sources.teaching import FACTS
@@ -95,12 +94,12 @@ def _whole(file: dict[str, Any], cfg: IngestSection) -> list[dict[str, Any]]:
     return [{**file, "format": format_of(file["location"]), "bytes": _inflated(file)}]
 
 
-def cut_job(job: dict[str, Any]) -> dict[str, Any]:
+def cut_job(job: Job) -> Job:
     """Cut one file; returns ``{"pieces": […]}``."""
     return {"pieces": list(_pieces(job))}
 
 
-def _pieces(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _pieces(job: Job) -> Iterator[Job]:
     """The pieces of one file. One that cannot be opened is one piece, and its reader says what is wrong."""
     base, size = {**job["file"], "format": format_of(job["file"]["location"])}, job["size"]
     try:
@@ -123,7 +122,7 @@ def _must_stay_whole(location: str) -> bool:
     return head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[" or marked or unmarked_utf16(head) is not None
 
 
-def _ranges(base: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
+def _ranges(base: Job, size: int) -> Iterator[Job]:
     """Byte ranges that begin and end at line ends, with the number of their first line."""
     start, line, at = 0, 1, 0
     number = 1
@@ -140,7 +139,7 @@ def _ranges(base: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
         yield {**base, "start": start, "end": at, "bytes": at - start, "first_line": line}
 
 
-def _spooled(base: dict[str, Any], size: int, longest: int, spool: Path) -> Iterator[dict[str, Any]]:
+def _spooled(base: Job, size: int, longest: int, spool: Path) -> Iterator[Job]:
     """Inflate into files of whole lines below ``spool``. Where the compression breaks off, the last piece carries the
     reason.
 
@@ -150,7 +149,7 @@ def _spooled(base: dict[str, Any], size: int, longest: int, spool: Path) -> Iter
     index, line, at, held, broken = 0, 1, 0, 0, None
     kept: list[bytes] = []
     spool.mkdir(parents=True, exist_ok=True)
-    stream = chunks(base)
+    stream = chunks(cast(Range, base))
     while True:
         try:
             data = next(stream, b"")
@@ -192,7 +191,7 @@ def _spooled(base: dict[str, Any], size: int, longest: int, spool: Path) -> Iter
         )
 
 
-def _groups(base: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
+def _groups(base: Job, size: int) -> Iterator[Job]:
     """Runs of row groups of about ``size`` bytes uncompressed, with the number of their first row."""
     import pyarrow as pa
     import pyarrow.parquet as pq

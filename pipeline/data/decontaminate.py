@@ -30,6 +30,7 @@ from pipeline.data.documents import Tally, finish, flat, plan, read_job, write_k
 from pipeline.kernels import alphabet, scripts, tokens
 from pipeline.kernels.alphabet import HAN, KANA, UNSPACED
 from pipeline.running.executor import run_shards
+from pipeline.running.jobs import Job
 
 
 def decontaminate(
@@ -119,7 +120,7 @@ def _salt(n: int) -> np.uint64:
     return np.uint64((n * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF)
 
 
-def decontaminate_job(job: dict[str, Any]) -> dict[str, Any]:
+def decontaminate_job(job: Job) -> Job:
     """Do one shard and write its part; returns its tally and {"hits": {item: [documents, some ids]}}."""
     cfg, table, tally = DecontaminateSection(**job["cfg"]), read_job(job), Tally()
     evals = np.load(job["evals"])

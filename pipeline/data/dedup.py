@@ -27,6 +27,7 @@ from pipeline.data import shingles
 from pipeline.data.documents import EXCERPT, finish, first_difference, flat, plan
 from pipeline.kernels import minhash
 from pipeline.running.executor import run_shards
+from pipeline.running.jobs import Job
 from storage.files import discard, whole
 
 RANGE_ROWS = 4_000_000
@@ -106,7 +107,7 @@ class _Run:
         self.scratch.mkdir(parents=True, exist_ok=True)
         told = {"scratch": str(self.scratch), "out": str(out), "near": cfg.near, "ngram": cfg.ngram, "seed": cfg.seed}
         told |= {"permutations": cfg.permutations, "bands": cfg.bands, "band_rows": cfg.rows}
-        self.jobs: list[dict[str, Any]] = []
+        self.jobs: list[Job] = []
         for earlier, artifact in [(False, docs), *((True, a) for a in against)]:
             start = self.total
             for job in plan(artifact):
@@ -120,7 +121,7 @@ class _Run:
     def total(self) -> int:
         return self.jobs[-1]["first"] + self.jobs[-1]["rows"] if self.jobs else 0
 
-    def phase(self, name: str, fn: Any, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def phase(self, name: str, fn: Any, jobs: list[Job]) -> list[Job]:
         return run_shards(fn, jobs, done=self.scratch / "done" / name, **self.how)
 
     def ranges(self, kind: str, fn: Any, bands: list[tuple[int, int]]) -> np.ndarray:
@@ -159,7 +160,7 @@ class _Run:
         documents = self.documents(nodes)
         return np.lexsort((nodes, documents["id"], -documents["length"], nodes < self.own))
 
-    def holders(self, nodes: np.ndarray) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    def holders(self, nodes: np.ndarray) -> Iterator[tuple[Job, np.ndarray]]:
         """The shards that hold some of these sorted document numbers, each with their rows."""
         cuts = np.searchsorted(nodes, [*self.firsts, self.total])
         for job, low, high in zip(self.jobs, cuts[:-1], cuts[1:], strict=True):
@@ -246,7 +247,7 @@ class _Run:
         position = np.arange(len(order)) - np.searchsorted(bins[order], bins[order])
         return order[position < PAIRS]
 
-    def filter_and_show(self, pairs: np.ndarray, similarity: np.ndarray) -> list[dict[str, Any]]:
+    def filter_and_show(self, pairs: np.ndarray, similarity: np.ndarray) -> list[Job]:
         """Write the parts, and ``pairs.jsonl`` with excerpts of these pairs from where they first differ; returns the
         filter jobs' results."""
         nodes = np.unique(pairs)

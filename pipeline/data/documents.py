@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.counted import SAMPLES
+from pipeline.running.jobs import Job
 from storage.files import whole, write_text
 
 SCHEMA = pa.schema(
@@ -55,7 +56,7 @@ def parts(docs: Path) -> list[Path]:
     return found
 
 
-def plan(docs: Path) -> list[dict[str, Any]]:
+def plan(docs: Path) -> list[Job]:
     """Cut an artifact into jobs ``{"shard", "part", "groups", "rows", "first"}`` of whole row groups.
 
     About 16 jobs for a small artifact, up to 16,384 rows a job for a large one; ``first`` is the global number of its
@@ -64,7 +65,7 @@ def plan(docs: Path) -> list[dict[str, Any]]:
     groups = [(part, g, n) for part in parts(docs) for g, n in enumerate(_group_rows(part))]
     total = sum(n for *_, n in groups)
     size = min(max(total // 16, 512), 16_384)
-    jobs: list[dict[str, Any]] = []
+    jobs: list[Job] = []
     first = 0
     for part, group, rows in groups:
         if jobs and jobs[-1]["part"] == str(part) and jobs[-1]["rows"] + rows <= size:
@@ -84,7 +85,7 @@ def _group_rows(part: Path) -> list[int]:
     return [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
 
 
-def read_job(job: dict[str, Any], columns: list[str] | None = None) -> pa.Table:
+def read_job(job: Job, columns: list[str] | None = None) -> pa.Table:
     """The rows of one job; all columns of :data:`SCHEMA` unless fewer are named."""
     file = pq.ParquetFile(job["part"])
     table = file.read_row_groups(job["groups"], columns=columns or SCHEMA.names, use_threads=False)
@@ -98,7 +99,7 @@ def write_part(out: Path, index: int, table: pa.Table) -> None:
         pq.write_table(table, partial, row_group_size=ROW_GROUP, **WORKING)
 
 
-def write_kept(out: Path, job: dict[str, Any], table: pa.Table, keep: np.ndarray) -> pa.Table:
+def write_kept(out: Path, job: Job, table: pa.Table, keep: np.ndarray) -> pa.Table:
     """Write the rows of a job that stay (bool [rows]) and return them. A part that stays whole is copied, not made
     again."""
     table = table if keep.all() else table.filter(pa.array(keep, pa.bool_()))
@@ -158,7 +159,7 @@ class Tally:
         insort(found, sample, key=_order)
         del found[SAMPLES:]
 
-    def json(self) -> dict[str, Any]:
+    def json(self) -> Job:
         """The job's result as JSON."""
         return {
             "numbers": self.numbers,
@@ -169,7 +170,7 @@ class Tally:
         }
 
 
-def finish(out: Path, results: Iterable[dict[str, Any]], **extra: Any) -> dict[str, Any]:
+def finish(out: Path, results: Iterable[Job], **extra: object) -> dict[str, Any]:
     """Merge the jobs' tallies into ``stats.json`` and ``samples.jsonl`` and return the statistics."""
     stats: dict[str, Any] = {
         "docs_in": 0,

@@ -14,7 +14,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,7 +31,9 @@ from pipeline.formats.ids import own_id
 from pipeline.formats.kinds import MARKS, kind_of, text_of
 from pipeline.formats.preference import as_preference
 from pipeline.readers import Fault, Text, read, recoded_rule, recoded_why
+from pipeline.readers.streams import Piece
 from pipeline.running.executor import run_shards
+from pipeline.running.jobs import Job
 from pipeline.sources import Source
 from pipeline.sources.state import confirm
 from storage.files import discard, unfinished
@@ -117,7 +119,7 @@ def _judge(cfg: IngestSection, stats: dict[str, Any], out: Path) -> None:
 
 def _jobs(
     cfg: IngestSection, sources: Sequence[Source], out: Path, work: Path, workers: int, engine: str
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Job]:
     """Pieces put together to about the same size, in source and file order; a function of the input alone."""
     files = [
         {
@@ -141,9 +143,9 @@ def _jobs(
         yield {**common, "pieces": group, "index": index, "shard": f"{group[0]['source']}: {group[0]['relpath']}"}
 
 
-def _gathered(pieces: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+def _gathered(pieces: Iterator[Job], size: int) -> Iterator[list[Job]]:
     """Runs of pieces of up to ``size`` bytes together; a larger piece is alone."""
-    group: list[dict[str, Any]] = []
+    group: list[Job] = []
     held = 0
     for piece in pieces:
         if group and held + piece["bytes"] > size:
@@ -158,7 +160,7 @@ def _gathered(pieces: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict
         yield group
 
 
-def ingest_job(job: dict[str, Any]) -> dict[str, Any]:
+def ingest_job(job: Job) -> Job:
     """Read one job's pieces into one part (none when they hold no document); returns its tally and the bad records by
     source."""
     tally, bad = Tally(), {}
@@ -173,9 +175,7 @@ def ingest_job(job: dict[str, Any]) -> dict[str, Any]:
 class _Piece:
     """One piece on its way into a part: recognises each record, gives it its id, and books what is lost."""
 
-    def __init__(
-        self, job: dict[str, Any], piece: dict[str, Any], part: _Part, tally: Tally, bad: dict[str, dict[str, int]]
-    ) -> None:
+    def __init__(self, job: Job, piece: Job, part: _Part, tally: Tally, bad: dict[str, dict[str, int]]) -> None:
         self.piece, self.part, self.tally, self.bad = piece, part, tally, bad
         self.source, self.relpath = piece["source"], piece["relpath"]
         self.text_fields, self.id_fields = tuple(job["text_fields"]), tuple(job["id_fields"])
@@ -193,8 +193,8 @@ class _Piece:
             for document in _built_in(self.piece):
                 self._built_in(document)
         else:
-            piece = {**self.piece, **self.limits, "columns": [*self.text_fields, *self.id_fields], "unless": MARKS}
-            for line, record in read(piece):
+            piece: Job = {**self.piece, **self.limits, "columns": [*self.text_fields, *self.id_fields], "unless": MARKS}
+            for line, record in read(cast(Piece, piece)):
                 self._record(line, record)
             if "recoded" in piece:
                 line = piece.get("first_line", 1)
@@ -276,7 +276,7 @@ class _Piece:
         self.tally.note(action, rule, place, lambda: (whole(before[:400]), ""), whole(why[:400]))
 
 
-def _built_in(piece: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _built_in(piece: Job) -> Iterator[Job]:
     if piece["format"] == "python-docs":
         from pipeline.sources.python_docs import read_run
 

@@ -19,7 +19,6 @@ import re
 from collections import Counter, defaultdict
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +32,7 @@ from pipeline.kernels import alphabet, scripts
 from pipeline.kernels.alphabet import CYRILLIC, HAN, HANGUL, KANA, LATIN, LETTER, UNSPACED
 from pipeline.kernels.fasttext import FastText
 from pipeline.running.executor import run_shards
+from pipeline.running.jobs import Job
 
 UNKNOWN = "und"
 SURE = 0.85
@@ -79,7 +79,7 @@ def language(
     return flat(finish(out, results, decided_by=dict(sorted(deciders.items()))))
 
 
-def language_job(job: dict[str, Any]) -> dict[str, Any]:
+def language_job(job: Job) -> Job:
     """Do one shard and write its part; returns its tally."""
     cfg, table, tally = LanguageSection(**job["cfg"]), read_job(job), Tally()
     found, deciders = [], Counter()

@@ -7,13 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.data.records import Kind, Losses, read_records
+from pipeline.data.records import Kind, Losses, place_of, read_records
 from pipeline.formats.kto import as_judged, is_judged
 from pipeline.formats.preference import as_preference, is_preference
+from pipeline.formats.record import Record
 from pipeline.sources import Source
 from pipeline.sources.teaching import teaching_preferences
-
-Record = dict[str, Any]
 
 
 def read_preferences(
@@ -71,7 +70,7 @@ class _Judged:
             good, bad = prompt.good, prompt.bad
             if not (good and bad):
                 for lone in good or bad:
-                    place = {key: lone[key] for key in ("source", "path", "line")}
+                    place = place_of(lone)
                     label, other = ("true", "false") if lone["label"] else ("false", "true")
                     losses.lose(
                         "unpaired_answer", f"labelled {label}, and its prompt has no answer labelled {other}", place
@@ -80,8 +79,7 @@ class _Judged:
             for i in range(max(len(good), len(bad))):
                 better, worse = good[i % len(good)], bad[i % len(bad)]
                 if better["answer"].strip() == worse["answer"].strip():
-                    place = {key: worse[key] for key in ("source", "path", "line")}
-                    losses.lose("same_answers", "the same answer is labelled true and false", place)
+                    losses.lose("same_answers", "the same answer is labelled true and false", place_of(worse))
                     continue
                 beside = {key: better[key] for key in ("source", "path", "line", "id")}
                 yield {"prompt": better["prompt"], "chosen": better["answer"], "rejected": worse["answer"], **beside}

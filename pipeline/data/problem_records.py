@@ -4,10 +4,10 @@ and what is held out."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from pipeline.data.records import Kind, Losses, read_records
 from pipeline.formats.problem import as_problem
+from pipeline.formats.record import Record
 from pipeline.problems.generators import LANGS, made
 from pipeline.problems.settings import ProblemSettings
 from pipeline.sources import Source
@@ -23,7 +23,7 @@ def read_problems(
     max_bad_share: float = 0.1,
     ignored: Sequence[str] = (),
     losses: Losses | None = None,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Record]:
     """``{"messages", "answer", "lang", "task", "split"}`` of the generated problems, then of every usable record.
 
     Of a source that many records of it are held out as ``cfg.heldout`` says, those whose question's hash is smallest,
@@ -34,7 +34,7 @@ def read_problems(
     yield from split(read_records(KIND, sources, max_bad_share, ignored, losses), cfg)
 
 
-def generated(cfg: ProblemSettings, losses: Losses) -> Iterator[dict[str, Any]]:
+def generated(cfg: ProblemSettings, losses: Losses) -> Iterator[Record]:
     """The problems of every task that ``cfg.tasks`` names, languages and levels by turns."""
     for name in cfg.tasks:
         if name.startswith("reasoning_gym:"):
@@ -48,7 +48,7 @@ def generated(cfg: ProblemSettings, losses: Losses) -> Iterator[dict[str, Any]]:
             yield {**row, "source": name, "path": name, "line": line}
 
 
-def _made(task: str, cfg: ProblemSettings) -> Iterator[dict[str, Any]]:
+def _made(task: str, cfg: ProblemSettings) -> Iterator[Record]:
     kinds = [(lang, level) for lang in LANGS for level in cfg.levels]
     for held, count in ((False, cfg.problems), (True, cfg.heldout)):
         for lang, level in kinds:
@@ -63,7 +63,7 @@ def _made(task: str, cfg: ProblemSettings) -> Iterator[dict[str, Any]]:
                 }
 
 
-def split(records: Iterator[dict[str, Any]], cfg: ProblemSettings) -> Iterator[dict[str, Any]]:
+def split(records: Iterator[Record], cfg: ProblemSettings) -> Iterator[Record]:
     """Records of sources with their ``split`` and a ``task`` (the source's name where they bring none)."""
     from pipeline.problems.generators import held_out
 

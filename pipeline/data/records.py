@@ -14,11 +14,11 @@ from typing import Any, TypedDict
 from pipeline.data.counted import Counted
 from pipeline.formats.bad import BadRecord
 from pipeline.formats.ids import own_id
+from pipeline.formats.record import Record
 from pipeline.readers import Fault, Text, read, recoded_rule, recoded_why
+from pipeline.readers.streams import LIMITS, Piece
 from pipeline.sources import Source, built_in_name
 from pipeline.sources.kinds import format_of
-
-_LIMITS = {"max_record": 64 << 20, "max_text": 1_000_000}
 
 
 class Place(TypedDict):
@@ -27,6 +27,11 @@ class Place(TypedDict):
     source: str
     path: str
     line: int
+
+
+def place_of(record: Record) -> Place:
+    """Where a record in normal form comes from."""
+    return {"source": record["source"], "path": record["path"], "line": record["line"]}
 
 
 Sample = dict[str, Any]
@@ -74,12 +79,12 @@ class Kind:
 
     name: str
     normal: Callable[[Any, Sequence[str]], dict[str, Any]]
-    built_in: Mapping[str, Callable[[], list[dict[str, Any]]]]
+    built_in: Mapping[str, Callable[[], list[Record]]]
 
 
 def read_records(
     kind: Kind, sources: Sequence[Source], max_bad_share: float, ignored: Sequence[str], losses: Losses
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Record]:
     """Every usable record in normal form with ``source``, ``path``, ``line`` and ``id``, in source, file and line
     order.
 
@@ -94,7 +99,12 @@ def read_records(
             yield from built_in
             continue
         for file in source.files:
-            piece = {"format": format_of(file.location), "location": file.location, "relpath": file.relpath, **_LIMITS}
+            piece: Piece = {
+                "format": format_of(file.location),
+                "location": file.location,
+                "relpath": file.relpath,
+                **LIMITS,
+            }
             for line, record in read(piece):
                 losses.seen += 1
                 place: Place = {"source": source.name, "path": file.relpath, "line": line}
@@ -108,7 +118,7 @@ def read_records(
             raise ValueError(_complaint(source, kind.name, seen, bad, max_bad_share, losses))
 
 
-def _normal(record: Any, kind: Kind, ignored: Sequence[str], place: Place, losses: Losses) -> dict[str, Any] | None:
+def _normal(record: Any, kind: Kind, ignored: Sequence[str], place: Place, losses: Losses) -> Record | None:
     try:
         if isinstance(record, Fault):
             raise BadRecord(record.reason, record.detail)

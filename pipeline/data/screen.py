@@ -30,9 +30,9 @@ from pipeline.data.documents import SCHEMA, Tally, finish, flat, parts, write_pa
 from pipeline.data.jsonl import read_jsonl
 from pipeline.data.records import Losses
 from pipeline.data.text import whole
+from pipeline.formats.record import Record
 from pipeline.sources import Source
 
-Record = dict[str, Any]
 Read = Callable[..., Iterator[Record]]
 _ROWS = 4096
 _TELL_SECONDS = 0.5
@@ -44,7 +44,7 @@ def screen(
     cfg: DecontaminateSection,
     read: Read,
     sources: Sequence[Source],
-    evals: Sequence[dict[str, Any]],
+    evals: Sequence[Record],
     out: Path,
     *,
     workers: int = 1,
@@ -93,7 +93,7 @@ def screen(
 class _Short:
     """Evaluation items of few characters, which are found as whole messages."""
 
-    def __init__(self, cfg: DecontaminateSection, evals: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, cfg: DecontaminateSection, evals: Sequence[Record]) -> None:
         self.cfg, self.evals = cfg, evals
         self.items: dict[str, list[int]] = {}
         for i, item in enumerate(evals):
@@ -123,7 +123,7 @@ class _Short:
             tally.by["by_source"].setdefault(record["source"], Counter())["docs_in"] += 1
         return drop
 
-    def write(self, found: list[dict[str, Any]], out: Path) -> dict[str, Counter[str]]:
+    def write(self, found: list[Record], out: Path) -> dict[str, Counter[str]]:
         """Write ``contamination.jsonl``, the short items' results put in; returns how many items of each set came out
         how."""
         counts: dict[str, Counter[str]] = {"all": Counter()}

@@ -26,6 +26,7 @@ from pipeline.config.data import ShardSection
 from pipeline.data.datacard import write_datacard
 from pipeline.data.documents import PARQUET, SCHEMA, Tally, finish, flat, plan, read_job
 from pipeline.running.executor import run_shards
+from pipeline.running.jobs import Job
 from storage.files import discard, whole
 
 SPLITS = ("train", "val")
@@ -97,7 +98,7 @@ def _looked_up(column: pa.ChunkedArray, values: Mapping[str, Any], default: Any,
     ]
 
 
-def survey_job(job: dict[str, Any]) -> dict[str, Any]:
+def survey_job(job: Job) -> Job:
     """Per kind the number of documents with a weight above 0 and their smallest and largest split hash; the sources'
     names; the texts' bytes."""
     table = read_job(job, ["id", "text", "source", "kind"])
@@ -117,7 +118,7 @@ def survey_job(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _of_sources(cfg: ShardSection, surveys: list[dict[str, Any]]) -> ShardSection:
+def _of_sources(cfg: ShardSection, surveys: list[Job]) -> ShardSection:
     """The section without what it says of sources that have no document here."""
     names = {name for survey in surveys for name in survey["sources"]}
     kept = {
@@ -127,7 +128,7 @@ def _of_sources(cfg: ShardSection, surveys: list[dict[str, Any]]) -> ShardSectio
     return cfg.model_copy(update=kept)
 
 
-def _thresholds(cfg: ShardSection, surveys: list[dict[str, Any]]) -> dict[str, int]:
+def _thresholds(cfg: ShardSection, surveys: list[Job]) -> dict[str, int]:
     """Per kind the hash below which a document is held out: the share's, or just above the smallest hash so that one
     document is."""
     merged: dict[str, dict[str, int]] = {}
@@ -161,7 +162,7 @@ def _buckets(cfg: ShardSection, size: int) -> dict[str, int]:
     return {"train": max(1, -(-int(size * weight) // limit)), "val": max(1, -(-int(size * cfg.val_share) // limit))}
 
 
-def scatter_job(job: dict[str, Any]) -> dict[str, Any]:
+def scatter_job(job: Job) -> Job:
     """Write one shard's documents as slices by (split, output part) into one Arrow file; returns its tally and what
     slices there are."""
     table, tally = read_job(job), Tally()
@@ -190,9 +191,7 @@ def _copies(hashes: np.ndarray, weights: np.ndarray, held: np.ndarray, seed: int
     return np.concatenate(rows), np.concatenate(orders)
 
 
-def _write_slices(
-    job: dict[str, Any], table: pa.Table, rows: np.ndarray, order: np.ndarray, held: np.ndarray
-) -> list[dict[str, Any]]:
+def _write_slices(job: Job, table: pa.Table, rows: np.ndarray, order: np.ndarray, held: np.ndarray) -> list[Job]:
     """One record batch for every (split, output part) that has rows; returns where each lies."""
     path = Path(job["work"], "slices", f"{job['index']:06d}.arrow")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -224,7 +223,7 @@ def _write_slices(
     return slices
 
 
-def _gather_jobs(cfg: ShardSection, common: dict[str, Any], scattered: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _gather_jobs(cfg: ShardSection, common: Job, scattered: list[Job]) -> list[Job]:
     """One job for each output part that has documents; parts are numbered without gaps."""
     slices: dict[tuple[str, int], list[list[Any]]] = {}
     for result in scattered:
@@ -247,7 +246,7 @@ def _gather_jobs(cfg: ShardSection, common: dict[str, Any], scattered: list[dict
     return jobs
 
 
-def gather_job(job: dict[str, Any]) -> dict[str, Any]:
+def gather_job(job: Job) -> Job:
     """Write one output part from its slices, in the order of the hashes; returns its tally and composition."""
     batches = []
     for path, batch in job["slices"]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +18,7 @@ import pyarrow.compute as pc
 from pipeline.data.batches import batches
 from pipeline.data.documents import Tally, read_job, write_kept
 from pipeline.kernels import alphabet, minhash, tokens
+from pipeline.running.jobs import Job
 from storage.files import whole
 
 EVERYONE, RECENT = 32, 8
@@ -58,7 +58,7 @@ def band_keys(signatures: np.ndarray, bands: int, rows: int) -> np.ndarray:
     return np.ascontiguousarray(keys.T)
 
 
-def survey_job(job: dict[str, Any]) -> dict[str, Any]:
+def survey_job(job: Job) -> Job:
     """What later phases ask of one shard, left in the scratch directory as ``<kind>-<index>.npy``:
 
     document: a record for each row (id, length, and its row among the signatures or -1); signature: uint32 [m,
@@ -99,7 +99,7 @@ def survey_job(job: dict[str, Any]) -> dict[str, Any]:
     return {"rows": table.num_rows}
 
 
-def exact_job(job: dict[str, Any]) -> dict[str, Any]:
+def exact_job(job: Job) -> Job:
     """Groups of equal exact keys in one range of keys: pairs (first of the group, other), int64 [m, 2], saved as
     ``exact-pairs``."""
     *keys, numbers = _range(job, _files(job, "exact"))
@@ -113,7 +113,7 @@ def exact_job(job: dict[str, Any]) -> dict[str, Any]:
     return {"pairs": len(pairs)}
 
 
-def candidates_job(job: dict[str, Any]) -> dict[str, Any]:
+def candidates_job(job: Job) -> Job:
     """Candidate pairs of some bands in one range of keys, without documents that are exact copies: saved as
     ``candidates``."""
     gone = np.load(Path(job["scratch"]) / "gone.npy", mmap_mode="r")
@@ -131,7 +131,7 @@ def candidates_job(job: dict[str, Any]) -> dict[str, Any]:
     return {"pairs": int(sum(map(len, found)))}
 
 
-def sets_job(job: dict[str, Any]) -> dict[str, Any]:
+def sets_job(job: Job) -> Job:
     """Sorted unique shingle hashes of the wanted documents of one shard, saved as ``set`` in order of number; returns
     how many each has."""
     wanted = np.load(Path(job["scratch"]) / "wanted.npy", mmap_mode="r")
@@ -150,16 +150,16 @@ def sets_job(job: dict[str, Any]) -> dict[str, Any]:
     return {"sizes": sizes}
 
 
-def texts_job(job: dict[str, Any]) -> dict[str, Any]:
+def texts_job(job: Job) -> Job:
     """The texts of the rows ``shown`` of one shard, which is not filtered."""
     return {"texts": _texts(job, read_job(job, ["text"]))}
 
 
-def _texts(job: dict[str, Any], table: pa.Table) -> list[str]:
+def _texts(job: Job, table: pa.Table) -> list[str]:
     return [table["text"][row].as_py()[:50_000] for row in job["shown"]]
 
 
-def filter_job(job: dict[str, Any]) -> dict[str, Any]:
+def filter_job(job: Job) -> Job:
     """Write one shard's part without the dropped documents; ``drops.npy`` holds (number, kept number, exact) sorted by
     number.
 
@@ -189,12 +189,12 @@ def filter_job(job: dict[str, Any]) -> dict[str, Any]:
     return {**tally.json(), "texts": _texts(job, table)}
 
 
-def _files(job: dict[str, Any], kind: str) -> list[tuple[int, np.ndarray]]:
+def _files(job: Job, kind: str) -> list[tuple[int, np.ndarray]]:
     """(number of the first document, memory map) of each shard."""
     return [(first, load(job["scratch"], kind, index)) for index, first in job["shards"]]
 
 
-def _range(job: dict[str, Any], shards: list[tuple[int, np.ndarray]]) -> np.ndarray:
+def _range(job: Job, shards: list[tuple[int, np.ndarray]]) -> np.ndarray:
     """One range of keys from all shards. Of a shard it takes, and returns, columns uint64 [k, n]: sorted keys of one or
     two columns, cut by the first, and rows, which become document numbers."""
     low, high = ((job["range"] + step) * (1 << 64) // job["ranges"] for step in (0, 1))
@@ -208,7 +208,7 @@ def _range(job: dict[str, Any], shards: list[tuple[int, np.ndarray]]) -> np.ndar
     return np.concatenate(found, axis=1)
 
 
-def _save(job: dict[str, Any], kind: str, array: np.ndarray) -> None:
+def _save(job: Job, kind: str, array: np.ndarray) -> None:
     path = Path(job["scratch"]) / f"{kind}-{job['index']}.npy"
     with whole(path) as partial, open(partial, "wb") as file:
         np.save(file, array)

@@ -17,10 +17,11 @@ from typing import Protocol, TypedDict
 
 from pipeline.evaluation.forms import KINDS, TRAINING, guarded_text, recognise
 from pipeline.evaluation.gold import Item, NotAnItem
-from pipeline.evaluation.standard.files import LIMITS, ExamFile
+from pipeline.evaluation.standard.files import ExamFile
 from pipeline.evaluation.standard.files import ExamSource as Source
 from pipeline.evaluation.standard.questions import questions
 from pipeline.readers import Fault, read
+from pipeline.readers.streams import LIMITS, Piece
 from pipeline.sources.kinds import format_of
 
 SAMPLES = 100
@@ -80,7 +81,12 @@ def read_exams(sources: Iterable[ExamSource], first: int | None = None) -> Exams
 
 def _read_file(exams: Exams, source: str, file: ExamFile, first: int | None, seen: set[tuple[str, str]]) -> None:
     place = {"source": source, "path": str(file.relpath)}
-    piece = {"format": format_of(file.location), "location": str(file.location), "relpath": place["path"], **LIMITS}
+    piece: Piece = {
+        "format": format_of(file.location),
+        "location": str(file.location),
+        "relpath": place["path"],
+        **LIMITS,
+    }
     for count, (line, record) in enumerate(read(piece)):
         if first is not None and count >= first:
             return

@@ -5,13 +5,15 @@ from __future__ import annotations
 import ast
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from storage.errors import Refused
 
 Item = dict[str, Any]
 Fields = dict[str, Any]
+Row = Mapping[str, Any]
+"""A record of an exam as its file gives it."""
 _GOLDS = ("correct", "answerkey", "answer", "answer_idx", "answer_index", "target", "gold")
 """Names under which a record may say which choice is right."""
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.formats.fields import BESIDE_TURNS, KTO, SWITCHES, refuse_disliked, refuse_unused, turn_switches
 from pipeline.formats.messages import BadRecord, Message, checked, fold, parse_if_json
+from pipeline.formats.record import Record
 from pipeline.formats.transcripts import unfold
 
 TURNS = ("messages", "conversations", "conversation")
@@ -25,7 +26,7 @@ _LEAD = frozenset((*SYSTEMS, *TOOLS))
 _SWITCHES = {*SWITCHES, *KTO, "weights", "mask"}
 
 
-def is_chat(record: dict[str, Any]) -> bool:
+def is_chat(record: Record) -> bool:
     """Whether the record has the fields of a chat form."""
     if any(isinstance(parse_if_json(record.get(name)), list) for name in TURNS):
         return True
@@ -60,12 +61,12 @@ def as_chat(record: Any, ignored: Collection[str] = ()) -> dict[str, list[Messag
     return {"messages": checked(messages)}
 
 
-def turns_field(record: dict[str, Any]) -> str | None:
+def turns_field(record: Record) -> str | None:
     """The name of the field that holds a list of turns."""
     return next((name for name in TURNS if isinstance(parse_if_json(record.get(name)), list)), None)
 
 
-def lead(record: dict[str, Any], ignored: Collection[str] = ()) -> tuple[Any, Any, frozenset[str]]:
+def lead(record: Record, ignored: Collection[str] = ()) -> tuple[Any, Any, frozenset[str]]:
     """System prompt and tools of a record, and the names they have there. Raises BadRecord(two_values)."""
     found = []
     for names in (SYSTEMS, TOOLS):
@@ -81,16 +82,16 @@ def lead(record: dict[str, Any], ignored: Collection[str] = ()) -> tuple[Any, An
     return found[0], found[1], _LEAD
 
 
-def _answer_turns(record: dict[str, Any], answer: Any, ignored: Collection[str]) -> list[Any]:
+def _answer_turns(record: Record, answer: Any, ignored: Collection[str]) -> list[Any]:
     if isinstance(answer, list):
         return answer
-    turn: dict[str, Any] = {"role": "assistant", "content": answer}
+    turn: Record = {"role": "assistant", "content": answer}
     if "reasoning_content" not in ignored and record.get("reasoning_content") is not None:
         turn["reasoning_content"] = record["reasoning_content"]
     return [turn]
 
 
-def _without_rendering(record: dict[str, Any], messages: list[Message]) -> dict[str, Any]:
+def _without_rendering(record: Record, messages: list[Message]) -> Record:
     """The record without a ``text`` that is a rendering of its own turns, as Alpaca's is."""
     text = record.get("text")
     answers = [m["content"].strip() for m in messages if m["role"] == "assistant"]
@@ -98,7 +99,7 @@ def _without_rendering(record: dict[str, Any], messages: list[Message]) -> dict[
     return {name: value for name, value in record.items() if name != "text" or not rendered}
 
 
-def prompt_turns(record: dict[str, Any], ignored: Collection[str] = ()) -> tuple[list[Any], set[str]]:
+def prompt_turns(record: Record, ignored: Collection[str] = ()) -> tuple[list[Any], set[str]]:
     """The turns before the answer of an alpaca or prompt/completion record (history, instruction and input, context,
     folded turns), and the names of the fields that they are made of."""
     name, ask = first(record, ASKS)
@@ -138,7 +139,7 @@ def _history(pairs: Any) -> list[Any]:
     ]
 
 
-def first(record: dict[str, Any], names: tuple[str, ...]) -> tuple[str, Any]:
+def first(record: Record, names: tuple[str, ...]) -> tuple[str, Any]:
     """Name and value of the first of ``names`` that is there, or ("", None)."""
     for name in names:
         value = record.get(name)

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from typing import Any
 
 from pipeline.formats.messages import BadRecord, Message, fold, parse_if_json
+from pipeline.formats.record import Record
 
 
 def answer_of(value: Any) -> Any:
@@ -57,7 +58,7 @@ def plain(message: Message) -> Message:
     return {"role": message["role"], "content": message["content"]}
 
 
-def checked_pair(prompt: list[Message], chosen: str, rejected: str) -> dict[str, Any]:
+def checked_pair(prompt: list[Message], chosen: str, rejected: str) -> Record:
     """The pair in normal form, if it is one. Raises BadRecord."""
     if not any(m["role"] == "user" for m in prompt):
         raise BadRecord("no_prompt", "no turn of the user comes before the answers")

@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.formats.bad import BadRecord
 from pipeline.formats.chat import CHAT_MARKS, is_chat
 from pipeline.formats.preference import is_preference
+from pipeline.formats.record import Record
 
 MARKS = CHAT_MARKS | {"chosen", "rejected"}
 
@@ -33,7 +34,7 @@ def kind_of(record: Any, text_fields: tuple[str, ...]) -> str:
     raise BadRecord("not_an_object", f"a JSON {_json_type(record)}")
 
 
-def text_of(record: dict[str, Any], text_fields: tuple[str, ...]) -> str:
+def text_of(record: Record, text_fields: tuple[str, ...]) -> str:
     """The text of a text record. Raises BadRecord(wrong_type | empty_text)."""
     for field in text_fields:
         value = record.get(field)

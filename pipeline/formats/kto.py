@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.formats.bad import BadRecord
 from pipeline.formats.chat import ANSWERS, as_chat, first
 from pipeline.formats.fields import KTO, is_given, switch
+from pipeline.formats.record import Record
 
 SCORES = ("overall_score", "rating", "score")
 """What says how good an answer of a list is, the first that all have."""
@@ -23,7 +24,7 @@ def is_judged(record: Any) -> bool:
     return bool(first(record, ANSWERS)[0]) or any(is_given(record.get(name)) for name in ("messages", "conversations"))
 
 
-def as_judged(record: dict[str, Any], ignored: Collection[str] = ()) -> dict[str, Any]:
+def as_judged(record: Record, ignored: Collection[str] = ()) -> dict[str, Any]:
     """The normal form ``{"prompt": [messages], "answer": str, "label": bool}``. Raises BadRecord."""
     name = next(name for name in KTO if is_given(record.get(name)))
     label = switch(record[name], name)
@@ -34,13 +35,13 @@ def as_judged(record: dict[str, Any], ignored: Collection[str] = ()) -> dict[str
     return {"prompt": plain[:-1], "answer": plain[-1]["content"], "label": label}
 
 
-def is_scored(record: dict[str, Any]) -> bool:
+def is_scored(record: Record) -> bool:
     """Whether the record is a list of answers to one prompt, each with a score."""
     answers = record.get("completions")
     return isinstance(answers, list) and len(answers) > 1 and all(isinstance(a, dict) for a in answers)
 
 
-def best_and_worst(record: dict[str, Any]) -> dict[str, Any]:
+def best_and_worst(record: Record) -> Record:
     """The record with ``chosen``, ``rejected`` and the ``margin`` of their scores in place of its list of answers.
 
     Raises BadRecord where scores are missing, or the same.
@@ -72,7 +73,7 @@ def _number(value: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def _text(answer: dict[str, Any]) -> str:
+def _text(answer: Record) -> str:
     found = next((answer[name] for name in TEXTS if isinstance(answer.get(name), str)), "")
     if not found.strip():
         raise BadRecord("empty_message", "an answer of the list is empty")

@@ -15,6 +15,7 @@ from model.tokens.turns import Message, turns
 from pipeline.formats.bad import BadRecord
 from pipeline.formats.calls import calls_of, parse_if_json, results_of, tools_text
 from pipeline.formats.fields import BESIDE_TURNS, SWITCHES, learnt, refuse_unused
+from pipeline.formats.record import Record
 
 __all__ = ["BadRecord", "Message", "checked", "content_of", "fold", "parse_if_json"]
 
@@ -81,7 +82,7 @@ def fold(
     return _with_system(messages, system, tools)
 
 
-def _in_order(turn: dict[str, Any], role: str, waiting: list[Any]) -> list[Any]:
+def _in_order(turn: Record, role: str, waiting: list[Any]) -> list[Any]:
     """The ids of calls that wait for a result after this turn. Raises BadRecord(result_order) for a result that belongs
     to a later call: results are told apart by their order alone."""
     if role == "assistant":
@@ -94,7 +95,7 @@ def _in_order(turn: dict[str, Any], role: str, waiting: list[Any]) -> list[Any]:
     return waiting[1:]
 
 
-def _role(turn: dict[str, Any]) -> str:
+def _role(turn: Record) -> str:
     """system, user, assistant, tool, or call for a turn that is a call and nothing else."""
     name = _one(turn, _ROLE)
     role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
@@ -103,7 +104,7 @@ def _role(turn: dict[str, Any]) -> str:
     return role
 
 
-def _messages(turn: dict[str, Any], role: str, wanted: bool, ignored: Collection[str]) -> list[Message]:
+def _messages(turn: Record, role: str, wanted: bool, ignored: Collection[str]) -> list[Message]:
     """The message that a turn is, or one for each result that it holds."""
     given = _one(turn, _CONTENT)
     own = "assistant" if role == "call" else role
@@ -132,7 +133,7 @@ def _messages(turn: dict[str, Any], role: str, wanted: bool, ignored: Collection
     return [message if learn or own != "assistant" else {**message, "learn": False}]
 
 
-def _one(turn: dict[str, Any], names: tuple[str, ...]) -> Any:
+def _one(turn: Record, names: tuple[str, ...]) -> Any:
     """The value under the one of two names that is there: a table of both dialects leaves the other one null."""
     given = [turn[name] for name in names if turn.get(name) is not None]
     if len(given) > 1 and given[0] != given[1]:
@@ -140,7 +141,7 @@ def _one(turn: dict[str, Any], names: tuple[str, ...]) -> Any:
     return given[0] if given else None
 
 
-def _refuse_assistants(turn: dict[str, Any], role: str) -> None:
+def _refuse_assistants(turn: Record, role: str) -> None:
     if _ASSISTANTS.isdisjoint(turn):
         return
     for name in sorted(_ASSISTANTS):
@@ -148,7 +149,7 @@ def _refuse_assistants(turn: dict[str, Any], role: str) -> None:
             raise BadRecord("unused_field", f"{name} in a turn of role {role}: only the assistant's can have it")
 
 
-def _assistant(content: str, turn: dict[str, Any]) -> str:
+def _assistant(content: str, turn: Record) -> str:
     """The assistant's content with its reasoning before and its tool calls after it."""
     if _ASSISTANTS.isdisjoint(turn):
         return content
@@ -181,7 +182,7 @@ def content_of(value: Any) -> str:
     raise BadRecord("wrong_type", "the content is not a string")
 
 
-def _part(part: dict[str, Any]) -> Any:
+def _part(part: Record) -> Any:
     """The text of a part of a content; None for a part of another kind, whatever text stands in it."""
     return part.get("text") if part.get("type") in _TEXT_PARTS else None
 

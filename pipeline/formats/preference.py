@@ -25,10 +25,11 @@ from pipeline.formats.fields import (
 )
 from pipeline.formats.kto import best_and_worst, is_scored
 from pipeline.formats.messages import BadRecord, content_of, fold, parse_if_json
+from pipeline.formats.record import Record
 from pipeline.formats.transcripts import is_transcript, transcript_turns
 
 
-def is_preference(record: dict[str, Any]) -> bool:
+def is_preference(record: Record) -> bool:
     """Whether the record holds two answers to compare."""
     output = record.get("output")
     return (
@@ -66,7 +67,7 @@ def as_preference(record: Any, ignored: Collection[str] = ()) -> dict[str, Any]:
     return checked_pair(messages, chosen, rejected) | _margin(record, ignored)
 
 
-def _margin(record: dict[str, Any], ignored: Collection[str]) -> dict[str, float]:
+def _margin(record: Record, ignored: Collection[str]) -> dict[str, float]:
     """By how much the chosen answer is better, for a reward model (TRL's column); nothing where that is not said."""
     value = record.get("margin")
     if "margin" in ignored or not is_given(value):
@@ -91,7 +92,7 @@ def _turns(answer: Any) -> list[Any]:
     return transcript_turns(answer) if isinstance(answer, str) and is_transcript(answer) else turns_of(answer)
 
 
-def _before(record: dict[str, Any], ignored: Collection[str]) -> tuple[list[Any] | None, set[str]]:
+def _before(record: Record, ignored: Collection[str]) -> tuple[list[Any] | None, set[str]]:
     """The turns of the record's explicit prompt (None when it is implicit), and the fields they are made of."""
     name = turns_field(record)
     if name:

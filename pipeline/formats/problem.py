@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.formats.chat import lead, prompt_turns, turns_field
 from pipeline.formats.fields import refuse_unused
 from pipeline.formats.messages import BadRecord, fold, parse_if_json
+from pipeline.formats.record import Record
 
 ASKS = ("question", "problem", "prompt", "instruction", "query")
 TARGETS = ("answer", "ground_truth", "gt", "target", "solution", "final_answer", "expected_answer", "label")
@@ -59,7 +60,7 @@ def as_problem(record: Any, ignored: Collection[str] = ()) -> dict[str, Any]:
     return problem | ({"keywords": groups} if groups else {})
 
 
-def _turns(record: dict[str, Any], ignored: Collection[str]) -> tuple[list[Any], set[str]]:
+def _turns(record: Record, ignored: Collection[str]) -> tuple[list[Any], set[str]]:
     """The turns up to the answer that is wanted, and the fields they are made of."""
     name = turns_field(record) or next((n for n in ("prompt",) if isinstance(parse_if_json(record.get(n)), list)), None)
     if name is None:
@@ -80,7 +81,7 @@ def _turns(record: dict[str, Any], ignored: Collection[str]) -> tuple[list[Any],
     return turns, {name}
 
 
-def _targets(record: dict[str, Any]) -> tuple[str, list[str]]:
+def _targets(record: Record) -> tuple[str, list[str]]:
     """The field that holds the right answer, and what is in it."""
     nested = parse_if_json(record.get("reward_model"))
     if isinstance(nested, dict) and nested.get("ground_truth") is not None:
@@ -98,7 +99,7 @@ def _strings(value: Any, name: str) -> list[str]:
     return [str(one) for one in values]
 
 
-def _keywords(record: dict[str, Any]) -> list[list[str]]:
+def _keywords(record: Record) -> list[list[str]]:
     groups = parse_if_json(record.get("keywords"))
     if groups is None:
         return []
@@ -126,6 +127,6 @@ def final_answer(text: str) -> str:
     return text[begin + len(_BOXED) : at - 1].strip()
 
 
-def _lang(record: dict[str, Any], text: str) -> str:
+def _lang(record: Record, text: str) -> str:
     own = str(record.get("lang") or "").lower()
     return own if own in ("zh", "en") else "zh" if _HAN.search(text) else "en"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from typing import Any
 
+from pipeline.formats.record import Record
 from pipeline.problems.generators import LANGS, TASKS, Made, made
 from pipeline.sources.arithmetic import CHATS, LEVELS, NAME, PER_DOCUMENT, SEED, STATEMENTS
 
@@ -18,7 +18,7 @@ def _some(task: str, lang: str, level: int, count: int, seed: int) -> Iterator[M
     return made(task, lang, level, count, seed, held=False)
 
 
-def arithmetic_texts() -> Iterator[dict[str, Any]]:
+def arithmetic_texts() -> Iterator[Record]:
     """Documents for pretraining: ``{"text", "id", "path", "line"}``, statements and questions with answers of all tasks
     in one language."""
     for lang in LANGS:
@@ -35,7 +35,7 @@ def arithmetic_texts() -> Iterator[dict[str, Any]]:
             yield {"text": text, "id": name, "path": NAME, "line": number // PER_DOCUMENT + 1}
 
 
-def arithmetic_chats() -> list[dict[str, Any]]:
+def arithmetic_chats() -> list[Record]:
     """Questions with their answers in the chat normal form, tasks, languages and levels by turns."""
     chats = [
         {

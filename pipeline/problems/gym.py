@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Iterator
-from typing import Any
 
+from pipeline.formats.record import Record
 from pipeline.problems.settings import ProblemSettings
 
 PREFIX = "reasoning_gym:"
@@ -24,7 +24,7 @@ def check(name: str) -> None:
         raise ValueError(f"{name}: reasoning-gym has no dataset {dataset}; it has {', '.join(known)}")
 
 
-def gym_problems(name: str, cfg: ProblemSettings) -> Iterator[dict[str, Any]]:
+def gym_problems(name: str, cfg: ProblemSettings) -> Iterator[Record]:
     """The problems of one dataset; the held-out ones are made with the next seed, and none of them is trained on."""
     import reasoning_gym  # pyright: ignore[reportMissingImports] - an optional package
 

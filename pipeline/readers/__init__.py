@@ -9,12 +9,11 @@ records count from 1.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from pipeline.readers.encodings import recoded_rule, recoded_why
 from pipeline.readers.json_records import read_json, read_jsonl
 from pipeline.readers.pages import read_html, read_text, read_warc
-from pipeline.readers.streams import Broken, Fault, Text
+from pipeline.readers.streams import Broken, Fault, Numbered, Piece, Text
 from pipeline.readers.tables import read_csv, read_parquet
 
 __all__ = ["Fault", "Text", "read", "recoded_rule", "recoded_why"]
@@ -25,7 +24,7 @@ _READERS = {
 }  # fmt: skip
 
 
-def read(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
+def read(piece: Piece) -> Iterator[Numbered]:
     """The records of a piece of a file.
 
     ``piece``: ``format``, ``location`` and ``relpath``; optional ``start``/``end`` (byte range of whole lines) with
@@ -38,7 +37,7 @@ def read(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
     """
     empty = True
     try:
-        for item in _READERS[piece["format"]](piece):
+        for item in _READERS[str(piece["format"])](piece):
             empty = False
             yield item
     except Broken as error:  # by a reader that needs the whole file

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator
-from typing import Any
 
 from pipeline.readers.legacy import NAMES, encoding_of, unmarked_utf16
-from pipeline.readers.streams import chunks
+from pipeline.readers.streams import Piece, chunks
 
 _HEAD = 64
 """Bytes that show whether a file is UTF-16 without saying so."""
 
 
-def utf8(piece: dict[str, Any]) -> Iterator[bytes]:
+def utf8(piece: Piece) -> Iterator[bytes]:
     """The inflated bytes of a piece as UTF-8: a byte-order mark is removed, what is in another encoding is recoded.
 
     What was recoded is said in ``piece["recoded"]``: "utf-16", "gb18030", "euc-kr" and so on.
@@ -39,7 +38,7 @@ def utf8(piece: dict[str, Any]) -> Iterator[bytes]:
     yield from _checked(piece, iterator, head.removeprefix(codecs.BOM_UTF8))
 
 
-def _checked(piece: dict[str, Any], iterator: Iterator[bytes], data: bytes) -> Iterator[bytes]:
+def _checked(piece: Piece, iterator: Iterator[bytes], data: bytes) -> Iterator[bytes]:
     """Chunks as they are while they are UTF-8; from the first that is not, what the whole file calls for."""
     ascii_only = True
     while data:
@@ -57,7 +56,7 @@ def _checked(piece: dict[str, Any], iterator: Iterator[bytes], data: bytes) -> I
         data = rest + more
 
 
-def _foreign(piece: dict[str, Any], iterator: Iterator[bytes], data: bytes, ascii_only: bool) -> Iterator[bytes]:
+def _foreign(piece: Piece, iterator: Iterator[bytes], data: bytes, ascii_only: bool) -> Iterator[bytes]:
     """What is not UTF-8, from its first such bytes on: recoded where its encoding is certain, else as it is."""
     if encoding := encoding_of(piece.get("whole", piece["location"])) if ascii_only else None:
         piece["recoded"] = NAMES.get(encoding, encoding)

@@ -11,13 +11,13 @@ from typing import Any
 import orjson
 
 from pipeline.readers.encodings import utf8
-from pipeline.readers.streams import Broken, Fault, excerpt, lines
+from pipeline.readers.streams import Broken, Fault, Numbered, Piece, excerpt, lines
 
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|["\[\]{},]', re.DOTALL)
 _BLANK = b" \t\r\n"
 
 
-def read_jsonl(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
+def read_jsonl(piece: Piece) -> Iterator[Numbered]:
     """One record a line; blank lines are no records. A file that turns out to be one JSON array is read as one."""
     pieces = utf8(piece)
     if piece.get("first_line", 1) == 1:
@@ -28,7 +28,7 @@ def read_jsonl(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
     yield from _lines(pieces, piece)
 
 
-def read_json(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
+def read_json(piece: Piece) -> Iterator[Numbered]:
     """An array of records, or JSON lines under the wrong suffix, or one record over many lines."""
     pieces, array = _is_array(utf8(piece))
     if array:
@@ -44,7 +44,7 @@ def read_json(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
         yield 1, whole
 
 
-def _lines(pieces: Iterable[bytes], piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
+def _lines(pieces: Iterable[bytes], piece: Piece) -> Iterator[Numbered]:
     for number, line in lines(pieces, piece["max_record"], piece.get("first_line", 1)):
         if isinstance(line, Fault):
             yield number, line
@@ -123,7 +123,7 @@ def _is_conversation(raw: bytes) -> bool:
     return bool(value) and all(isinstance(turn, dict) and "role" in turn and "content" in turn for turn in value)
 
 
-def _array(pieces: Iterable[bytes], limit: int) -> Iterator[tuple[int, Any]]:
+def _array(pieces: Iterable[bytes], limit: int) -> Iterator[Numbered]:
     """The elements of a JSON array, numbered from 1, parsed at once when the file is short and sound, else one by
     one."""
     head, pieces = _head(pieces, limit)
@@ -135,7 +135,7 @@ def _array(pieces: Iterable[bytes], limit: int) -> Iterator[tuple[int, Any]]:
     yield from enumerate(whole, 1)
 
 
-def _elements(pieces: Iterable[bytes], limit: int) -> Iterator[tuple[int, Any]]:
+def _elements(pieces: Iterable[bytes], limit: int) -> Iterator[Numbered]:
     """Elements cut out by their brackets and quotes, so that a bad one costs itself alone. Memory is bounded by
     ``limit``."""
     number, rest, depth = 1, b"", 0

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
 from pipeline.readers.encodings import utf8
-from pipeline.readers.streams import Broken, Fault, Readable, Text, chunks, excerpt, lines
+from pipeline.readers.streams import Broken, Fault, Numbered, Piece, Readable, Text, chunks, excerpt, lines
 
 _BAD_SHARE = 0.01
 """A text with more replaced characters than this is not UTF-8 with an accident in it but something else."""
 
 
-def read_text(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
+def read_text(piece: Piece) -> Iterator[Numbered]:
     """A file as one document; above ``max_text`` characters it is cut between paragraphs (at worst between lines)."""
     start, kept, size = 1, [], 0
     for number, line in lines(utf8(piece), piece["max_record"]):
@@ -30,7 +30,7 @@ def read_text(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
     yield from _document(start, kept)
 
 
-def _document(start: int, kept: list[bytes]) -> Iterator[tuple[int, Any]]:
+def _document(start: int, kept: list[bytes]) -> Iterator[Numbered]:
     """The kept lines as a document that starts where its first line with content does."""
     lead = next((i for i, line in enumerate(kept) if line.strip()), None)
     if lead is not None:
@@ -48,7 +48,7 @@ def text_or_fault(raw: bytes) -> Any:
         return Fault("not_utf8", f"byte {error.start}: {error.reason}; recode the file to UTF-8", excerpt(raw))
 
 
-def read_html(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
+def read_html(piece: Piece) -> Iterator[Numbered]:
     """A page as one document, decoded by its byte-order mark, its meta tag or its bytes."""
     kept, size = [], 0
     try:
@@ -81,7 +81,7 @@ def _decode(raw: bytes, charset: str | None) -> str:
         return bytes_to_str(raw, charset or detect_encoding(raw, from_html_meta=True) or "utf-8")
 
 
-def read_warc(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
+def read_warc(piece: Piece) -> Iterator[Numbered]:
     """Responses and conversions (WET) of a web archive that are HTML or text; the own id is the record's.
 
     Other content types and HTTP errors come out as Faults not_a_page and http_error, which count as left out, not as

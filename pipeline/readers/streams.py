@@ -4,8 +4,8 @@ length."""
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, BinaryIO, NamedTuple, NotRequired, TypedDict
 
 from pipeline.sources.kinds import compression_of
 
@@ -13,6 +13,40 @@ CHUNK = 1 << 20
 # So small because one call gives back all that a piece inflates to: a bomb stays within 130 MB.
 _FEED = {"gzip": 1 << 17, "zstd": 1 << 13, "bz2": 1 << 13, "xz": 1 << 13}
 _EXCERPT = 400
+
+
+class Range(TypedDict):
+    """A file, or a part of it, see :func:`pipeline.readers.read`."""
+
+    location: str
+    start: NotRequired[int]
+    end: NotRequired[int]
+    skip: NotRequired[int]
+    broken: NotRequired[tuple[str, str]]
+
+
+class Limits(TypedDict):
+    """What a record may be at most: ``max_record`` bytes, ``max_text`` characters."""
+
+    max_record: int
+    max_text: int
+
+
+LIMITS: Limits = {"max_record": 64 << 20, "max_text": 1_000_000}
+"""Those of chats, pairs, problems and exams; texts have their own in ``ingest``."""
+
+
+class Piece(Range, Limits):
+    """A piece of a file to read as records, see :func:`pipeline.readers.read`."""
+
+    format: str | None
+    relpath: str
+    first_line: NotRequired[int]
+    groups: NotRequired[list[int]]
+    columns: NotRequired[list[str]]
+    unless: NotRequired[Collection[str]]
+    whole: NotRequired[str]
+    recoded: NotRequired[str]
 
 
 class Fault(NamedTuple):
@@ -30,6 +64,10 @@ class Text(NamedTuple):
     text: str
     id: str | None = None
     repaired: bool = False
+
+
+Numbered = tuple[int, Any]
+"""A line, or the number of a record where there are no lines, and what stands there: a parsed value, Text or Fault."""
 
 
 class Broken(Exception):
@@ -60,7 +98,7 @@ def open_binary(location: str, start: int = 0) -> BinaryIO:
     return stream
 
 
-def chunks(piece: dict[str, Any]) -> Iterator[bytes]:
+def chunks(piece: Range) -> Iterator[bytes]:
     """The inflated bytes of a piece, in chunks. Raises Broken where the compression breaks off, after all that was
     readable."""
     kind = None if "start" in piece else compression_of(piece["location"])
@@ -68,12 +106,12 @@ def chunks(piece: dict[str, Any]) -> Iterator[bytes]:
         if kind:
             yield from _without(inflate(stream, kind), piece.get("skip", 0))
         else:
-            left = piece["end"] - piece["start"] if "start" in piece else None
+            left = piece["end"] - piece["start"] if "start" in piece and "end" in piece else None
             while data := stream.read(CHUNK if left is None else min(CHUNK, left)):
                 left = None if left is None else left - len(data)
                 yield data
-    if piece.get("broken"):
-        raise Broken(*piece["broken"])
+    if broken := piece.get("broken"):
+        raise Broken(*broken)
 
 
 def _without(pieces: Iterator[bytes], skip: int) -> Iterator[bytes]:

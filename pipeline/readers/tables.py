@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.readers.encodings import utf8
-from pipeline.readers.streams import Fault, chunks, excerpt, lines, local_path, open_binary
+from pipeline.readers.streams import Fault, Numbered, Piece, chunks, excerpt, lines, local_path, open_binary
 from pipeline.sources.kinds import compression_of
 
 _BATCH = 512
 
 
-def read_csv(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
+def read_csv(piece: Piece) -> Iterator[Numbered]:
     """Rows as dicts by the header line; the separator is a comma, tab or semicolon, whichever the header has most
     of."""
     csv.field_size_limit(piece["max_record"])
@@ -81,7 +81,7 @@ def _decoded(
         yield text
 
 
-def read_parquet(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
+def read_parquet(piece: Piece) -> Iterator[Numbered]:
     """Rows as dicts. A row group that cannot be read is one Fault for each of its rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -90,7 +90,7 @@ def read_parquet(piece: dict[str, Any]) -> Iterator[tuple[int, Any]]:
         try:
             file = stack.enter_context(pq.ParquetFile(_seekable(piece["location"], stack)))
             names = file.schema_arrow.names
-            wanted = piece.get("columns") if piece.get("unless", frozenset()).isdisjoint(names) else None
+            wanted = piece.get("columns") if set(piece.get("unless", ())).isdisjoint(names) else None
             columns = [name for name in names if not wanted or name in wanted]
             nested = any(pa.types.is_nested(file.schema_arrow.field(name).type) for name in columns)
         except (pa.ArrowException, OSError) as error:

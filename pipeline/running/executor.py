@@ -30,11 +30,11 @@ from typing import Any
 
 from pipeline.config.base import Progress, quiet
 from pipeline.running.connection import connect
+from pipeline.running.jobs import Job
 from storage.errors import Failed
 from storage.files import write_text
 from storage.room import DiskFull, filled
 
-Job = dict[str, Any]
 _IDLE: list[_Worker] = []
 _LOCK = threading.Lock()
 

@@ -19,6 +19,7 @@ from pipeline.formats.kto import as_judged, is_judged
 from pipeline.formats.preference import as_preference, is_preference
 from pipeline.formats.problem import as_problem
 from pipeline.readers import Fault, Text, read
+from pipeline.readers.streams import LIMITS, Numbered, Piece
 from pipeline.sources import Source, SourceFile, built_in_name
 from pipeline.sources.kinds import format_of
 
@@ -27,7 +28,6 @@ _WHOLE = 32 << 20
 _FIRST = 1000
 _RECORDS, _FILES = 20, 50
 """Records read of each file of chats or pairs, and files of each source."""
-_LIMITS = {"max_record": 64 << 20, "max_text": 1_000_000}
 _KNOBS = {
     "chat": "sft.sources",
     "preference": "dpo.sources",
@@ -78,11 +78,11 @@ def _cheap(file: SourceFile) -> bool:
     return not remote or streams or file.bytes <= _WHOLE
 
 
-def _piece(file: SourceFile) -> dict[str, Any]:
-    return {"format": format_of(file.location), "location": file.location, "relpath": file.relpath, **_LIMITS}
+def _piece(file: SourceFile) -> Piece:
+    return {"format": format_of(file.location), "location": file.location, "relpath": file.relpath, **LIMITS}
 
 
-def _wrong_kind(source: str, path: str, head: list[tuple[int, Any]], kind: str) -> Iterator[str]:
+def _wrong_kind(source: str, path: str, head: list[Numbered], kind: str) -> Iterator[str]:
     """A line if all that is at the beginning of a file is of one other kind."""
     kinds = {_kind(record) for _, record in head}
     judged = kind == "preference" and all(is_judged(record) for _, record in head)
@@ -92,7 +92,7 @@ def _wrong_kind(source: str, path: str, head: list[tuple[int, Any]], kind: str) 
         yield f"{file} holds {_CALLED[other]}, not {_CALLED[kind]}: give it in {_KNOBS[other]}, not {_KNOBS[kind]}"
 
 
-def _unusable(source: str, heads: dict[str, list[tuple[int, Any]]], kind: str) -> Iterator[str]:
+def _unusable(source: str, heads: dict[str, list[Numbered]], kind: str) -> Iterator[str]:
     """A line if not one record at the beginning of the files can be used."""
     first = None
     for path, head in heads.items():

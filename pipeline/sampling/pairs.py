@@ -13,6 +13,7 @@ from model.generation.judge import final_number, is_right
 from pipeline.config.sample import SampleSection
 from pipeline.data.documents import Tally, finish
 from pipeline.evaluation.forms import script
+from pipeline.formats.record import Record
 from pipeline.sampling.prompt import Prompt
 from storage.files import write_text
 
@@ -76,7 +77,7 @@ class _Sums:
 def write_pairs(
     cfg: SampleSection,
     prompts: Sequence[Prompt],
-    answered: Sequence[dict[str, Any]],
+    answered: Sequence[Record],
     judged: Sequence[Sequence[Judged]],
     out: Path,
 ) -> dict[str, float | str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any
 
 from model.tokens.turns import Message
+from pipeline.formats.record import Record
 from pipeline.sampling.disturbed import disturbed
 from pipeline.sampling.prompt import Prompt
 from pipeline.sources.teaching import facts
@@ -17,7 +17,7 @@ _LONGEST = 200
 
 
 def choose_prompts(
-    chats: Iterable[dict[str, Any]], count: int, seed: int, many: int = 0, taken: Collection[str] = ()
+    chats: Iterable[Record], count: int, seed: int, many: int = 0, taken: Collection[str] = ()
 ) -> list[Prompt]:
     """Up to ``count`` different prompts, chosen by their hash, in the order of the chats: all of each chat before its
     last answer. Behind them up to ``many`` for each answer of several single questions, see
@@ -31,7 +31,7 @@ def choose_prompts(
     return own + (_disturbed(list(found.values()), many, seed, taken) if many else [])
 
 
-def _prompts(chats: Iterable[dict[str, Any]]) -> Iterator[Prompt]:
+def _prompts(chats: Iterable[Record]) -> Iterator[Prompt]:
     known = {block["answer"]: block["keywords"] for fact in facts() for block in (fact["zh"], fact["en"])}
     for chat in chats:
         last = max((i for i, m in enumerate(chat["messages"]) if m["role"] == "assistant"), default=-1)

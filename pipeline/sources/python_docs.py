@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.running.jobs import Job
 from pipeline.sources import SourceFile
 
 LOCATION = "python-docs"
@@ -92,11 +93,11 @@ def _site_dirs() -> list[Path]:
     return sorted({Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")})
 
 
-def runs(max_chars: int) -> list[dict[str, Any]]:
+def runs(max_chars: int) -> list[Job]:
     """The work as JSON jobs ``{"files": [[path, relpath, module]…], "max_chars"}`` whose caps add up to at most
     ``max_chars`` (0: no cap)."""
     budget = max_chars * _SOURCE_PER_CHAR if max_chars else sys.maxsize
-    jobs: list[dict[str, Any]] = []
+    jobs: list[Job] = []
     size = taken = 0
     for path, relpath, module, source_bytes in _modules():
         if taken >= budget:
@@ -158,7 +159,7 @@ def _dotted(path: Path) -> str:
     return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
 
 
-def read_run(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def read_run(job: Job) -> Iterator[dict[str, Any]]:
     """The documents of one run: ``{"text", "id": dotted name, "path", "line"}``, until the run's cap is reached."""
     left = job["max_chars"] or sys.maxsize
     for path, relpath, module in job["files"]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.formats.record import Record
 from pipeline.sources import SourceFile
 from pipeline.sources.files import hash_files
 
@@ -41,7 +42,7 @@ def list_teaching() -> list[SourceFile]:
 
 
 @functools.cache
-def facts() -> tuple[dict[str, Any], ...]:
+def facts() -> tuple[Record, ...]:
     """All facts in file order, each with its ``path`` and ``line``. ValueError names the file and line of a broken
     one."""
     found = []
@@ -61,14 +62,14 @@ def facts() -> tuple[dict[str, Any], ...]:
     return tuple(found)
 
 
-def _blocks() -> Iterator[tuple[dict[str, Any], str, dict[str, Any]]]:
+def _blocks() -> Iterator[tuple[Record, str, Record]]:
     """(fact, language, its block in that language)."""
     for fact in facts():
         for lang in LANGS:
             yield fact, lang, fact[lang]
 
 
-def _origin(fact: dict[str, Any], lang: str) -> dict[str, Any]:
+def _origin(fact: Record, lang: str) -> dict[str, Any]:
     return {
         "id": f"{fact['id']}-{lang}",
         "lang": lang,
@@ -79,7 +80,7 @@ def _origin(fact: dict[str, Any], lang: str) -> dict[str, Any]:
     }
 
 
-def teaching_chats() -> list[dict[str, Any]]:
+def teaching_chats() -> list[Record]:
     """Every trained question with its answer, in the chat normal form."""
     return [
         {
@@ -91,7 +92,7 @@ def teaching_chats() -> list[dict[str, Any]]:
     ]
 
 
-def teaching_preferences() -> list[dict[str, Any]]:
+def teaching_preferences() -> list[Record]:
     """Every trained question with the right answer and the wrong one, in the preference normal form, with the
     ``reason``."""
     return [
@@ -107,7 +108,7 @@ def teaching_preferences() -> list[dict[str, Any]]:
     ]
 
 
-def teaching_heldout() -> list[dict[str, Any]]:
+def teaching_heldout() -> list[Record]:
     """Held-out paraphrases: ``question`` (in no training form), ``answer``, ``rejected``, ``keywords`` (an answer is
     right when of every group at least one alternative occurs in it, case-insensitively)."""
     return [
@@ -123,14 +124,14 @@ def teaching_heldout() -> list[dict[str, Any]]:
     ]
 
 
-def teaching_texts() -> Iterator[dict[str, Any]]:
+def teaching_texts() -> Iterator[Record]:
     """The facts as prose for pretraining: ``{"text", "id", "path", "line"}``, articles of one topic each in one
     language.
 
     Each topic is told five times, as plain statements and as questions and answers in each of the four wordings, cut at
     other places each time, so that the tellings are no near-duplicates of each other.
     """
-    topics: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+    topics: dict[tuple[str, str], list[tuple[Record, Record]]] = {}
     for fact, lang, block in _blocks():
         topics.setdefault((fact["topic"], lang), []).append((fact, block))
     for (topic, lang), members in topics.items():
@@ -148,7 +149,7 @@ def teaching_texts() -> Iterator[dict[str, Any]]:
                 }
 
 
-def _article(members: list[tuple[dict[str, Any], dict[str, Any]]], lang: str, telling: int) -> str:
+def _article(members: list[tuple[Record, Record]], lang: str, telling: int) -> str:
     if telling == 4:
         return ("" if lang == "zh" else " ").join(block["answer"] for _, block in members)
     ask, say = _FAQ[lang]

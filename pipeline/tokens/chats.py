@@ -14,13 +14,14 @@ from typing import Any
 
 from model.tokens.turns import Message
 from pipeline.config.base import Progress, quiet
+from pipeline.formats.record import Record
 from pipeline.tokens.encoder import Encoder
 from pipeline.tokens.sequences import Made, Unusable, fit, write_dataset
 from pipeline.tokens.tags import TagMarks, mark_tags
 
 
 def encode_chats(
-    records: Iterable[dict[str, Any]],
+    records: Iterable[Record],
     tokenizer: Path,
     out: Path,
     *,
@@ -43,7 +44,7 @@ def encode_chats(
     return write_dataset(records, make, "chat", tokenizer, out, max_tokens, val_share, seed, progress, weights)
 
 
-def _chat_sequences(record: dict[str, Any], chat: Encoder, limit: int, tags: TagMarks) -> Made:
+def _chat_sequences(record: Record, chat: Encoder, limit: int, tags: TagMarks) -> Made:
     messages = record["messages"]
     last = max((i for i, m in enumerate(messages) if _is_target(m)), default=-1)
     if last < 0:

@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline.config.base import Progress, quiet
 from pipeline.config.tokens import EncodeSection
+from pipeline.running.jobs import Job
 from pipeline.tokens.encoder import CHAT_MARKS, Encoder, dataset_meta, flat_counts, write_meta
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def encode_text(
     return flat_counts(meta)
 
 
-def _jobs(cfg: EncodeSection, shards: Path, tokenizer: Path, out: Path, meta: dict[str, Any]) -> list[dict[str, Any]]:
+def _jobs(cfg: EncodeSection, shards: Path, tokenizer: Path, out: Path, meta: dict[str, Any]) -> list[Job]:
     """Runs of whole row groups, about ``_JOB_BYTES`` of text each (however long its documents are), in document
     order."""
     import pyarrow.parquet as pq
@@ -73,7 +74,7 @@ def _jobs(cfg: EncodeSection, shards: Path, tokenizer: Path, out: Path, meta: di
     parts.mkdir(parents=True, exist_ok=True)
     end = meta["eos_id"] if cfg.append_end_of_text else None
     common = {"tokenizer": str(tokenizer), "dtype": meta["dtype"], "end": end}
-    jobs: list[dict[str, Any]] = []
+    jobs: list[Job] = []
     for split in ("train", "val"):
         for path in sorted((shards / split).glob("part-*.parquet")):
             file = pq.ParquetFile(path).metadata
@@ -101,7 +102,7 @@ def _jobs(cfg: EncodeSection, shards: Path, tokenizer: Path, out: Path, meta: di
 _encoder = functools.lru_cache(maxsize=1)(Encoder.load)  # one a worker process: building it costs more than a small job
 
 
-def _encode_job(job: dict[str, Any]) -> dict[str, int]:
+def _encode_job(job: Job) -> dict[str, int]:
     """Encode some row groups of one shard to ``prefix.bin`` and ``prefix.idx.npy`` (lengths); returns the counts."""
     import pyarrow.parquet as pq
 

@@ -13,12 +13,13 @@ from typing import Any
 
 from model.tokens.turns import Message
 from pipeline.config.base import Progress, quiet
+from pipeline.formats.record import Record
 from pipeline.tokens.encoder import Encoder
 from pipeline.tokens.sequences import Made, Unusable, context_only, fit, write_dataset
 
 
 def encode_pairs(
-    records: Iterable[dict[str, Any]],
+    records: Iterable[Record],
     tokenizer: Path,
     out: Path,
     *,
@@ -36,7 +37,7 @@ def encode_pairs(
     return write_dataset(records, _pair_sequences, "pairs", tokenizer, out, max_tokens, val_share, seed, progress)
 
 
-def _pair_sequences(record: dict[str, Any], chat: Encoder, limit: int) -> Made:
+def _pair_sequences(record: Record, chat: Encoder, limit: int) -> Made:
     answers = [record["chosen"].strip(), record["rejected"].strip()]
     if answers[0] == answers[1]:
         raise Unusable("equal_answers")

@@ -13,6 +13,7 @@ from model.tokens.chat import ChatTokenizer
 from model.tokens.jinja import TemplateRefuses
 from pipeline.config.rl import RlSection
 from pipeline.data.jsonl import read_jsonl
+from pipeline.formats.record import Record
 
 SPLITS = ("train", "val")
 _NEED = {"exact": "answer", "gym": "gym", "keywords": "keywords"}
@@ -57,7 +58,7 @@ def encode_problems(records: Path, tokenizer: Path, out: Path, cfg: RlSection) -
     return {**{f"problems_{name}": counts[name] for name in SPLITS}, **lost_by, "notes": notes}
 
 
-def _unusable(record: dict[str, Any], chat: ChatTokenizer, cfg: RlSection) -> tuple[str, str] | None:
+def _unusable(record: Record, chat: ChatTokenizer, cfg: RlSection) -> tuple[str, str] | None:
     """Why a problem cannot be tried, as a word to count by and a sentence; None when it can."""
     if not any(weight and (name in _FREE or record.get(_NEED[name])) for name, weight in cfg.rewards.items()):
         need = ", ".join(_NEED[name] for name, weight in cfg.rewards.items() if weight and name in _NEED)

@@ -17,6 +17,7 @@ import numpy as np
 from model.tokens.rows import read_split
 from model.tokens.turns import Message
 from pipeline.config.base import Progress, quiet
+from pipeline.formats.record import Record
 from pipeline.tokens.encoder import Encoder
 from pipeline.tokens.sequences import Made, Unusable, fit, write_dataset
 
@@ -27,7 +28,7 @@ class _Facts(NamedTuple):
 
 
 def encode_ranked(
-    records: Iterable[dict[str, Any]],
+    records: Iterable[Record],
     tokenizer: Path,
     out: Path,
     *,
@@ -43,7 +44,7 @@ def encode_ranked(
     """
     facts: dict[bytes, _Facts] = {}
 
-    def make(record: dict[str, Any], chat: Encoder, limit: int) -> Made:
+    def make(record: Record, chat: Encoder, limit: int) -> Made:
         made = _sequences(record, chat, limit)
         asked = [m["content"] for m in record["prompt"] if m["role"] == "user"]
         facts[_name(made.sequences[0][0], made.sequences[1][0])] = _Facts(
@@ -62,7 +63,7 @@ def encode_ranked(
     return counts
 
 
-def _sequences(record: dict[str, Any], chat: Encoder, limit: int) -> Made:
+def _sequences(record: Record, chat: Encoder, limit: int) -> Made:
     answers = [record["chosen"].strip(), record["rejected"].strip()]
     if answers[0] == answers[1]:
         raise Unusable("equal_answers")

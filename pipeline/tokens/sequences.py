@@ -22,6 +22,7 @@ from model.tokens.jinja import TemplateRefuses
 from model.tokens.turns import Message
 from pipeline.config.base import Progress
 from pipeline.data.counted import Counted
+from pipeline.formats.record import Record
 from pipeline.tokens.encoder import Encoder, dataset_meta, flat_counts, write_meta
 
 _TELL_SECONDS = 0.5
@@ -122,8 +123,8 @@ class _Spool:
 
 
 def write_dataset(
-    records: Iterable[dict[str, Any]],
-    make: Callable[[dict[str, Any], Encoder, int], Made],
+    records: Iterable[Record],
+    make: Callable[[Record, Encoder, int], Made],
     kind: str,
     tokenizer: Path,
     out: Path,
@@ -171,14 +172,14 @@ def write_dataset(
 
 
 def _usable(
-    records: Iterable[dict[str, Any]],
-    make: Callable[[dict[str, Any], Encoder, int], Made],
+    records: Iterable[Record],
+    make: Callable[[Record, Encoder, int], Made],
     chat: Encoder,
     limit: int,
     counts: dict[str, int],
     dropped: Counted,
     progress: Progress,
-) -> Iterator[tuple[dict[str, Any], Made]]:
+) -> Iterator[tuple[Record, Made]]:
     told = time.monotonic()
     for record in records:
         counts["records"] += 1
@@ -194,14 +195,14 @@ def _usable(
     progress(counts["records"], counts["records"], "records")
 
 
-def _example(reason: str, record: dict[str, Any], why: str = "") -> dict[str, Any]:
+def _example(reason: str, record: Record, why: str = "") -> dict[str, Any]:
     """A dropped record as an example of why."""
     place = {key: record.get(key) for key in ("source", "path", "line")}
     excerpt = json.dumps(record.get("messages") or record.get("prompt"), ensure_ascii=False)[:400]
     return {"reason": reason, **({"why": why} if why else {}), **place, "excerpt": excerpt}
 
 
-def _digest(record: dict[str, Any], seed: int) -> int:
+def _digest(record: Record, seed: int) -> int:
     content = record.get("messages") or [record["prompt"], record["chosen"], record["rejected"]]
     return _hash([seed, content])
 

@@ -15,11 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.base import Section
 from storage.digest import RECORDS, VOLATILE
 from storage.errors import Refused
-from storage.lineage import Input, LineageRecord, Place
+from storage.lineage import Identity, Input, LineageRecord, Place
 from storage.store import Artifact, Store
-from tasks.running.inputs import Descent, Made, descent_of
+from tasks.running.inputs import Bound, Descent, Made, descent_of
 from tasks.running.plan import Planned, PlanRun, differences_by_kind
 from tasks.running.stage import Stage
 
@@ -44,7 +45,7 @@ class AdoptRun(PlanRun):
         self.taken: list[tuple[Planned, LineageRecord]] = []
         self._sources: dict[tuple[str, str], str] = {}
 
-    def call(self, stage: Stage, cfg: Any, inputs: dict[str, Any]) -> Planned:
+    def call(self, stage: Stage, cfg: Section, inputs: Bound) -> Planned:
         plan = super().call(stage, cfg, inputs)
         record = _earlier(self.store, plan) if plan.state == "miss" else None
         if record is None:
@@ -145,7 +146,7 @@ def _digests(entries: Sequence[Input]) -> set[str]:
 def _record(store: Store, old: LineageRecord, plan: Planned, differences: list[str]) -> dict[str, Any]:
     """The lineage of the adopted artifact: today's identity and inputs, the numbers and the run of the one that made
     the bytes."""
-    told: dict[str, Any] = {**old}
+    told: Identity = {**old}
     kept = {name: told[name] for name in ("resources", "metrics", "seconds", "run") if name in told}
     return {
         **kept,

@@ -6,8 +6,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from pipeline.config.base import Section
+from storage.lineage import Identity
 from storage.room import room
 from storage.store import Artifact
+from tasks.running.inputs import Bound
 from tasks.running.run import Run
 from tasks.running.stage import Report, Stage, key_of
 
@@ -15,7 +18,7 @@ from tasks.running.stage import Report, Stage, key_of
 class DirectRun(Run):
     """Calling a stage builds it here, or takes it from the cache."""
 
-    def call(self, stage: Stage, cfg: Any, inputs: dict[str, Any]) -> Artifact:
+    def call(self, stage: Stage, cfg: Section, inputs: Bound) -> Artifact:
         identity = stage.identity(cfg, inputs, self.store.files)
         key = key_of(identity)
         hit = None if stage.name in self.refresh else self.store.ready(stage.name, key)
@@ -30,9 +33,7 @@ class DirectRun(Run):
 
     submit = call
 
-    def _make(
-        self, stage: Stage, cfg: Any, inputs: dict[str, Any], identity: dict[str, Any], key: str, lease: Any
-    ) -> Artifact:
+    def _make(self, stage: Stage, cfg: Section, inputs: Bound, identity: Identity, key: str, lease: Any) -> Artifact:
         began = time.monotonic()
         out = self.store.partial(stage.name, key)
         report = Report(self, stage.name, lambda percent: None)

@@ -6,6 +6,7 @@ event without what ``emit`` adds: its name and its time (seconds since the epoch
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, NotRequired, TypeAlias, TypedDict
 
 from storage.champions import Decision
@@ -13,6 +14,8 @@ from storage.lineage import Input
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Section: TypeAlias = "dict[str, Json]"
+Metrics: TypeAlias = "Mapping[str, Json]"
+"""What a stage says of its work: numbers for the most part, texts and lists."""
 
 
 class StageInput(Input):

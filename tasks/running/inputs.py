@@ -9,7 +9,7 @@ import fnmatch
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from storage.digest import sha256_json
 from storage.lineage import LineageRecord, Place, SourceEntry, ancestry
@@ -33,6 +33,11 @@ class Made(Protocol):
 
     @property
     def path(self) -> Path | None: ...
+
+
+Bound: TypeAlias = dict[str, Any]
+"""A stage's inputs by their names in its function: artifacts (of a plan: Planned), SourceSet, Several, Descent,
+Verdict. All have a ``digest``."""
 
 
 @dataclass(frozen=True)

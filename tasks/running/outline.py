@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.running.inputs import Descent, Made
+from tasks.running.inputs import Bound, Descent, Made
 from tasks.running.run import entered
 from tasks.running.stage import Stage
 
@@ -64,7 +64,7 @@ class _OutlineRun:
     def __init__(self) -> None:
         self.found: list[Outlined] = []
 
-    def call(self, stage: Stage, cfg: Any, inputs: dict[str, Any]) -> _Nothing:
+    def call(self, stage: Stage, cfg: Any, inputs: Bound) -> _Nothing:
         self.found.append(Outlined(stage, cfg))
         return _Nothing()
 

@@ -12,10 +12,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from pipeline.config.base import Section
 from storage.digest import flatten
-from storage.lineage import LineageRecord
+from storage.lineage import Identity, LineageRecord
 from tasks.running.cost import Facts, Work, expected
 from tasks.running.events import StageInput
+from tasks.running.inputs import Bound
 from tasks.running.run import Run
 from tasks.running.stage import Stage, key_of
 
@@ -35,7 +37,7 @@ class Planned:
     digest: str | None = None
     seconds: float | None = None
     path: Path | None = None
-    identity: dict[str, Any] | None = None
+    identity: Identity | None = None
     listed: list[StageInput] = field(default_factory=list)
     base: str | None = None
     kind: str = ""
@@ -55,7 +57,7 @@ class PlanRun(Run):
         self.reads: dict[str, str] = {}
         self.kinds: dict[str, str] = {}
 
-    def call(self, stage: Stage, cfg: Any, inputs: dict[str, Any]) -> Planned:
+    def call(self, stage: Stage, cfg: Section, inputs: Bound) -> Planned:
         self.facts.sections[stage.name] = cfg.identity()
         if outside := [value.describe() for value in inputs.values() if hasattr(value, "describe")]:
             self.facts.sources.setdefault(stage.name, outside[0])
@@ -71,7 +73,7 @@ class PlanRun(Run):
         """Path and sha256 of every file of an artifact that the plan counts on."""
         return self.store.files(stage, key)
 
-    def _look(self, stage: Stage, cfg: Any, inputs: dict[str, Any]) -> Planned:
+    def _look(self, stage: Stage, cfg: Section, inputs: Bound) -> Planned:
         earlier = list(self.store.records(stage.name))
         unknown = [name for name, value in inputs.items() if value.digest is None]
         if unknown:
@@ -104,7 +106,7 @@ class PlanRun(Run):
         reasons = [look.why] if look.why else why(identity, earlier)
         return replace(plan, reasons=reasons, seconds=self._cost(stage, earlier))
 
-    def _work_of(self, stage: Stage, inputs: dict[str, Any]) -> str:
+    def _work_of(self, stage: Stage, inputs: Bound) -> str:
         """The stage whose sources decide how much ``stage`` has to do: that of its records, else of the text."""
         own = [stage.name] if stage.name in self.facts.sources else []
         given = [value.stage for value in inputs.values() if isinstance(value, Planned)]
@@ -117,7 +119,7 @@ class PlanRun(Run):
         return expected(work, self.facts, self.resources, earlier, self.store)
 
 
-def why(identity: dict[str, Any], earlier: Sequence[LineageRecord]) -> list[str]:
+def why(identity: Identity, earlier: Sequence[LineageRecord]) -> list[str]:
     """The differences to the nearest of the earlier artifacts whose identity is on record."""
     told = [(record["identity"], record) for record in earlier if "identity" in record]
     if not told:
@@ -127,13 +129,13 @@ def why(identity: dict[str, Any], earlier: Sequence[LineageRecord]) -> list[str]
     return found or [f"{nearest['stage']}/{nearest['key'][:12]} was removed or damaged"]
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def differences(old: Identity, new: Identity) -> list[str]:
     """Readable differences between two identities, most telling first."""
     return [line for lines in differences_by_kind(old, new).values() for line in lines]
 
 
 def differences_by_kind(
-    old: dict[str, Any], new: dict[str, Any], usual: Mapping[str, Any] = MappingProxyType({})
+    old: Identity, new: Identity, usual: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, list[str]]:
     """Readable differences by the part of the identity they are in: section, inputs, code, libs, version. ``usual`` are
     values that an option had before it existed, by dotted name."""
@@ -159,7 +161,7 @@ def differences_by_kind(
     return found
 
 
-def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def _differing(old: Identity, new: Identity) -> list[str]:
     return [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
 
 

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.base import Section
+from storage.lineage import Identity
 from storage.room import room
 from storage.store import Artifact, StoreError
-from tasks.running.inputs import artifacts_of
+from tasks.running.events import Metrics
+from tasks.running.inputs import Bound, artifacts_of
 from tasks.running.result import NAME, vouch
 from tasks.running.run import Run
 from tasks.running.stage import Report, Stage, key_of
@@ -27,10 +30,10 @@ class PrefectRun(Run):
         self.states: dict[tuple[str, str], Any] = {}
         """Prefect's state of every finished call by (stage, key): what its UI draws the DAG's edges from."""
 
-    def call(self, stage: Stage, cfg: Any, inputs: dict[str, Any]) -> Artifact:
+    def call(self, stage: Stage, cfg: Section, inputs: Bound) -> Artifact:
         return self._prepare(stage, cfg, inputs).direct()
 
-    def submit(self, stage: Stage, cfg: Any, inputs: dict[str, Any]) -> _Call:
+    def submit(self, stage: Stage, cfg: Section, inputs: Bound) -> _Call:
         call = self._prepare(stage, cfg, inputs).start()
         self.submitted.append(call)
         if stage.name == self.until:
@@ -44,7 +47,7 @@ class PrefectRun(Run):
                 call.result()
         super().after(stage)
 
-    def _prepare(self, stage: Stage, cfg: Any, inputs: dict[str, Any]) -> _Call:
+    def _prepare(self, stage: Stage, cfg: Section, inputs: Bound) -> _Call:
         identity = stage.identity(cfg, inputs, self.store.files)
         key = key_of(identity)
         hit = None if stage.name in self.refresh else self.store.ready(stage.name, key)
@@ -73,9 +76,9 @@ class _Call:
 
     run: PrefectRun
     stage: Stage
-    cfg: Any
-    inputs: dict[str, Any]
-    identity: dict[str, Any]
+    cfg: Section
+    inputs: Bound
+    identity: Identity
     key: str
     hit: bool
     future: Any = None
@@ -239,7 +242,7 @@ def _progress_artifact(name: str) -> Callable[[float], None]:
     return show
 
 
-def _table_artifact(name: str, metrics: dict[str, Any], seconds: float, artifact: Artifact) -> None:
+def _table_artifact(name: str, metrics: Metrics, seconds: float, artifact: Artifact) -> None:
     """What the stage did, as a table on its Prefect page."""
     from prefect.artifacts import create_table_artifact
 

@@ -17,14 +17,15 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from pipeline.config.base import Section
 from storage.code import fingerprint
 from storage.digest import sha256_json
-from storage.lineage import SourceListing
+from storage.lineage import Identity, SourceListing
 from storage.places import ROOT
 from storage.store import Artifact, Store
-from tasks.running.events import StageInput
+from tasks.running.events import Metrics, StageInput
 from tasks.running.gate import Verdict
-from tasks.running.inputs import Descent, Files, Several, artifacts_of, digest_of_input
+from tasks.running.inputs import Bound, Descent, Files, Several, artifacts_of, digest_of_input
 from tasks.running.run import Run, current
 
 PACKAGES = frozenset({"flows", "tasks", "pipeline", "model", "storage"})
@@ -48,7 +49,7 @@ class Stage:
     count (see :func:`stage`).
     """
 
-    fn: Callable[..., dict[str, Any]]
+    fn: Callable[..., Metrics]
     version: int
     workers: tuple[str, ...]
     libs: tuple[str, ...]
@@ -61,14 +62,14 @@ class Stage:
     def name(self) -> str:
         return self.fn.__name__
 
-    def __call__(self, cfg: Any, *inputs: Any) -> Any:
+    def __call__(self, cfg: Section, *inputs: object) -> Any:
         return current().call(self, cfg, self.bind(inputs))
 
-    def submit(self, cfg: Any, *inputs: Any) -> Any:
+    def submit(self, cfg: Section, *inputs: object) -> Any:
         """Start the stage beside others; ``.result()`` gives what a direct call would."""
         return current().submit(self, cfg, self.bind(inputs))
 
-    def bind(self, inputs: tuple[Any, ...]) -> dict[str, Any]:
+    def bind(self, inputs: tuple[object, ...]) -> Bound:
         """Inputs by the names that the stage function gives them, without those that are None (stages and sources that
         were left out; the function's default stands for them)."""
         parameters = [p for p in inspect.signature(self.fn).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD][
@@ -82,7 +83,7 @@ class Stage:
             raise TypeError(f"stage {self.name} cannot do without {', '.join(missing)}")
         return bound
 
-    def identity(self, cfg: Any, inputs: dict[str, Any], files: Files) -> dict[str, Any]:
+    def identity(self, cfg: Section, inputs: Bound, files: Files) -> Identity:
         """Everything that decides a cache hit, and nothing else; ``files`` lists an artifact's."""
         return {
             "stage": self.name,
@@ -97,7 +98,7 @@ class Stage:
         """Path and fingerprint of every file whose code decides the stage's bytes."""
         return _code((self.fn.__module__, *self.workers))
 
-    def listed(self, inputs: dict[str, Any], with_path: bool = False) -> list[StageInput]:
+    def listed(self, inputs: Bound, with_path: bool = False) -> list[StageInput]:
         """The inputs as lineage tells them: name, stage, key, digest, and the sources that come from outside."""
         entries: list[StageInput] = []
         for name, value in inputs.items():
@@ -117,11 +118,11 @@ class Stage:
                 entries.append(entry)
         return entries
 
-    def listings(self, inputs: dict[str, Any]) -> list[SourceListing]:
+    def listings(self, inputs: Bound) -> list[SourceListing]:
         """The files of the sources among the inputs, for lineage down to the file."""
         return [one for value in inputs.values() if hasattr(value, "listings") for one in value.listings()]
 
-    def need(self, inputs: dict[str, Any], store: Store) -> int:
+    def need(self, inputs: Bound, store: Store) -> int:
         """About how many bytes the stage will write: a data stage as much as it reads, a training four times the model
         it starts from (checkpoints hold two moments of every weight)."""
         read = sum(file["bytes"] for listing in self.listings(inputs) for file in listing["files"])
@@ -131,7 +132,7 @@ class Stage:
             return 4 * sum(store.contents(base.stage, base.key).values()) if base else 0
         return read if self.kind in ("documents", "records", "tokens") else 0
 
-    def base_key(self, inputs: dict[str, Any]) -> str | None:
+    def base_key(self, inputs: Bound) -> str | None:
         """Key of the model that this stage's model descends from."""
         return inputs[self.base].key if self.base else None
 
@@ -144,7 +145,7 @@ def stage(
     libs: tuple[str, ...] = (),
     base: str | None = None,
     reads: Mapping[str, str | tuple[str, ...]] = MappingProxyType({}),
-) -> Callable[[Callable[..., dict[str, Any]]], Stage]:
+) -> Callable[[Callable[..., Metrics]], Stage]:
     """Make a function a stage.
 
     Args:
@@ -172,7 +173,7 @@ def _version(package: str) -> str:
     return importlib.metadata.version(package).partition("+")[0]  # 2.13.0+cpu is 2.13.0
 
 
-def key_of(identity: dict[str, Any]) -> str:
+def key_of(identity: Identity) -> str:
     """The cache key: 128 bits of the identity's hash."""
     return sha256_json(identity)[:32]
 

@@ -9,10 +9,9 @@ from typing import Any, Protocol
 
 from pipeline.evaluation.gold import NotAnItem
 from pipeline.readers import Fault, read
-from pipeline.readers.streams import chunks
+from pipeline.readers.streams import LIMITS, Numbered, chunks
 from pipeline.sources.kinds import format_of
 
-LIMITS = {"max_record": 64 << 20, "max_text": 1_000_000}
 """Of an exam's records, in bytes, and of a text in one, in characters."""
 LABELS = "-labels.lst"
 """How the file of a split's right answers is called, where they are not in the records (PIQA)."""
@@ -45,7 +44,7 @@ def is_labels(relpath: str) -> bool:
 
 def text_of(file: ExamFile) -> str:
     """A file's text, UTF-8 with or without a mark. Raises NotAnItem when it is none."""
-    inflated = b"".join(chunks({"location": file.location, "relpath": file.relpath}))
+    inflated = b"".join(chunks({"location": file.location}))
     try:
         return inflated.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -67,7 +66,7 @@ def first_row(file: ExamFile) -> list[str] | None:
     return next((row for _, row in rows(file)), None)
 
 
-def records(file: ExamFile) -> Iterator[tuple[int, Any]]:
+def records(file: ExamFile) -> Iterator[Numbered]:
     """The records of a file that is no table, with their lines; what is broken is a Fault."""
     kind = format_of(file.location)
     yield from read({"format": kind, "location": file.location, "relpath": file.relpath, **LIMITS})

@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from pipeline.evaluation.gold import NotAnItem
+from pipeline.evaluation.gold import NotAnItem, Row
 from pipeline.evaluation.standard.files import ExamFile, ExamSource, first_record, first_row, is_labels
 from pipeline.evaluation.titles import TITLES
 from pipeline.sources.kinds import format_of
@@ -145,7 +145,7 @@ def _form_of_table(header: Sequence[str]) -> str | None:
     return form_of_record(dict.fromkeys(lower, ""), "") if "sentence_good" in lower else None
 
 
-def form_of_record(row: Mapping[str, Any], name: str) -> str | None:
+def form_of_record(row: Row, name: str) -> str | None:
     """The form of a record by its fields; ``name``: where it is from."""
     there = {key for key, value in row.items() if value is not None}
     for fields, form in (
@@ -172,7 +172,7 @@ def form_of_record(row: Mapping[str, Any], name: str) -> str | None:
     return None
 
 
-def _stemmed(row: Mapping[str, Any], name: str) -> Literal["arc", "openbookqa"]:
+def _stemmed(row: Row, name: str) -> Literal["arc", "openbookqa"]:
     """ARC and OpenBookQA publish files of the same fields."""
     path = name.lower().replace("-", "").replace("_", "")
     if "fact1" in row or re.fullmatch(r"\d+-\d+", str(row.get("id", ""))) or "openbook" in path or "obqa" in path:

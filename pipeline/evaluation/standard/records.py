@@ -8,13 +8,14 @@ hellaswag, piqa, openbookqa, gsm8k and blimp), so that what is compared with oth
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.evaluation.gold import NotAnItem, by_label, choices_of, parsed, text
+from pipeline.evaluation.gold import NotAnItem, Row, by_label, choices_of, parsed, text
 from pipeline.evaluation.standard.files import LABELS, ExamFile, records, rows, text_of
 from pipeline.readers import Fault
+from pipeline.readers.streams import Numbered
 from pipeline.sources.kinds import format_of
 
 LETTERS = ("A", "B", "C", "D")
@@ -34,7 +35,7 @@ class Document:
     correct: int = 0
     path: str = ""
     line: int = 0
-    row: Mapping[str, Any] = field(default_factory=dict)
+    row: Row = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def documents(form: str, file: ExamFile, labels: ExamFile | None = None) -> Iter
         yield Document(prompt, question, target, choices, correct, file.relpath, line, row)
 
 
-def _rows(form: str, file: ExamFile, labels: ExamFile | None) -> Iterator[tuple[int, Any]]:
+def _rows(form: str, file: ExamFile, labels: ExamFile | None) -> Iterator[Numbered]:
     if format_of(file.location) == "csv":
         yield from _table(file)
         return
@@ -78,7 +79,7 @@ def _rows(form: str, file: ExamFile, labels: ExamFile | None) -> Iterator[tuple[
         yield line, row
 
 
-def _table(file: ExamFile) -> Iterator[tuple[int, Any]]:
+def _table(file: ExamFile) -> Iterator[Numbered]:
     """The rows of a table by its heading; MMLU's have none."""
     header: list[str] | None = None
     for line, row in rows(file):
@@ -96,7 +97,7 @@ Parts = tuple[str, str, tuple[str, ...], int, str]
 """Prompt, question, choices, the right one's index, and the answer as an example states it."""
 
 
-def _lettered(row: Mapping[str, Any], question: str, gold: str, ending: str) -> Parts:
+def _lettered(row: Row, question: str, gold: str, ending: str) -> Parts:
     """Four options under their letters; the letters are what is compared."""
     asked = text(dict(row), question)
     options = [str(row[letter]) for letter in LETTERS]
@@ -110,15 +111,15 @@ def _lettered(row: Mapping[str, Any], question: str, gold: str, ending: str) -> 
     return f"{asked.strip()}\n{listed}{ending}", asked, LETTERS, correct, said
 
 
-def _ceval(row: Mapping[str, Any]) -> Parts:
+def _ceval(row: Row) -> Parts:
     return _lettered(row, "question", "answer", "答案：")
 
 
-def _cmmlu(row: Mapping[str, Any]) -> Parts:
+def _cmmlu(row: Row) -> Parts:
     return _lettered(row, "Question", "Answer", "答案：")
 
 
-def _mmlu(row: Mapping[str, Any]) -> Parts:
+def _mmlu(row: Row) -> Parts:
     if isinstance(choices := parsed(row.get("choices")), list):
         at = int(row["answer"])
         if len(choices) != len(LETTERS) or not 0 <= at < len(LETTERS):
@@ -133,13 +134,13 @@ def _listed(question: str, choices: Any, gold: Any, prompt: str) -> Parts:
     return prompt, question, tuple(texts), correct, texts[correct]
 
 
-def _arc(row: Mapping[str, Any]) -> Parts:
+def _arc(row: Row) -> Parts:
     inner = row["question"]
     question, choices = (inner["stem"], inner["choices"]) if isinstance(inner, dict) else (inner, row["choices"])
     return _listed(question, choices, row["answerKey"], f"Question: {question}\nAnswer:")
 
 
-def _openbookqa(row: Mapping[str, Any]) -> Parts:
+def _openbookqa(row: Row) -> Parts:
     inner = row.get("question")
     question, choices = (
         (inner["stem"], inner["choices"]) if isinstance(inner, dict) else (row["question_stem"], row["choices"])
@@ -147,7 +148,7 @@ def _openbookqa(row: Mapping[str, Any]) -> Parts:
     return _listed(question, choices, row["answerKey"], question)
 
 
-def _hellaswag(row: Mapping[str, Any]) -> Parts:
+def _hellaswag(row: Row) -> Parts:
     endings = parsed(row["endings"])
     if not isinstance(endings, list) or len(endings) < 2:
         raise NotAnItem("endings must be two or more texts")
@@ -167,7 +168,7 @@ def _plain(words: str) -> str:
     return words.replace("  ", " ")
 
 
-def _piqa(row: Mapping[str, Any]) -> Parts:
+def _piqa(row: Row) -> Parts:
     choices = (text(dict(row), "sol1"), text(dict(row), "sol2"))
     if str(row["label"]) not in ("0", "1"):
         raise NotAnItem(f"label must be 0 or 1, not {row['label']!r}")
@@ -176,17 +177,17 @@ def _piqa(row: Mapping[str, Any]) -> Parts:
     return f"Question: {goal}\nAnswer:", goal, choices, correct, choices[correct]
 
 
-def _gsm8k(row: Mapping[str, Any]) -> Parts:
+def _gsm8k(row: Row) -> Parts:
     question, answer = text(dict(row), "question"), text(dict(row), "answer")
     return f"Question: {question}\nAnswer:", question, (), 0, answer
 
 
-def _blimp(row: Mapping[str, Any]) -> Parts:
+def _blimp(row: Row) -> Parts:
     choices = (text(dict(row), "sentence_good"), text(dict(row), "sentence_bad"))
     return "", choices[0], choices, 0, choices[0]
 
 
-_FORMS: dict[str, Callable[[Mapping[str, Any]], Parts]] = {
+_FORMS: dict[str, Callable[[Row], Parts]] = {
     "ceval": _ceval, "cmmlu": _cmmlu, "mmlu": _mmlu, "arc": _arc, "hellaswag": _hellaswag, "piqa": _piqa,
     "openbookqa": _openbookqa, "gsm8k": _gsm8k, "blimp": _blimp,
 }  # fmt: skip
