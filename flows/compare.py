@@ -12,7 +12,7 @@ from flows.console import headline
 from flows.dag import model_names, stage_names
 from flows.environment import say
 from flows.inspect import find_record, store
-from flows.runs import RunFacts, meant, runs
+from flows.runs import RunFacts, StageFacts, meant, runs
 from storage.digest import flatten
 from storage.lineage import LineageRecord, read_listings
 from storage.places import home
@@ -20,7 +20,7 @@ from storage.store import Store
 from tasks.running.causes import Cause, Library, causes, own_differences
 from tasks.running.plan import differences
 
-Stages = Mapping[str, dict[str, Any]]
+Stages = Mapping[str, StageFacts]
 """Stage entries of a run by name: state, key, digest, metrics."""
 
 
@@ -116,7 +116,7 @@ def entries(run: RunFacts) -> Stages:
     """The stages of a run; of one that did not end well, what its events say of them."""
     if run.stages:
         return {entry["name"]: entry for entry in run.stages}
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, StageFacts] = {}
     try:
         lines = (home() / "runs" / run.id / "events.jsonl").read_text("utf-8").split("\n")
     except OSError:
@@ -152,7 +152,7 @@ def compared(at: Library, a: Stages, b: Stages) -> list[Change]:
     return changes
 
 
-def _headlines(*stages: dict[str, Any] | None) -> tuple[str, str]:
+def _headlines(*stages: StageFacts | None) -> tuple[str, str]:
     told = [headline(entry["metrics"], entry.get("name", "")) if entry else "" for entry in stages[:2]]
     return told[0], told[1]
 

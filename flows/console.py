@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from tasks.running.events import Told
+
 QUIET_SECONDS = 10.0
 UNITS = {
     "chats": "chats",
@@ -98,7 +100,7 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes % 60:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24:02d} h"
 
 
-def losses(event: dict[str, Any]) -> list[str]:
+def losses(event: Told) -> list[str]:
     """What a finished stage left out, a line for each kind: ``38 of 40 conversations dropped: too_long 38
     (sft.seq_len)``."""
     stage, metrics = event["stage"], event.get("metrics") or {}
@@ -126,7 +128,7 @@ def losses(event: dict[str, Any]) -> list[str]:
 RECODED = "recoded_"
 
 
-def _unread(event: dict[str, Any]) -> list[str]:
+def _unread(event: Told) -> list[str]:
     """Files that a source holds and nobody reads, which its statistics list."""
     try:
         stats = json.loads(Path(event["path"], "stats.json").read_text("utf-8"))
@@ -189,15 +191,15 @@ class Watch:
     def __exit__(self, *_) -> None:
         self.bars.stop()
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: Told) -> None:
         handler = getattr(self, f"_{event['event']}", None)
         if handler:
             handler(event)
 
-    def _note(self, event: dict[str, Any]) -> None:
+    def _note(self, event: Told) -> None:
         self._line(f"  {event['text']}", style="yellow")
 
-    def _stage_started(self, event: dict[str, Any]) -> None:
+    def _stage_started(self, event: Told) -> None:
         name = event["stage"]
         if self.live:
             self.tasks[name] = self.bars.add_task("", stage=name, total=None)
@@ -205,7 +207,7 @@ class Watch:
             self.said[name] = time.monotonic()
             self._line(f"  {name:<14} started")
 
-    def _progress(self, event: dict[str, Any]) -> None:
+    def _progress(self, event: Told) -> None:
         name, done, total = event["stage"], event["done"], event["total"]
         text = f"{done:,}" + (f"/{total:,}" if total else "") + f" {event['unit']}"
         metrics = event.get("metrics") or {}
@@ -225,7 +227,7 @@ class Watch:
             self.said[name] = time.monotonic()
             self._line(f"  {name:<14} {text}")
 
-    def _stage_finished(self, event: dict[str, Any]) -> None:
+    def _stage_finished(self, event: Told) -> None:
         name, state = event["stage"], event["state"]
         if name in self.tasks:
             self.bars.remove_task(self.tasks.pop(name))

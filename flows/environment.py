@@ -70,7 +70,7 @@ class Steady:
         return getattr(self.stream, name)
 
 
-def say(value: Any) -> None:
+def say(value: object) -> None:
     """Print a value as one JSON object; a stream that cannot show every character gets escapes and not ``?``."""
     encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "").replace("_", "")
     print(json.dumps(value, ensure_ascii=encoding not in ("utf8", "utf16", "gb18030")))

@@ -6,7 +6,6 @@ import argparse
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from storage.errors import Refused
 from storage.store import Artifact, open_store
 from tasks.measure import measure, names_of
 from tasks.running.direct import DirectRun
+from tasks.running.events import Listener, Told
 from tasks.running.inputs import Folder, Several
 from tasks.running.sources import SourceSet
 
@@ -117,11 +117,11 @@ def _write_items(scored: Path, out: Path) -> None:
                     shutil.copyfileobj(part, sink)
 
 
-def _progress() -> Callable[[dict[str, Any]], None]:
+def _progress() -> Listener:
     """A listener that says on standard error how far it is and what is left."""
     last = [0.0]
 
-    def listen(event: dict[str, Any]) -> None:
+    def listen(event: Told) -> None:
         if event["event"] == "note":
             print(f"  {event['text']}", file=sys.stderr)
         if event["event"] != "progress" or not event.get("metrics"):

@@ -25,6 +25,7 @@ from flows.services import mlflow_address, run_page
 from pipeline.config.tree import ConfigError
 from pipeline.pages.funnel.page import write_funnel
 from storage.places import home
+from tasks.running.events import Told
 from tasks.running.prefect_run import PrefectRun
 from tasks.running.run import WATCHERS
 from tasks.running.sources import asked, notes, withdrawn
@@ -179,7 +180,7 @@ def new_run_id() -> str:
 def _to_log(logger: Any) -> Any:
     """Stage ends and notes as lines of the Prefect log."""
 
-    def listen(event: dict[str, Any]) -> None:
+    def listen(event: Told) -> None:
         if event["event"] == "stage_finished":
             what = headline(event["metrics"], event["stage"])
             line = f"{event['stage']} {event['state']} {duration(event['seconds'])} {what}"
@@ -196,7 +197,7 @@ def _link_to_mlflow(directory: Path, logger: Any) -> Any:
     """A link from the flow run's page to its run in MLflow, as soon as the tracker has made that."""
     linked: list[str] = []
 
-    def listen(event: dict[str, Any]) -> None:
+    def listen(event: Told) -> None:
         tracking, base = summary(directory), mlflow_address(home())
         if linked or not base or not tracking.get("parent_run_id"):
             return

@@ -12,6 +12,7 @@ from flows.console import duration, headline
 from flows.environment import say
 from flows.price import Bill
 from flows.runs import meant, model_stages
+from pipeline.config.base import Section
 from storage.digest import sha256_file
 from storage.lineage import (
     FileUse,
@@ -62,13 +63,13 @@ def print_plan(planned: list[Any], as_json: bool, notes: list[str], bill: Bill |
     return 0
 
 
-def explain_config(config: Any) -> str:
+def explain_config(config: Section) -> str:
     """Every option as ``path = value`` with its meaning, its type, and the values it may have."""
     from pydantic import TypeAdapter
 
     lines: list[str] = []
 
-    def walk(node: Any, prefix: str) -> None:
+    def walk(node: object, prefix: str) -> None:
         schema = TypeAdapter(type(node)).json_schema()
         for name, info in schema["properties"].items():
             value = getattr(node, name)
@@ -84,7 +85,7 @@ def explain_config(config: Any) -> str:
     return "\n".join(lines)
 
 
-def _range(node: Any, name: str, value: Any) -> str:
+def _range(node: object, name: str, value: Any) -> str:
     """The range that a dataclass's own checks leave a number, found by asking them; a section's is in its schema."""
     if not dataclasses.is_dataclass(node) or isinstance(value, (bool, str)) or not isinstance(value, (int, float)):
         return ""

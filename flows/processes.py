@@ -20,11 +20,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from storage.errors import Failed
 from storage.files import write_json
 from storage.places import ROOT, below_home
+
+if TYPE_CHECKING:
+    import psutil
 
 START_SECONDS = 180
 STARTS = 3
@@ -33,13 +36,18 @@ STOP_SECONDS = 40
 """Longer than the grace that ranks get for their last checkpoint."""
 
 
+Entry: TypeAlias = dict[str, Any]
+"""A service as ``services.json`` has it: ``pid``, when its process ``started`` (seconds since the epoch), its ``log``,
+whose ``home`` it is; a server also has a ``port`` and an ``url``."""
+
+
 class ServiceError(Failed):
     """A service did not start or does not answer; the text names its log and what to change."""
 
 
 def ensure(
     home: Path, name: str, port: int, start: Callable[[int, Path], tuple[list[str], dict[str, str]]], wait: bool
-) -> dict[str, Any]:
+) -> Entry:
     """The entry of a living service, started if there is none. Two callers at once start it once."""
     with locked(home):
         entry = entries(home).get(name)
@@ -57,9 +65,7 @@ def ensure(
     raise ServiceError(f"the {name} server found no port that stays free; see {entry['log']}")
 
 
-def _started(
-    home: Path, name: str, port: int, start: Callable[[int, Path], tuple[list[str], dict[str, str]]]
-) -> dict[str, Any]:
+def _started(home: Path, name: str, port: int, start: Callable[[int, Path], tuple[list[str], dict[str, str]]]) -> Entry:
     """Start a service at the port it had last time, if that is free; its entry, also written to services.json."""
     log = home / "logs" / f"{name.replace(' ', '-')}.log"
     below_home(log.parent)
@@ -72,7 +78,7 @@ def _started(
     return entry
 
 
-def ours(home: Path, entry: dict[str, Any]) -> bool:
+def ours(home: Path, entry: Entry) -> bool:
     """Whether an entry is of a living service of this root. In a copied home it is the original's and left alone; after
     a move the service works on a folder that is gone, and is ended."""
     if not alive(entry):
@@ -85,7 +91,7 @@ def ours(home: Path, entry: dict[str, Any]) -> bool:
     return False
 
 
-def _spawn(start: Callable[[int, Path], tuple[list[str], dict[str, str]]], port: int, log: Path) -> dict[str, Any]:
+def _spawn(start: Callable[[int, Path], tuple[list[str], dict[str, str]]], port: int, log: Path) -> Entry:
     import psutil
 
     command, environment = start(port, log)
@@ -104,7 +110,7 @@ def _spawn(start: Callable[[int, Path], tuple[list[str], dict[str, str]]], port:
     return {**entry, "port": port, "url": f"http://127.0.0.1:{port}"} if port else entry
 
 
-def _answered(home: Path, name: str, entry: dict[str, Any]) -> bool:
+def _answered(home: Path, name: str, entry: Entry) -> bool:
     """Wait until a service answers; False when its port belongs to another process. ServiceError with the end of its
     log when it dies or takes too long."""
     path = "/api/health" if name == "prefect" else "/health"
@@ -122,7 +128,7 @@ def _answered(home: Path, name: str, entry: dict[str, Any]) -> bool:
     return _listens(entry)
 
 
-def _listens(entry: dict[str, Any]) -> bool:
+def _listens(entry: Entry) -> bool:
     """Whether the service itself, and not a stranger, holds its port."""
     import psutil
 
@@ -176,7 +182,7 @@ def _runs(process: Any) -> bool:
         return False
 
 
-def _family(pid: int) -> list[Any]:
+def _family(pid: int) -> list[psutil.Process]:
     """The process, its descendants, and what is left of its session when a parent between them has died."""
     import psutil
 
@@ -190,7 +196,7 @@ def _family(pid: int) -> list[Any]:
     return list(found.values())
 
 
-def _is_tracker(process: Any) -> bool:
+def _is_tracker(process: psutil.Process) -> bool:
     import psutil
 
     try:
@@ -199,14 +205,14 @@ def _is_tracker(process: Any) -> bool:
         return False
 
 
-def _signal(process: Any, number: int) -> None:
+def _signal(process: psutil.Process, number: int) -> None:
     import psutil
 
     with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)
 
 
-def alive(entry: dict[str, Any]) -> bool:
+def alive(entry: Entry) -> bool:
     """Whether the very process of an entry lives (its number may have gone to another one since)."""
     import psutil
 
@@ -217,7 +223,7 @@ def alive(entry: dict[str, Any]) -> bool:
         return False
 
 
-def entries(home: Path) -> dict[str, dict[str, Any]]:
+def entries(home: Path) -> dict[str, Entry]:
     return read_json(home / "services.json")
 
 

@@ -13,7 +13,7 @@ from flows.automations import announce
 from flows.dag import of_kind
 from flows.inspect import find_record
 from flows.inspect import store as open_here
-from flows.runs import RunFacts, facts, meant
+from flows.runs import RunFacts, StageFacts, facts, meant
 from pipeline.config.tree import Config
 from storage.champions import Champions, Condition, Decision, ModelRef
 from storage.errors import Refused
@@ -35,7 +35,7 @@ def promote(run: Any, preset: str, config: Config) -> Decision | None:
     return decision
 
 
-def candidate_of(preset: str, stages: dict[str, dict[str, Any]]) -> Candidate | None:
+def candidate_of(preset: str, stages: dict[str, StageFacts]) -> Candidate | None:
     """The last model that a run trained, with its scores; None where there is none of either."""
     done = {name: entry for name, entry in stages.items() if entry["state"] in ("ran", "cached")}
     models = [name for name in of_kind("model") if name in done]

@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from flows.dag import model_names, of_kind
 from storage.places import home
@@ -29,6 +29,10 @@ def model_stages() -> tuple[str, ...]:
     return tuple(reversed(of_kind("model", "release")))
 
 
+StageFacts: TypeAlias = dict[str, Any]
+"""A stage of ``summary.json``: name, state, key, digest, path, seconds, built_seconds, metrics."""
+
+
 @dataclass
 class RunFacts:
     """A run as its directory tells it. ``state``: running, completed, failed, cancelled, or killed when nothing says
@@ -41,7 +45,7 @@ class RunFacts:
     state: str = "killed"
     pinned: bool = False
     scores: dict[str, float] = field(default_factory=dict)
-    stages: list[dict[str, Any]] = field(default_factory=list)
+    stages: list[StageFacts] = field(default_factory=list)
 
     @property
     def asked(self) -> str:
@@ -49,7 +53,7 @@ class RunFacts:
         return " ".join([self.preset, *self.overrides, *(["--until", self.until] if self.until else [])])
 
     @property
-    def model(self) -> dict[str, Any] | None:
+    def model(self) -> StageFacts | None:
         """The most finished model's stage entry."""
         by_name = {s["name"]: s for s in self.stages}
         return next((by_name[name] for name in model_stages() if name in by_name), None)

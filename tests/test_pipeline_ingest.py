@@ -150,7 +150,7 @@ def test_tables(tmp_path):
 
 def test_texts_and_pages(tmp_path):
     put(tmp_path / "a.txt", "\n\n第一段\n\n第二段\n".encode())
-    put(tmp_path / "b.md", b"# Title\n" + b"caf\xe9 " + b"word " * 200)
+    put(tmp_path / "b.md", b"# Title\n" + b"caf\xff " + b"word " * 200)
     put(tmp_path / "c.txt", b"\xff\xfd\x81 \x00" * 20)
     put(tmp_path / "d.html", '<html><head><meta charset="gbk"></head><p>你好</p></html>'.encode("gbk"))
     put(tmp_path / "e.txt", b"")

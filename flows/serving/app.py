@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import orjson
 from fastapi import FastAPI, Request
@@ -17,20 +17,21 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from starlette.middleware.cors import CORSMiddleware
 
 from flows.serving import replies
+from flows.serving.body import Body
 from flows.serving.errors import Wrong, install
 from flows.serving.gate import OPEN, Gate, Rules
 from flows.serving.metrics import Metrics
 from flows.serving.requests import ChatRequest, CompletionRequest
 from pipeline.pages.chat.page import page
 
-_STREAM: dict[int | str, dict[str, Any]] = {
+_STREAM: dict[int | str, Body] = {
     200: {"content": {"text/event-stream": {}}},
     "4XX": {"model": replies.Error, "description": "The request is wrong, or comes at a wrong time"},
     "5XX": {"model": replies.Error, "description": "The server is at fault, or too slow"},
 }
-_ERRORS: dict[int | str, dict[str, Any]] = {"4XX": _STREAM["4XX"]}
+_ERRORS: dict[int | str, Body] = {"4XX": _STREAM["4XX"]}
 _JSON = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-_AS_JSON: dict[int | str, dict[str, Any]] = {
+_AS_JSON: dict[int | str, Body] = {
     code: {"content": _JSON, "description": _STREAM[code]["description"]} for code in ("4XX", "5XX")
 }
 """Of routes whose answer is no JSON, though their errors are."""
@@ -39,7 +40,7 @@ _AS_JSON: dict[int | str, dict[str, Any]] = {
 class Backend(Protocol):
     """What answers behind the routes: models of this process, or another server."""
 
-    async def models(self) -> list[dict[str, Any]]:
+    async def models(self) -> list[Body]:
         """The entries of /v1/models."""
         ...
 
@@ -55,7 +56,7 @@ class Backend(Protocol):
         """The lineage page of a model. Raises Wrong (404)."""
         ...
 
-    async def health(self) -> dict[str, dict[str, Any]]:
+    async def health(self) -> dict[str, Body]:
         """By model, how busy it is. Raises Wrong (503) when it cannot answer."""
         ...
 
@@ -189,7 +190,7 @@ def _hashes(html: str) -> str:
 def _with_key(app: FastAPI) -> None:
     """Say in the schema that a key is needed."""
 
-    def described() -> dict[str, Any]:
+    def described() -> Body:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
             schema.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}

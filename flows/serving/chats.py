@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncIterator
-from typing import Any
 
+from flows.serving.body import Body
 from flows.serving.events import event, events
 from flows.serving.prompts import Prompt
 from flows.serving.requests import ChatRequest
@@ -16,7 +16,7 @@ from model.serving.parts import Content, Part, Parts, Reasoning
 from model.tokens.reply import ToolCall
 
 
-def logprob(scored: Scored) -> dict[str, Any]:
+def logprob(scored: Scored) -> Body:
     """A token as OpenAI writes it down."""
     top = [{"token": text, "bytes": data, "logprob": value} for text, data, value in scored.top]
     return {"token": scored.text, "bytes": scored.bytes, "logprob": scored.logprob, "top_logprobs": top}
@@ -29,7 +29,7 @@ class _Sample:
         tools = bool(request.tools) and request.tool_choice != "none"
         self.parts, self.one_call = Parts(tools), request.parallel_tool_calls is False
         self.parts.push(begun)
-        self.scored: list[dict[str, Any]] = []
+        self.scored: list[Body] = []
         self.calls = 0
         self.finish = ""
 
@@ -62,7 +62,7 @@ class Chat:
             "system_fingerprint": going.served.fingerprint,
         }
 
-    async def whole(self) -> dict[str, Any]:
+    async def whole(self) -> Body:
         """The answer as one object. Raises Wrong."""
         said: list[list[Part]] = [[] for _ in self.samples]
         async for batch in self.going.pieces():
@@ -97,7 +97,7 @@ class Chat:
         async for lines in events(self.going, head, bool(usage), lambda _, piece: self._events(head, piece)):
             yield lines
 
-    def _events(self, head: dict[str, Any], piece: Piece) -> bytes:
+    def _events(self, head: Body, piece: Piece) -> bytes:
         sample, i = self.samples[piece.sample], piece.sample
         before = sample.calls
         deltas = [delta for part in sample.take(piece) for delta in _deltas(part)]
@@ -115,11 +115,11 @@ class Chat:
         return b"".join(event({**head, "choices": [choice]}) for choice in choices)
 
 
-def _choice(index: int, delta: dict[str, Any]) -> dict[str, Any]:
+def _choice(index: int, delta: Body) -> Body:
     return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
 
-def _deltas(part: Part) -> list[dict[str, Any]]:
+def _deltas(part: Part) -> list[Body]:
     """A part as chunks: a call comes as its name, then its arguments, as clients expect them."""
     if isinstance(part, Content):
         return [{"content": part.text}]
@@ -132,7 +132,7 @@ def _deltas(part: Part) -> list[dict[str, Any]]:
     ]
 
 
-def _message(parts: list[Part]) -> dict[str, Any]:
+def _message(parts: list[Part]) -> Body:
     content = "".join(part.text for part in parts if isinstance(part, Content))
     why = "".join(part.text for part in parts if isinstance(part, Reasoning))
     calls = [
@@ -140,7 +140,7 @@ def _message(parts: list[Part]) -> dict[str, Any]:
         for part in parts
         if isinstance(part, ToolCall)
     ]
-    message: dict[str, Any] = {"role": "assistant", "content": None if calls and not content else content}
+    message: Body = {"role": "assistant", "content": None if calls and not content else content}
     message |= {"refusal": None}
     return message | ({"reasoning_content": why} if why else {}) | ({"tool_calls": calls} if calls else {})
 

@@ -10,6 +10,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from flows.serving.body import Body
+
 KINDS = {
     401: "authentication_error",
     403: "permission_error",
@@ -38,7 +40,7 @@ class Wrong(HTTPException):
         self.status, self.message, self.param, self.code = status, message, param, code
 
     @property
-    def body(self) -> dict[str, Any]:
+    def body(self) -> Body:
         kind = KINDS.get(self.status, "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
+from flows.serving.body import Body
 from flows.serving.chats import Chat
 from flows.serving.errors import Wrong
 from flows.serving.lineage import lineage_page
@@ -40,7 +41,7 @@ class Local:
         """The way from the models' threads to the loop that serves."""
         return Post(asyncio.get_running_loop())
 
-    async def models(self) -> list[dict[str, Any]]:
+    async def models(self) -> list[Body]:
         """See :class:`flows.serving.app.Backend`, as for all below."""
         return [model.facts() for model in self.served.by_name.values()]
 
@@ -64,7 +65,7 @@ class Local:
             raise Wrong(404, f"{model} does not say what it was made from", param="model")
         return lineage_page(found.directory, f"{model}: {found.artifact or found.directory.name}")
 
-    async def health(self) -> dict[str, dict[str, Any]]:
+    async def health(self) -> dict[str, Body]:
         self.served.gauge()
         return {
             name: {"running": m.engine.running, "waiting": m.engine.waiting, "slots": m.engine.slots}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel
+
+from flows.serving.body import Body
 
 Finish = Literal["stop", "length", "tool_calls"]
 
@@ -161,4 +163,4 @@ class Health(BaseModel):
     """``status`` is ok once every model is there; ``running`` and ``waiting`` count answers."""
 
     status: Literal["ok"]
-    models: dict[str, dict[str, Any]]
+    models: dict[str, Body]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncIterator
-from typing import Any
 
+from flows.serving.body import Body
 from flows.serving.events import event, events
 from flows.serving.requests import CompletionRequest
 from flows.serving.talks import Going
@@ -28,7 +28,7 @@ class Texts:
             "system_fingerprint": going.served.fingerprint,
         }
 
-    async def whole(self) -> dict[str, Any]:
+    async def whole(self) -> Body:
         """The continuations as one object. Raises Wrong."""
         texts, finish = [""] * len(self.length), [""] * len(self.length)
         scored: list[list[Scored]] = [[] for _ in texts]
@@ -48,13 +48,13 @@ class Texts:
         head = {**self.head, **usage}
         return events(self.going, head, bool(usage), lambda question, piece: self._event(head, question, piece))
 
-    def _event(self, head: dict[str, Any], question: int, piece: Piece) -> bytes:
+    def _event(self, head: Body, question: int, piece: Piece) -> bytes:
         if not (piece.text or piece.finish or piece.scored):
             return b""
         i = question * self.each + piece.sample
         return event({**head, "choices": [_choice(i, piece.text, self._logprobs(i, piece.scored), piece.finish)]})
 
-    def _logprobs(self, i: int, scored: list[Scored]) -> dict[str, Any] | None:
+    def _logprobs(self, i: int, scored: list[Scored]) -> Body | None:
         if self.request.logprobs is None:
             return None
         places = []
@@ -70,5 +70,5 @@ class Texts:
         }
 
 
-def _choice(index: int, text: str, logprobs: dict[str, Any] | None, finish: str) -> dict[str, Any]:
+def _choice(index: int, text: str, logprobs: Body | None, finish: str) -> Body:
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish or None}

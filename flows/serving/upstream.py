@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
 
 import httpx
 from fastapi import Request
@@ -18,6 +17,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from flows.serving.body import Body
 from flows.serving.errors import Wrong
 from flows.serving.metrics import Metrics
 from flows.serving.requests import ChatRequest, CompletionRequest, Unused
@@ -45,7 +45,7 @@ class Upstream:
             trust_env=False,  # an engine beside us is not reached through a proxy
         )
 
-    async def models(self) -> list[dict[str, Any]]:
+    async def models(self) -> list[Body]:
         """See :class:`flows.serving.app.Backend`, as for all below."""
         answer = await self._get("/v1/models")
         known = [
@@ -66,7 +66,7 @@ class Upstream:
     def lineage(self, model: str) -> str:
         raise Wrong(404, f"{self.kind} does not say what {model} was made from", param="model")
 
-    async def health(self) -> dict[str, dict[str, Any]]:
+    async def health(self) -> dict[str, Body]:
         await self._get("/health", json=False)
         self.metrics.running.labels(self.kind).set(self.going)
         return {self.kind: {"running": self.going, "upstream": self.url}}
@@ -76,7 +76,7 @@ class Upstream:
         async with self.client:
             yield
 
-    async def _get(self, path: str, json: bool = True) -> dict[str, Any]:
+    async def _get(self, path: str, json: bool = True) -> Body:
         try:
             answer = await self.client.get(path, timeout=10)
             answer.raise_for_status()
@@ -137,7 +137,7 @@ class Upstream:
         wrong = Wrong(status, f"{self.kind}: {message}", code="upstream")
         return JSONResponse(wrong.body, wrong.status)
 
-    def _renamed(self, asked: ChatRequest | CompletionRequest) -> dict[str, Any]:
+    def _renamed(self, asked: ChatRequest | CompletionRequest) -> Body:
         body = asked.model_dump(exclude_unset=True, exclude_none=True, by_alias=True)
         names = OTHER_NAMES[self.kind]
         return {names.get(name, name): value for name, value in body.items() if name not in _NOT_SENT}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from model.generation.measures import table as exam_table
 
 Weighed = tuple[float, int]
 """A text's log-likelihood in nats and its UTF-8 bytes."""
+
+Row: TypeAlias = dict[str, Any]
+"""A part of ``scores.json``: numbers by name, shares with their intervals, tables of them."""
 
 
 class BitsPart(TypedDict):
@@ -59,18 +62,16 @@ def picked(item: Item, weights: list[Weighed]) -> tuple[int, float]:
     return best[0], (item["correct"] in best) / len(best)
 
 
-def summarise(
-    exams: dict[str, list[Item]], found: dict[str, Found], reference: str | None, seed: int
-) -> dict[str, Any]:
+def summarise(exams: dict[str, list[Item]], found: dict[str, Found], reference: str | None, seed: int) -> Row:
     """Scores of every model from what it said: shares by set and language with 95 % intervals, how many they are of,
     what guessing gives, how many items did not fit, and how each score changed from the model before."""
-    scores: dict[str, Any] = {}
+    scores: Row = {}
     names = list(found)
     after = names[names.index(reference) + 1 :] if reference in found else []
     accident = by_accident(exams["answers"])
     counted = {name: item_scores(exams, own) for name, own in found.items()}
     for at, (name, own) in enumerate(found.items()):
-        row: dict[str, Any] = {"place": at, "bits_per_byte": _bits(own["bits_per_byte"])}
+        row: Row = {"place": at, "bits_per_byte": _bits(own["bits_per_byte"])}
         row["choices"] = _choices(exams["choices"], own["choices"])
         row["answers"] = _answers(exams["answers"], own["answers"], accident)
         pairs = [(item, w) for item, w in zip(exams["preferences"], own["preferences"], strict=True) if w]
@@ -121,11 +122,11 @@ def item_scores(exams: Mapping[str, list[Item]], own: Found) -> dict[str, list[f
     return {name: row for name, row in rows.items() if row}
 
 
-def _bits(found: Bits | None) -> dict[str, Any] | None:
+def _bits(found: Bits | None) -> Row | None:
     return None if found is None else {name: found[name] for name in ("value", "bytes", "tokens", "parts")}
 
 
-def _exams(items: list[Item], said: list[Said]) -> dict[str, Any]:
+def _exams(items: list[Item], said: list[Said]) -> Row:
     return {name: exam_table(own, answers) for name, own, answers in _by_set(items, said)}
 
 
@@ -142,14 +143,14 @@ def _margin(weights: list[Weighed]) -> float:
     return weights[0][0] / max(1, weights[0][1]) - weights[1][0] / max(1, weights[1][1])
 
 
-def _rewards(items: list[Item], own: Found, base: Found, seed: int) -> dict[str, Any]:
+def _rewards(items: list[Item], own: Found, base: Found, seed: int) -> Row:
     """Preferences by what each answer gained against the reference."""
     both = [(item, w, b) for item, w, b in zip(items, own["preferences"], base["preferences"], strict=True) if w and b]
     gained = [w[0][0] - b[0][0] - (w[1][0] - b[1][0]) for _, w, b in both]
     return _preferences([item for item, _, _ in both], gained, seed)
 
 
-def _choices(items: list[Item], weights: list[list[Weighed] | None]) -> dict[str, Any]:
+def _choices(items: list[Item], weights: list[list[Weighed] | None]) -> Row:
     scored = [(item, w) for item, w in zip(items, weights, strict=True) if w]
     credit = [picked(item, w)[1] for item, w in scored]
     return {
@@ -158,11 +159,9 @@ def _choices(items: list[Item], weights: list[list[Weighed] | None]) -> dict[str
     }
 
 
-def _answers(
-    items: list[Item], answers: list[str | None], accident: list[tuple[float, float]]
-) -> dict[str, dict[str, Any]]:
+def _answers(items: list[Item], answers: list[str | None], accident: list[tuple[float, float]]) -> dict[str, Row]:
     """By set: the shares answered right. Chance is the better of two ways that know nothing (:func:`by_accident`)."""
-    tables: dict[str, dict[str, Any]] = {}
+    tables: dict[str, Row] = {}
     for kind in sorted({item["set"] for item in items}):
         rows = [
             (item, right(item, said), lucky)
@@ -181,10 +180,10 @@ def judge(items: Sequence[Item], answers: Sequence[str | None]) -> list[bool | N
     return [None if said is None else right(item, said) for item, said in zip(items, answers, strict=True)]
 
 
-def _preferences(items: list[Item], margins: list[float], seed: int) -> dict[str, Any]:
+def _preferences(items: list[Item], margins: list[float], seed: int) -> Row:
     """How often the chosen answer's value exceeds the rejected one's (equal ones count half), and by how much in the
     mean."""
-    rows: dict[str, Any] = {}
+    rows: Row = {}
     for name, of in groups(items).items():
         own = [margins[i] for i in of]
         low, high = bootstrap_mean(own, seed)
@@ -193,7 +192,7 @@ def _preferences(items: list[Item], margins: list[float], seed: int) -> dict[str
     return rows
 
 
-def flat_metrics(scores: dict[str, Any]) -> dict[str, float]:
+def flat_metrics(scores: Row) -> dict[str, float]:
     """Scores under flat names, ``<model>.<score>[.<language or set>]``, for a tracking server.
 
     ``<model>.exam.<name>`` is an exam's own measure, ``.acc`` and the like behind it are all of them; ``.change`` with
@@ -235,7 +234,7 @@ def flat_metrics(scores: dict[str, Any]) -> dict[str, float]:
 _CHANGES = (("change", "difference"), ("change_low", "low"), ("change_high", "high"))
 
 
-def _flat_exams(name: str, exams: Mapping[str, dict[str, Any]]) -> dict[str, float]:
+def _flat_exams(name: str, exams: Mapping[str, Row]) -> dict[str, float]:
     """The exams' scores under flat names."""
     flat: dict[str, float] = {}
     for exam, row in exams.items():

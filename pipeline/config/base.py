@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 Progress = Callable[[int, int | None, str], None]
 """Called as ``progress(done, total, unit)`` from long work; ``total`` is None when unknown."""
@@ -33,7 +34,7 @@ class Section(BaseModel):
         }
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """JSON form of a config value: nested sections by their identity, dataclasses by their fields, tuples as lists."""
     if isinstance(value, Section):
         return value.identity()
@@ -52,5 +53,5 @@ def where(default: Any = ..., **options: Any) -> Any:
     return Field(default, json_schema_extra={"where": True}, **options)
 
 
-def _is_where(info: Any) -> bool:
+def _is_where(info: FieldInfo) -> bool:
     return bool(isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("where"))

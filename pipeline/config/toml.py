@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from pipeline.config.resources import Resources
 from pipeline.config.tree import Config, read
@@ -34,7 +33,7 @@ def written(config: Config, preset: str, overrides: list[str] | tuple[str, ...] 
     return "\n".join(lines)
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     """One TOML value on one line. Strings are JSON's, whose escapes TOML shares."""
     if isinstance(value, dict):
         inside = ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items() if v is not None)

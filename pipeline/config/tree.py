@@ -9,9 +9,9 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, cast, get_origin, get_type_hints
+from typing import Any, TypeAlias, cast, get_origin, get_type_hints
 
 from pydantic import ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -38,6 +38,10 @@ from storage.errors import Refused
 from storage.places import ROOT
 
 PRESETS = ROOT / "pipeline" / "presets"
+
+
+Table: TypeAlias = dict[str, Any]
+"""A table of a TOML file, before anything of it was checked."""
 
 
 class ConfigError(Refused):
@@ -162,12 +166,12 @@ def presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
-def options() -> dict[str, Any]:
+def options() -> Table:
     """Every option's path with its default, in the order of the config: ``pretrain.optim.lr`` and so on."""
     return dict(_leaves(Config(), ""))
 
 
-def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+def _leaves(node: object, prefix: str) -> Iterator[tuple[str, Any]]:
     for name in _fields(node):
         value = getattr(node, name)
         if _fields(value):
@@ -176,7 +180,7 @@ def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
-def _fields(node: Any) -> list[str]:
+def _fields(node: object) -> list[str]:
     """Names of the options that a section, or a dataclass in one, holds; none for a plain value."""
     return list(getattr(type(node), "model_fields", None) or getattr(type(node), "__dataclass_fields__", {}))
 
@@ -201,11 +205,11 @@ def examine(preset: str, overrides: list[str] | tuple[str, ...] = ()) -> tuple[C
     return config, list(dict.fromkeys(problems + found))
 
 
-def _mended(values: dict[str, Any]) -> tuple[Config | None, list[str]]:
+def _mended(values: Table) -> tuple[Config | None, list[str]]:
     """Validate; take out what is wrong and validate again until nothing more is found, since one wrong value hides
     others: a number of the wrong type hides the range of its neighbour."""
     problems: list[str] = []
-    removed: list[tuple[Any, ...]] = []
+    removed: list[tuple[int | str, ...]] = []
     while True:
         try:
             return Config.model_validate(values), problems
@@ -219,12 +223,12 @@ def _mended(values: dict[str, Any]) -> tuple[Config | None, list[str]]:
         taken = [gone for place in dict.fromkeys(places) if (gone := _take_out(values, place))]
         if not taken:  # sections are sound and do not go together
             kinds = {name: cast(type[Section], info.annotation) for name, info in Config.model_fields.items()}
-            sound: dict[str, Any] = {name: kind(**values.get(name, {})) for name, kind in kinds.items()}
+            sound: Table = {name: kind(**values.get(name, {})) for name, kind in kinds.items()}
             return Config.model_construct(**sound), problems
         removed += taken
 
 
-def _take_out(values: dict[str, Any], place: tuple[Any, ...]) -> tuple[Any, ...] | None:
+def _take_out(values: Table, place: tuple[int | str, ...]) -> tuple[int | str, ...] | None:
     """Remove the value at a place (or the nearest one around it that was given); where it was, None if nowhere."""
     for length in range(len(place), 0, -1):
         node: Any = values
@@ -236,7 +240,7 @@ def _take_out(values: dict[str, Any], place: tuple[Any, ...]) -> tuple[Any, ...]
     return None
 
 
-def read(preset: str, below: tuple[str, ...] = ()) -> dict[str, Any]:
+def read(preset: str, below: tuple[str, ...] = ()) -> Table:
     """A preset's values as its file gives them, on top of those of its ``base``: the name of a preset or a .toml file,
     a relative one beside this file. Raises ConfigError; ``below`` are the presets that lead here."""
     path = (Path(preset) if preset.endswith(".toml") else PRESETS / f"{preset}.toml").expanduser()
@@ -270,7 +274,7 @@ def _short(path: str) -> str:
     return Path(path).stem if Path(path).parent == PRESETS else path
 
 
-def _over(base: dict[str, Any], own: dict[str, Any], node: Any) -> dict[str, Any]:
+def _over(base: Table, own: Table, node: object) -> Table:
     """``own`` on top of ``base``: tables of options are put together, a value that is itself a table is replaced."""
     merged = dict(base)
     for name, value in own.items():
@@ -285,7 +289,7 @@ def about(preset: str) -> str:
     return tomllib.loads((PRESETS / f"{preset}.toml").read_text(encoding="utf-8")).get("about", "")
 
 
-def _override(values: dict[str, Any], text: str) -> str | None:
+def _override(values: Table, text: str) -> str | None:
     """Apply ``section.key=value`` to the raw values; the problem if it cannot be."""
     path, equals, raw = text.partition("=")
     names = path.strip().split(".")
@@ -338,7 +342,7 @@ def _explain(error: ErrorDetails) -> str:
     return f"{where}  {message[0].lower() + message[1:]}{given}" if where else message
 
 
-def _intended(loc: tuple[Any, ...]) -> str:
+def _intended(loc: tuple[int | str, ...]) -> str:
     """What an unknown key was probably meant to be: a neighbour, else an option of this name elsewhere."""
     word, section = str(loc[-1]), str(loc[0])
     known = list(options())
@@ -358,6 +362,6 @@ def _intended(loc: tuple[Any, ...]) -> str:
     return ""
 
 
-def _meant(word: str, known: Any) -> str | None:
+def _meant(word: str, known: Iterable[str]) -> str | None:
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" did you mean {close[0]}?" if close else None

@@ -106,7 +106,7 @@ def refuse_unused(
             )
 
 
-def _is_switched(value: Any) -> bool:
+def _is_switched(value: object) -> bool:
     """Whether a value is a yes or no, or has one in it."""
     if isinstance(value, dict):
         return any(map(_is_switched, value.values()))
@@ -115,7 +115,7 @@ def _is_switched(value: Any) -> bool:
     return isinstance(value, bool) or (isinstance(value, int) and value in (0, 1))
 
 
-def _texts(value: Any) -> list[str]:
+def _texts(value: object) -> list[str]:
     """Every string in a value, however deep."""
     if isinstance(value, str):
         return [value]
@@ -133,7 +133,7 @@ def _has_words(text: str) -> bool:
     return any(c.isspace() for c in text) or (not text.isascii() and len(text) > 8)
 
 
-def is_given(value: Any) -> bool:
+def is_given(value: object) -> bool:
     """Whether a cell says anything: not null, not a table's empty string or NaN."""
     return value is not None and value == value and not (isinstance(value, str) and not value.strip())
 
@@ -157,7 +157,7 @@ def learnt(turn: Mapping[str, Any], role: str, ignored: Collection[str] = ()) ->
     return given is not False
 
 
-def switch(value: Any, name: str) -> bool:
+def switch(value: object, name: str) -> bool:
     """True or False of a switch's value. Raises BadRecord(turn_weight)."""
     if isinstance(value, str) and value.strip().lower() in ("true", "false", "0", "1"):
         value = value.strip().lower() in ("true", "1")

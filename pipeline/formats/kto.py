@@ -17,7 +17,7 @@ SCORES = ("overall_score", "rating", "score")
 TEXTS = ("response", "completion", "content", "text", "answer")
 
 
-def is_judged(record: Any) -> bool:
+def is_judged(record: object) -> bool:
     """Whether the record is one answer with a true or false label."""
     if not isinstance(record, dict) or not any(is_given(record.get(name)) for name in KTO):
         return False
@@ -63,7 +63,7 @@ def best_and_worst(record: Record) -> Record:
     }
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 from pipeline.config.evaluation import ExportSection
+from pipeline.release.weights import HfConfig
 
 _LANGUAGE = re.compile(r"[a-z]{2,3}")
 _LIMITS = (
@@ -15,8 +16,11 @@ _LIMITS = (
     " training beyond them. Scores within their interval of chance say nothing. It reads at most {window} tokens."
 )
 
+Facts: TypeAlias = dict[str, Any]
+"""What is known of a model, a source or a form by name: numbers, texts and the like of ``scores.json`` and lineage."""
 
-def model_card(cfg: ExportSection, config: dict[str, Any], parameters: int, facts: dict[str, Any]) -> str:
+
+def model_card(cfg: ExportSection, config: HfConfig, parameters: int, facts: Facts) -> str:
     """README.md of the published model, with Hugging Face's front matter.
 
     ``facts`` may hold ``sources`` {name: {files, bytes, digest, stage}}, ``stages`` {name: {digest, section}} from last
@@ -47,7 +51,7 @@ def model_card(cfg: ExportSection, config: dict[str, Any], parameters: int, fact
     return "\n".join(lines)
 
 
-def _front(cfg: ExportSection, row: dict[str, Any], costs: dict[str, Any]) -> list[str]:
+def _front(cfg: ExportSection, row: Facts, costs: Facts) -> list[str]:
     languages = sorted({part for _, table in _tables(row) for part in table if _LANGUAGE.fullmatch(part)} - {"all"})
     tags = ["full-pipeline", *(["gguf"] if any(name.startswith("gguf-") for name in costs) else [])]
     return [
@@ -62,7 +66,7 @@ def _front(cfg: ExportSection, row: dict[str, Any], costs: dict[str, Any]) -> li
     ]
 
 
-def _use(cfg: ExportSection, costs: dict[str, Any]) -> list[str]:
+def _use(cfg: ExportSection, costs: Facts) -> list[str]:
     files = [f"gguf-{kind}/model-{kind}.gguf" for kind in (n.removeprefix("gguf-") for n in costs if "gguf-" in n)]
     files += [f"model-{cfg.gguf}.gguf"] if cfg.gguf != "off" else []
     lines = [
@@ -105,7 +109,7 @@ def _use(cfg: ExportSection, costs: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _tables(row: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+def _tables(row: Facts, prefix: str = "") -> Iterator[tuple[str, Facts]]:
     """Every table of shares in a model's scores, by name, whatever the exams are."""
     for name, value in row.items():
         if not isinstance(value, dict):
@@ -116,7 +120,7 @@ def _tables(row: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[s
             yield from _tables(value, f"{prefix}{name}, ")
 
 
-def _exams(row: dict[str, Any]) -> list[str]:
+def _exams(row: Facts) -> list[str]:
     """Scores with their 95 % intervals and what guessing gives."""
     rows = []
     for name, table in _tables(row):
@@ -134,14 +138,14 @@ def _exams(row: dict[str, Any]) -> list[str]:
     return ["## Scores", "", *told, *head, *rows, ""]
 
 
-def _forms(costs: dict[str, Any]) -> list[str]:
+def _forms(costs: Facts) -> list[str]:
     if len(costs) < 2:
         return []
     told = "Against fp32 on the CPU that made them; exams: share, and points gained with a 95 % interval."
     return ["## Rounded forms", "", told, "", *forms_table(costs)]
 
 
-def forms_table(costs: dict[str, Any]) -> list[str]:
+def forms_table(costs: Facts) -> list[str]:
     """A Markdown table of what each form costs against the model in fp32."""
     exams = list(dict.fromkeys(name for cost in costs.values() for name in cost.get("exams", {})))
     head = ["form", "MB", "bits/byte", "KL (nats)", "same token", "tokens/s", *exams]
@@ -158,7 +162,7 @@ def forms_table(costs: dict[str, Any]) -> list[str]:
     return [*lines, "", *([*why, ""] if why else [])]
 
 
-def _difference(share: dict[str, Any] | None) -> str:
+def _difference(share: Facts | None) -> str:
     if share is None:
         return ""
     if "difference" not in share:
@@ -167,7 +171,7 @@ def _difference(share: dict[str, Any] | None) -> str:
     return f"{share['share']:.1%} ({middle}, {low} to {high})"
 
 
-def _shape(config: dict[str, Any], parameters: int) -> str:
+def _shape(config: HfConfig, parameters: int) -> str:
     return (
         f"A {parameters / 1e6:.1f}M-parameter decoder ({config['architectures'][0]}: "
         f"{config['num_hidden_layers']} layers, width {config['hidden_size']}, "
@@ -175,7 +179,7 @@ def _shape(config: dict[str, Any], parameters: int) -> str:
     )
 
 
-def _sources_table(sources: dict[str, dict[str, Any]]) -> list[str]:
+def _sources_table(sources: dict[str, Facts]) -> list[str]:
     if not sources:
         return []
     rows = [
@@ -186,7 +190,7 @@ def _sources_table(sources: dict[str, dict[str, Any]]) -> list[str]:
     return ["## Made from", "", "| source | read by | files | bytes | digest |", "|---|---|---:|---:|---|", *rows, ""]
 
 
-def _stages_table(stages: dict[str, dict[str, Any]]) -> list[str]:
+def _stages_table(stages: dict[str, Facts]) -> list[str]:
     """Stages from first to last, and every setting of those that train."""
     if not stages:
         return []
@@ -208,7 +212,7 @@ def _stages_table(stages: dict[str, dict[str, Any]]) -> list[str]:
     ]
 
 
-def _settings(path: str, value: Any) -> list[str]:
+def _settings(path: str, value: object) -> list[str]:
     """``section.key = value`` lines, the grammar that ``pipeline run`` takes."""
     if isinstance(value, dict):
         return [line for name, inner in value.items() for line in _settings(f"{path}.{name}", inner)]

@@ -14,13 +14,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from model.tokens.chat import ChatTokenizer
 from pipeline.config.base import Progress, quiet
 from pipeline.config.evaluation import ExportSection
-from pipeline.release.card import model_card
-from pipeline.release.weights import read_tensors, write_tensors
+from pipeline.release.card import Facts, model_card
+from pipeline.release.weights import HfConfig, read_tensors, write_tensors
 from storage.places import ROOT
 
 VERIFY_PROMPTS = ["什么是语言模型？", "What does a tokenizer do?", "1 + 1 = ?"]
@@ -28,7 +27,7 @@ _COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
 
 
 def export(
-    cfg: ExportSection, model: Path, out: Path, *, facts: dict[str, Any] | None = None, progress: Progress = quiet
+    cfg: ExportSection, model: Path, out: Path, *, facts: Facts | None = None, progress: Progress = quiet
 ) -> dict[str, float]:
     """Write the published directory from a model directory; returns ``parameters``, ``bytes`` and what the check found.
 
@@ -80,7 +79,7 @@ def verify(model: Path) -> dict[str, float]:
     return {"verified_prompts": found["compared"], "logit_difference": found.get("logit_difference", 0.0)}
 
 
-def generation_config(cfg: ExportSection, given: dict[str, Any]) -> dict[str, Any]:
+def generation_config(cfg: ExportSection, given: HfConfig) -> HfConfig:
     """``generation_config.json``: the model's special ids, and sampling as the section says."""
     ids = {name: value for name, value in given.items() if name.endswith("_token_id")}
     sampling = (
@@ -91,7 +90,7 @@ def generation_config(cfg: ExportSection, given: dict[str, Any]) -> dict[str, An
     return {**ids, **sampling, "max_new_tokens": cfg.max_new_tokens}
 
 
-def _given(model: Path) -> dict[str, Any]:
+def _given(model: Path) -> HfConfig:
     """The model's ``generation_config.json``, with every id that ends an answer in its chat format."""
     given = _json(model / "generation_config.json")
     known = given.get("eos_token_id", [])
@@ -100,9 +99,9 @@ def _given(model: Path) -> dict[str, Any]:
     return given | {"eos_token_id": [*known, *sorted(ends - {*known})]} if ends - {*known} else given
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> HfConfig:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
+def _write_json(path: Path, values: HfConfig) -> None:
     path.write_text(json.dumps(values, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8")

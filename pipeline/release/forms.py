@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.release.gguf_export import normalises, write_gguf
-from pipeline.release.weights import read_tensors
+from pipeline.release.weights import HfConfig, read_tensors
 from storage.places import ROOT
 
 PLAIN = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16"}
@@ -105,7 +105,7 @@ def _check_rows(tensors: dict[str, Any], types: list[str]) -> None:
         )
 
 
-def modelfile(file: str, config: dict[str, Any], sampling: dict[str, Any]) -> str:
+def modelfile(file: str, config: HfConfig, sampling: HfConfig) -> str:
     """An Ollama Modelfile: the chat format that was trained (a system prompt is one of the messages), what ends an
     answer, and how to sample."""
     template = (
@@ -118,7 +118,7 @@ def modelfile(file: str, config: dict[str, Any], sampling: dict[str, Any]) -> st
     return "\n".join(lines) + "\n"
 
 
-def _sampling(model: Path) -> dict[str, Any]:
+def _sampling(model: Path) -> HfConfig:
     path = model / "generation_config.json"
     values = _json(path) if path.is_file() else {}
     if not values.get("do_sample"):
@@ -159,5 +159,5 @@ def _llama_cpp(spec: dict[str, Any], scratch: Path) -> None:
         raise RuntimeError(f"llama.cpp could not write {', '.join(spec['targets'])} (code {done.returncode}): {last}")
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> HfConfig:
     return json.loads(path.read_text(encoding="utf-8"))

@@ -17,6 +17,7 @@ import numpy as np
 from model.tokens.chat import ChatTokenizer
 from model.tokens.template import CHAT_TEMPLATE, plain_template
 from model.tokens.theirs import template_of
+from pipeline.release.weights import HfConfig
 from pipeline.tokens.patterns import GPT2_PATTERN, PRETOKEN_PATTERN, split_pattern
 
 _ARCHITECTURE = {"qwen3": "qwen3", "llama": "llama", "qwen3_moe": "qwen3moe"}
@@ -54,7 +55,7 @@ _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.weight$")
 _EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(\w+)$")
 
 
-def write_gguf(tensors: dict[str, np.ndarray], config: dict[str, Any], tokenizer: Path, path: Path, dtype: str) -> None:
+def write_gguf(tensors: dict[str, np.ndarray], config: HfConfig, tokenizer: Path, path: Path, dtype: str) -> None:
     """Write ``tensors`` (fp32, Hugging Face names) with ``config.json``'s values and the tokenizer directory's files to
     ``path``.
 
@@ -88,7 +89,7 @@ def write_gguf(tensors: dict[str, np.ndarray], config: dict[str, Any], tokenizer
     writer.close()
 
 
-def gguf_tensors(tensors: dict[str, np.ndarray], config: dict[str, Any]) -> dict[str, np.ndarray]:
+def gguf_tensors(tensors: dict[str, np.ndarray], config: HfConfig) -> dict[str, np.ndarray]:
     """The same weights under llama.cpp's names; experts stacked; Llama's q and k in its interleaved rotary order."""
     found: dict[str, np.ndarray] = {}
     experts: dict[str, dict[int, np.ndarray]] = {}
@@ -110,7 +111,7 @@ def gguf_tensors(tensors: dict[str, np.ndarray], config: dict[str, Any]) -> dict
     return found | {name: np.stack([parts[i] for i in sorted(parts)]) for name, parts in experts.items()}
 
 
-def _shape(writer: Any, config: dict[str, Any], gguf: Any, dtype: str) -> None:
+def _shape(writer: Any, config: HfConfig, gguf: Any, dtype: str) -> None:
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -142,7 +143,7 @@ def _shape(writer: Any, config: dict[str, Any], gguf: Any, dtype: str) -> None:
         writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
 
 
-def check_scaling(scaling: dict[str, Any] | None) -> None:
+def check_scaling(scaling: HfConfig | None) -> None:
     """Raises ValueError for a ``rope_scaling`` of ``config.json`` whose GGUF form has not been checked."""
     odd = sorted((scaling or {}).keys() - {"rope_type", "factor", "original_max_position_embeddings"})
     if scaling and (odd or scaling["rope_type"] != "yarn"):
@@ -152,7 +153,7 @@ def check_scaling(scaling: dict[str, Any] | None) -> None:
         )
 
 
-def check_tokenizer(spec: dict[str, Any]) -> str:
+def check_tokenizer(spec: HfConfig) -> str:
     """llama.cpp's name for how the tokenizer of a ``tokenizer.json`` splits texts. Raises ValueError without one.
 
     A tokenizer that brings texts into NFC first (Qwen's) passes: llama.cpp leaves that out, see :func:`normalises`.
@@ -167,7 +168,7 @@ def check_tokenizer(spec: dict[str, Any]) -> str:
     return pre
 
 
-def normalises(spec: dict[str, Any]) -> bool:
+def normalises(spec: HfConfig) -> bool:
     """Whether a tokenizer brings texts into NFC, which llama.cpp does not: texts that are not in it get other ids."""
     return spec.get("normalizer") == {"type": "NFC"}
 

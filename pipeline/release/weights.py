@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 _NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+
+HfConfig: TypeAlias = dict[str, Any]
+"""The values of a ``config.json``."""
 
 
 def read_tensors(model: Path) -> Iterator[tuple[str, np.ndarray]]:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import tiktoken
     from tokenizers import Tokenizer
 
+Meta: TypeAlias = dict[str, Any]
+"""``meta.json`` of a token dataset: format, kind, dtype, special ids, the tokenizer's sha256, counts of the splits."""
 CHAT_MARKS = re.compile(f"({re.escape(IM_START)}|{re.escape(IM_END)})")
 _PROBES = (
     "Hello,  world!\n\n\tif x: it's 12345\r\n",
@@ -71,7 +73,7 @@ class Encoder(ChatTokenizer):
         return np.array([i for own in ids for i in own], dtype=np.uint32)
 
 
-def dataset_meta(kind: str, tokenizer: Path) -> dict[str, Any]:
+def dataset_meta(kind: str, tokenizer: Path) -> Meta:
     """The head of a token dataset's ``meta.json``: format, kind, dtype, special ids, the tokenizer's sha256; no splits
     yet."""
     chat = ChatTokenizer.load(tokenizer)
@@ -88,12 +90,12 @@ def dataset_meta(kind: str, tokenizer: Path) -> dict[str, Any]:
     }
 
 
-def write_meta(out: Path, meta: dict[str, Any]) -> None:
+def write_meta(out: Path, meta: Meta) -> None:
     """Write ``meta.json``; it comes last, so a dataset without it is one whose making was cut short."""
     (out / "meta.json").write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def flat_counts(meta: dict[str, Any]) -> dict[str, float]:
+def flat_counts(meta: Meta) -> dict[str, float]:
     """``{train_tokens: …, val_sequences: …}`` of a dataset, with bytes per token of the training split."""
     flat = {f"{split}_{name}": n for split, row in meta["splits"].items() for name, n in row.items()}
     train = meta["splits"]["train"]

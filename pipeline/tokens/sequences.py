@@ -207,6 +207,6 @@ def _digest(record: Record, seed: int) -> int:
     return _hash([seed, content])
 
 
-def _hash(value: Any) -> int:
+def _hash(value: object) -> int:
     data = json.dumps(value, ensure_ascii=False, sort_keys=True).encode()
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")

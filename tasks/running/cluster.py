@@ -83,7 +83,7 @@ def _inputs(spec: str, out: Path) -> tuple[tuple[str, ...], tuple[tuple[str, str
     return tuple(sorted(needed)), tuple(sorted(artifacts))
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _strings(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, (dict, list)):

@@ -6,17 +6,17 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from model.running.devices import visible_gpus
 from storage.places import ROOT, home
+from tasks.running.events import Listener
 
 if TYPE_CHECKING:
     from pipeline.config.resources import Resources
 
 log = logging.getLogger(__name__)
-Report = Callable[[dict[str, Any]], None]
+Report = Listener
 
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(8 << 30),

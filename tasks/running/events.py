@@ -6,8 +6,8 @@ event without what ``emit`` adds: its name and its time (seconds since the epoch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, NotRequired, TypeAlias, TypedDict
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
 
 from storage.champions import Decision
 from storage.lineage import Input
@@ -126,3 +126,7 @@ class Progress(ProgressFields):
 
 
 Event: TypeAlias = StageStarted | StageFinished | RunFinished | Comparison | Decided | Note | Progress
+
+Told: TypeAlias = dict[str, Any]
+"""An event as listeners hear it, any of :data:`Event`."""
+Listener: TypeAlias = Callable[[Told], None]

@@ -40,6 +40,10 @@ Bound: TypeAlias = dict[str, Any]
 Verdict. All have a ``digest``."""
 
 
+Known: TypeAlias = dict[str, Any]
+"""What lineage says of a stage or a source, as the model card tells it."""
+
+
 @dataclass(frozen=True)
 class Several:
     """Artifacts that are one input together, in their order."""
@@ -76,8 +80,8 @@ class Descent:
     to the first, ``sources`` {name: {digest, files, bytes, stage}}. It counts by these facts."""
 
     digest: str | None
-    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stages: dict[str, Known] = field(default_factory=dict)
+    sources: dict[str, Known] = field(default_factory=dict)
 
 
 def descent_of(record_of: Callable[[Place], LineageRecord | None], made: Made) -> Descent:
@@ -85,8 +89,8 @@ def descent_of(record_of: Callable[[Place], LineageRecord | None], made: Made) -
     is not."""
     if made.digest is None:
         return Descent(None)
-    stages: dict[str, dict[str, Any]] = {}
-    sources: dict[str, dict[str, Any]] = {}
+    stages: dict[str, Known] = {}
+    sources: dict[str, Known] = {}
     for record in reversed(ancestry(record_of, (made.stage, made.key))):
         section = record.get("identity", {}).get("section", {})
         stages.setdefault(

@@ -25,6 +25,7 @@ from storage.files import write_text
 from tasks.running.cluster import run_on_cluster
 from tasks.running.command import launcher_command
 from tasks.running.environment import worker_environment
+from tasks.running.events import Listener
 from tasks.running.failure import WorkerFailed, explain
 from tasks.running.processes import logged
 from tasks.running.sharing import restore, sharing
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from pipeline.config.resources import Resources
 
 log = logging.getLogger(__name__)
-Report = Callable[[dict[str, Any]], None]
+Report = Listener
 
 
 def launch(

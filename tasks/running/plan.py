@@ -165,6 +165,6 @@ def _differing(old: Identity, new: Identity) -> list[str]:
     return [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = "unset" if value is None else str(value)
     return text if len(text) <= 40 else text[:37] + "…"

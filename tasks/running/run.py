@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
@@ -28,10 +28,12 @@ from tasks.running.events import (
     ComparisonFields,
     DecisionFields,
     FinishedFields,
+    Listener,
     NoteFields,
     ProgressFields,
     RunFinishedFields,
     StartedFields,
+    Told,
 )
 from tasks.running.gate import Verdict, found
 from tasks.running.inputs import Descent, Made, descent_of
@@ -65,7 +67,7 @@ def verdict(section: Any, model: Made, scores: Made) -> Any:
     return current().verdict(section, model, scores)
 
 
-WATCHERS: list[Callable[[dict[str, Any]], None]] = []
+WATCHERS: list[Listener] = []
 """Listeners that every new run in this process gets (the command line's console)."""
 
 
@@ -90,7 +92,7 @@ class Run:
     ) -> None:
         self.id, self.resources, self.until, self.refresh, self.preset = run_id, resources, until, refresh, preset
         self.directory = home() / "runs" / run_id
-        self.listeners: list[Callable[[dict[str, Any]], None]] = []
+        self.listeners: list[Listener] = []
         self.store = open_store(home() / "store", log=lambda line: self.emit("note", text=line))
         self.stages: dict[str, dict[str, Any]] = {}
         self._lock, self._alive = threading.Lock(), None
@@ -180,7 +182,7 @@ class Run:
             raise Reached(stage)
 
 
-def _told(listener: Callable[[dict[str, Any]], None], entry: dict[str, Any]) -> Exception | None:
+def _told(listener: Listener, entry: Told) -> Exception | None:
     try:
         listener(entry)
     except Exception as error:
