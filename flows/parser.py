@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from flows.grammar import AddCommand, Completer, completed_by
+from flows.grammar import AddCommand, completed_by, names
 from flows.release_options import releasing
 from flows.serving.options import serving, talking
 from model.running.devices import GPUS
@@ -135,28 +135,11 @@ def _preset(
 ) -> None:
     """The arguments that name a config."""
     text = "a preset's name (see `pipeline presets`) or a .toml file"
-    completed_by(sub.add_argument("preset", help=text, nargs=nargs), _names("presets"))
+    completed_by(sub.add_argument("preset", help=text, nargs=nargs), names("presets"))
     overrides = sub.add_argument(
         "overrides", nargs="*", metavar=metavar, help="config overrides, e.g. pretrain.optim.lr=1e-3; in any place"
     )
-    completed_by(overrides, _names("options"))
-
-
-def _names(what: str) -> Completer:
-    """A completer; what it proposes is found when Tab is pressed."""
-
-    def completed(prefix: str, **_: object) -> list[str]:
-        from flows.dag import stage_names
-        from pipeline.config.tree import options, presets
-
-        found = {
-            "presets": presets,
-            "stages": lambda: list(stage_names()),
-            "options": lambda: [f"{o}=" for o in options()],
-        }
-        return [name for name in found[what]() if name.startswith(prefix)]
-
-    return completed
+    completed_by(overrides, names("options"))
 
 
 def _run_commands(command: AddCommand) -> None:
@@ -184,7 +167,7 @@ def _run_commands(command: AddCommand) -> None:
             "--refresh", metavar="STAGE", action="append", default=[], help="build this stage again (repeatable)"
         )
         for action in (until, again):
-            completed_by(action, _names("stages"))
+            completed_by(action, names("stages"))
         sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     sub.add_argument("--price", type=float, metavar="P", help="also say what the GPU stages cost at P for a GPU hour")
     sub.add_argument(
@@ -202,7 +185,7 @@ def _run_commands(command: AddCommand) -> None:
     )
     _preset(sub, "section.key=value,value")
     until = sub.add_argument("--until", metavar="STAGE", help="stop every child after this stage")
-    completed_by(until, _names("stages"))
+    completed_by(until, names("stages"))
     sub.add_argument(
         "--metric",
         metavar="STAGE.NUMBER",
@@ -274,7 +257,7 @@ def _artifact_commands(command: AddCommand) -> None:
         "  pipeline why sft                         in the newest run that has it\n"
         "  pipeline why sft --run 20260131-1200\n  pipeline why sft/3fa9",
     )
-    sub.add_argument("what", metavar="STAGE", help="a stage, or an artifact as stage/key").completer = _names("stages")  # type: ignore[attr-defined]
+    sub.add_argument("what", metavar="STAGE", help="a stage, or an artifact as stage/key").completer = names("stages")  # type: ignore[attr-defined]
     sub.add_argument("--run", metavar="RUN", help="the run to look at (default: the newest with this stage)")
     sub.add_argument("--json", action="store_true")
     for name, keep, text in (
@@ -333,13 +316,13 @@ def _model_commands(command: AddCommand) -> None:
         "model",
         help="a preset's name (its newest whole run), a run's id, a reference like dpo/3fa9, or a model directory",
     )
-    completed_by(model, _names("presets"))
+    completed_by(model, names("presets"))
     sub.add_argument("--prompt", help="answer this one prompt; standard output is the answer and nothing else")
     talking(sub)
     sub.add_argument("--compare", metavar="OTHER", help="another model, which answers the same below the first")
     sub.add_argument("--force", action="store_true", help="also when the model was withdrawn")
-    serving(command, _names("presets"))
-    releasing(command, _names("presets"))
+    serving(command, names("presets"))
+    releasing(command, names("presets"))
     sub = command(
         "evaluate",
         "score models on exams: C-Eval, CMMLU, MMLU, ARC, HellaSwag, PIQA, OpenBookQA, GSM8K, BLiMP, or your own",
