@@ -1,4 +1,4 @@
-"""Work pools, deployments and automations on a Prefect server: what ``pipeline deploy`` and ``pipeline up`` bring
+"""Deployments and automations on a Prefect server: what ``pipeline deploy`` and ``pipeline up`` bring
 there."""
 
 from __future__ import annotations
@@ -8,22 +8,11 @@ import subprocess
 import sys
 
 from flows.automations import install
+from flows.pools import POOLS
 from flows.processes import ServiceError, ask
 from storage.places import ROOT
 
-POOLS = ("cpu-pool", "gpu-pool")
 PREFECT_QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "true", "PREFECT_CLI_PROMPT": "false"}
-
-
-def make_pools(api: str) -> None:
-    """Create the process work pools that prefect.yaml names, as far as they are missing; one of another type stays."""
-    there = {pool["name"] for pool in ask(api, "work_pools/filter")}
-    if missing := [pool for pool in POOLS if pool not in there]:
-        from prefect.workers.process import ProcessWorker
-
-        base = ProcessWorker.get_default_base_job_template()
-        for pool in missing:
-            ask(api, "work_pools/", {"name": pool, "type": ProcessWorker.type, "base_job_template": base})
 
 
 def deploy(api: str, targets: list[str] | None = None) -> list[str]:

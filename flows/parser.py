@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from flows.grammar import AddCommand, completed_by, names
+from flows.pools import TYPES
 from flows.release_options import releasing
 from flows.serving.options import serving, talking
 from model.running.devices import GPUS
@@ -117,6 +118,12 @@ def _service_commands(command: AddCommand) -> None:
         "  pipeline up\n  pipeline up --notify https://hooks.slack.com/services/T0/B0/XX",
     )
     deploy = command("deploy", "bring work pools, deployments and automations to the Prefect server of PREFECT_API_URL")
+    deploy.add_argument(
+        "--gpu-pool",
+        choices=TYPES,
+        help="the type of worker that serves gpu-pool: processes on a machine with a GPU (usual), containers, or pods;"
+        " gives a pool that is there the job template of deploy/pools",
+    )
     for sub in (up, deploy):
         sub.add_argument(
             "--notify",

@@ -283,12 +283,13 @@ def _login() -> dict[str, str]:
     return {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"} if login else {}
 
 
-def ask(api: str, path: str, body: Any = None) -> Any:
+def ask(api: str, path: str, body: Any = None, method: str = "POST") -> Any:
     """What Prefect's API answers at ``path`` (a filter without conditions when there is no body). Raises
     ServiceError."""
     headers = {"Content-Type": "application/json", **_login()}
     try:
-        with opened(urllib.request.Request(f"{api}/{path}", json.dumps(body or {}).encode(), headers), 30) as answer:
+        request = urllib.request.Request(f"{api}/{path}", json.dumps(body or {}).encode(), headers, method=method)
+        with opened(request, 30) as answer:
             return json.loads(answer.read() or b"null")
     except (OSError, ValueError) as error:
         raise ServiceError(f"the Prefect server at {api} refused {path}: {error}") from error

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.automations import check
-from flows.deploying import POOLS, PREFECT_QUIET, deploy, make_pools
+from flows.deploying import PREFECT_QUIET, deploy
+from flows.pools import POOLS, make_pools
 from flows.processes import (
     START_SECONDS,
     ServiceError,
@@ -129,7 +130,7 @@ def command(args: argparse.Namespace) -> int:
         up(root, targets)
         return 0
     api = ensure_prefect(root)
-    make_pools(api)
+    make_pools(api, args.gpu_pool)
     for line in deploy(api, targets):
         print(line)
     return 0

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flows.pools import merged
+
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 PREFECT = yaml.safe_load((ROOT / "prefect.yaml").read_text())
@@ -47,20 +49,16 @@ def test_the_data_deployment_offers_what_needs_no_gpu():
 
 
 @pytest.mark.parametrize("kind", ["docker", "kubernetes"])
-def test_job_templates_hold_all_of_prefects_own(kind):
-    """Prefect carries the base job templates of its worker packages; ours add to them and take nothing away."""
+def test_job_templates_hold_all_of_prefects_own_and_ours_over_it(kind):
+    """Prefect carries the base job templates of its worker packages; every variable that ours use is explained."""
     import prefect
 
     views = Path(prefect.__file__).parent / "server/api/collections_data/views/aggregate-worker-metadata.json"
     base = json.loads(views.read_text())[f"prefect-{kind}"][kind]["default_base_job_configuration"]
-    own = json.loads((ROOT / "deploy" / "pools" / f"{kind}.json").read_text())
-    variables = own["variables"]["properties"]
-    # What prefect-docker 0.7.4 and prefect-kubernetes 0.8.0 have otherwise than the copy in Prefect 3.8.8.
-    base["variables"]["properties"].pop("container_wait_timeout", None)
-    base["job_configuration"].pop("container_wait_timeout", None)
-    base["job_configuration"].get("job_manifest", {"spec": {}})["spec"].pop("backoffLimit", None)
-    assert base["variables"]["properties"].keys() <= variables.keys()
-    assert {*re.findall(r"{{ (\w+) }}", json.dumps(own["job_configuration"]))} == {*variables}
+    whole = merged(base, json.loads((ROOT / "deploy" / "pools" / f"{kind}.json").read_text()))
+    variables = whole["variables"]["properties"]
+    assert {*re.findall(r"{{ (\w+) }}", json.dumps(whole["job_configuration"]))} == {*variables}
+    assert all(variable.get("title") for variable in variables.values())
 
     def holds(whole, part):
         if isinstance(part, dict):
@@ -69,7 +67,7 @@ def test_job_templates_hold_all_of_prefects_own(kind):
             return len(whole) >= len(part) and all(map(holds, whole, part))
         return whole == part
 
-    assert holds(own["job_configuration"], base["job_configuration"])
+    assert holds(whole["job_configuration"], base["job_configuration"])
     worker = COMPOSE["services"]["worker-gpu"]
     given = {**worker["environment"]} | {secret["target"]: "" for secret in worker["secrets"]}
     assert variables["env"]["default"].keys() <= given.keys() and variables["image"]["default"] == worker["image"]

@@ -18,8 +18,10 @@ import pytest
 
 from flows import processes, services
 from flows.automations import check, place
+from flows.pools import make_pools
 from flows.processes import ServiceError
 from flows.services import ensure_mlflow, ensure_prefect
+from storage.errors import Refused
 from storage.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,6 +92,18 @@ def test_all_deployments_are_there_and_prefect_marks_lost_runs(home):
         "full-pipeline: say that no worker takes a run of cpu-pool",
         "full-pipeline: say that no worker takes a run of gpu-pool",
     ]
+
+
+def test_a_pool_takes_the_project_s_template_and_keeps_its_type(home):
+    api = told(home)["prefect"]["url"] + "/api"
+    with pytest.raises(Refused, match=r"of type process(.|\n)*prefect work-pool delete gpu-pool"):
+        make_pools(api, "docker")
+    processes.delete(api, "work_pools/gpu-pool")
+    make_pools(api, "kubernetes")
+    (pool,) = (p for p in post(f"{api}/work_pools/filter", {}) if p["name"] == "gpu-pool")
+    assert pool["type"] == "kubernetes"
+    assert pool["base_job_template"]["variables"]["properties"]["gpus"]["default"] == 1
+    make_pools(api, "kubernetes")
 
 
 def test_down_ends_all_that_was_started_and_nothing_else(home):

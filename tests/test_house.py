@@ -94,7 +94,7 @@ def test_only_stage_knows_prefect_caching_and_only_tracking_knows_mlflow():
             if name.split(".")[0] in users:
                 users[name.split(".")[0]].add(path.relative_to(ROOT).as_posix())
     assert all("tracking" in path for path in users["mlflow"]), users["mlflow"]
-    flow, server = ("full_pipeline", "handover"), ("deploying", "automations")
+    flow, server = ("full_pipeline", "handover"), ("pools", "automations")
     known = {"tasks/running/prefect_run.py", *(f"flows/{name}.py" for name in (*flow, *server))}
     assert users["prefect"] <= known, users["prefect"]
 
