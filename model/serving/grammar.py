@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from model.tokens.chat import ChatTokenizer
 
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
 INSTALL = "pip install 'full-pipeline[json]' (the package llguidance)"
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
-_FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_FORM: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """As Python's json writes it. Free white space would let a small model write blanks until its answer is full."""
 
 
