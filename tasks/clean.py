@@ -13,7 +13,7 @@ from tasks.running.stage import Metrics, Report, stage
 @stage(
     version=1,
     kind="documents",
-    libs=("ftfy", "pyarrow", "resiliparse", "trafilatura"),
+    libs=("ftfy", "pyarrow", "resiliparse", "trafilatura", "unicode"),
     reads={"docs": "part-*.parquet"},
 )
 def clean(cfg: CleanSection, docs: Artifact, *, on: Resources, out: Path, report: Report) -> Metrics:

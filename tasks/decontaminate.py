@@ -11,7 +11,7 @@ from tasks.running.sources import SourceSet, unchanged
 from tasks.running.stage import Metrics, Report, stage
 
 
-@stage(version=1, kind="documents", libs=("pyarrow", "xxhash"), reads={"docs": "part-*.parquet"})
+@stage(version=1, kind="documents", libs=("pyarrow", "unicode", "xxhash"), reads={"docs": "part-*.parquet"})
 def decontaminate(
     cfg: DecontaminateSection,
     docs: Artifact,

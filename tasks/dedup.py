@@ -11,7 +11,9 @@ from tasks.running.sources import SourceSet, unchanged
 from tasks.running.stage import Metrics, Report, stage
 
 
-@stage(version=1, kind="documents", libs=("datasketch", "pyarrow", "xxhash"), reads={"docs": "part-*.parquet"})
+@stage(
+    version=1, kind="documents", libs=("datasketch", "pyarrow", "unicode", "xxhash"), reads={"docs": "part-*.parquet"}
+)
 def dedup(
     cfg: DedupSection, docs: Artifact, against: SourceSet | None = None, *, on: Resources, out: Path, report: Report
 ) -> Metrics:

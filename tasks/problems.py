@@ -12,7 +12,7 @@ from tasks.running.stage import Metrics, Report, stage
 from tasks.screening import screened
 
 
-@stage(version=1, kind="records", libs=("orjson", "pyarrow", "xxhash"))
+@stage(version=1, kind="records", libs=("orjson", "pyarrow", "unicode", "xxhash"))
 def problems(
     cfg: DecontaminateSection,
     records: ProblemSet,

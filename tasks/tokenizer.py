@@ -13,7 +13,7 @@ from tasks.running.stage import Metrics, Report, stage
 @stage(
     version=1,
     kind="tokenizer",
-    libs=("pyarrow", "tokenizers"),
+    libs=("pyarrow", "tokenizers", "unicode"),
     reads={"shards": ("train/part-*.parquet", "val/part-*.parquet")},
 )
 def tokenizer(cfg: TokenizerSection, shards: Artifact, *, on: Resources, out: Path, report: Report) -> Metrics:

@@ -149,6 +149,12 @@ def test_every_stage_reaches_what_is_written_down_and_nothing_else():
     assert {s.name for s in stages()} == pinned.keys()
 
 
+def test_stages_that_read_the_tables_of_unicode_have_their_version_in_the_key():
+    tables = {path.relative_to(ROOT).as_posix() for _, path in modules() if "unicodedata" in dict(imports(path))}
+    using = {s.name for s in stages() if tables & s.stage.code().keys()}
+    assert using == {s.name for s in stages() if "unicode" in s.stage.libs}
+
+
 def test_every_error_of_ours_hangs_in_the_one_tree():
     import storage.errors as errors
 

@@ -12,6 +12,7 @@ import functools
 import importlib.metadata
 import inspect
 import time
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -152,7 +153,7 @@ def stage(
         version: raise it when the bytes change though no code, library or input does.
         kind: what it makes, one of :data:`KINDS`; pages, tracking and the command line go by it.
         workers: modules it starts in other processes.
-        libs: packages whose version changes its bytes.
+        libs: packages whose version changes its bytes; ``unicode`` for Python's own tables of letters.
         base: the input that its model descends from.
         reads: by input, the files that the stage reads of it (``fnmatch`` patterns); all of them when nothing is said.
     """
@@ -170,6 +171,8 @@ def _code(entries: tuple[str, ...]) -> dict[str, str]:
 
 @functools.cache
 def _version(package: str) -> str:
+    if package == "unicode":  # the tables of letters that come with Python
+        return unicodedata.unidata_version
     return importlib.metadata.version(package).partition("+")[0]  # 2.13.0+cpu is 2.13.0
 
 
