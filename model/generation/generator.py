@@ -231,6 +231,7 @@ class Generator:
 
     def _plan(self) -> list[tuple[_Sequence, int]]:
         """Who reads how many tokens in this step."""
+        # who only says its next token, and who still reads its prompt
         single = [s for s in self._running.values() if s.length - self._held[s.slot] == 1]
         reading = [s for s in self._running.values() if s.length - self._held[s.slot] > 1]
         budget, ahead = BESIDE if single else CHUNK, list[np.ndarray]()

@@ -68,6 +68,7 @@ class Loop:
     def run(self) -> dict[str, Any]:
         """Go from the newest checkpoint to the last step; the final metrics. Raises Diverged, or SystemExit(143) after
         SIGTERM."""
+        # from the newest checkpoint, or a first validation
         self._resume()
         report: dict[str, Any] = {}
         if self.step == 0 and self.spec.VALIDATES_FIRST and self.data.val.rows:
@@ -75,6 +76,7 @@ class Loop:
         self.meter.start()
         while self.step < self.plan.steps:
             self._update()
+            # validation; the best weights are kept apart
             done = self.step == self.plan.steps
             if not done and self.spec.eval_every and self.step % self.spec.eval_every == 0 and self.data.val.rows:
                 means = self.validate()
@@ -130,6 +132,7 @@ class Loop:
             parts = share(rows, self.ranks.rank, self.ranks.world, self.choices.micro_batch)
             try:
                 sums = torch.zeros(len(self.objective.names), device=self.engine.device)
+                # gradients add up over micro-batches; ranks meet at the last
                 for i, part in enumerate(parts):
                     value, part_sums = self.engine(self.batch("train", part, norm_by))
                     self.engine.backward(value, last=i == len(parts) - 1)
@@ -141,6 +144,7 @@ class Loop:
     def _halve(self, error: RuntimeError) -> None:
         """Go on with half the micro-batch after running out of memory; anything else, or a batch of one row, is
         raised."""
+        # torch says it in three ways
         memory = (
             isinstance(error, torch.OutOfMemoryError)
             or "can't allocate memory" in str(error)
@@ -162,6 +166,7 @@ class Loop:
             raise RuntimeError(
                 f"out of memory with {size} sequences at a time; run again to resume with {size // 2}"
             ) from error
+        # give back what the failed attempt holds, and begin the batch anew
         self.engine.clear()
         if self.engine.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -260,6 +265,7 @@ class Loop:
         state = self.checkpoints.load(self.engine.pieces())
         if state is None:
             return
+        # weights and optimizer are in place already; now the counters
         self.engine.loaded(state["applied"])
         self.step, self.position, self.tokens = state["step"], state["position"], state["tokens"]
         self.best = state["best_loss"]

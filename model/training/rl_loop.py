@@ -97,6 +97,7 @@ class RlLoop(Loop):
     def _roll(self) -> None:
         """Try the next problems, and keep the answers that teach something with what is known of their tokens."""
         spec, number = self.spec, self.step // self.spec.updates
+        # problems of this rollout, and answers to them: num_generations each
         numbers = self.order(self.position, self.position + spec.prompts)
         self.position += spec.prompts
         chosen = [self.problems[int(n)] for n in numbers]
@@ -107,6 +108,7 @@ class RlLoop(Loop):
         if spec.algorithm == "ppo":
             self._keep([trial for group in groups for trial in group], None, number)
             return
+        # a group whose rewards are all alike has no advantage, and is left out
         good = varied(rewards)
         kept = [trial for group, stays in zip(groups, good.tolist(), strict=True) if stays for trial in group]
         self._keep(kept, advantages(rewards, spec.recipe.scale)[good].flatten(), number)
@@ -115,6 +117,7 @@ class RlLoop(Loop):
         """Count a rollout, keep some of its answers to be read, and fail when no reward has ever differed."""
         self.rollouts += 1
         differs = varied(rewards) if self.spec.algorithm != "ppo" else varied(rewards.reshape(1, -1))
+        # flat rollouts in a row from the first one on; prompts without spread
         self.flat += not bool(differs.any()) and self.flat == self.rollouts - 1
         self.dropped += int((~varied(rewards)).sum()) if self.spec.algorithm != "ppo" else 0
         self.seen = told(groups, rewards)
@@ -151,6 +154,7 @@ class RlLoop(Loop):
         known = self.objective.known = Known(self.rollout.sampled, self.rollout.spread(spread))
         if not answers:
             return
+        # log-probabilities under the weights of the rollout, and under the reference
         ppo = advantage is None
         if spec.updates > 1 or ppo:
             known.old, known.value = self._scores(self.objective, self.engine)
@@ -162,6 +166,7 @@ class RlLoop(Loop):
     def _scores(self, objective: Policy, compute: Any, initial: bool = False) -> tuple[NDArray, NDArray]:
         """Log-probability and value of every token [tokens] as ``compute`` gives them (``initial``: without adapters),
         each rank a share. Collective."""
+        # [log-probability, value] of every token; each rank fills in its share
         found = torch.zeros(2, int(self.rollout.begin[-1]), dtype=torch.float64)
         rows = np.arange(self.rollout.rows)
         objective.known = self.objective.known
@@ -184,6 +189,7 @@ class RlLoop(Loop):
         if spec.beta:
             apart = divergence(torch.tensor(known.old), torch.tensor(known.reference), spec.kl_estimator)
             earned[inside] = -spec.beta * apart.numpy()
+        # the reward comes with the last token of an answer
         earned[np.arange(len(lengths)), lengths - 1] += rewards
         values[inside] = known.value
         assert begin[-1] == inside.sum()
@@ -253,9 +259,11 @@ class RlLoop(Loop):
         ones."""
         spec = self.spec
         problems = self.heldout[: spec.eval_problems] if spec.eval_problems else self.heldout
+        # greedy answers at every validation
         greedy = self.trials(problems, 1, GREEDY)
         first, last = self.step == 0, self.step == self.plan.steps
         found = told_heldout(problems, greedy)
+        # sampled ones before and after training only: they cost eval_samples times as much
         if first or last:
             sampling = Sampling(spec.temperature, spec.top_k, spec.top_p, seed=(spec.seed << 32))
             samples = self.trials(problems, spec.eval_samples, sampling)

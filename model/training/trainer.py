@@ -58,6 +58,7 @@ class Trainer(Generic[Spec]):
         """Train in this process group and write the model; the metrics of ``result.json``."""
         spec, ranks = self.spec, self.ranks
         self.run.mkdir(parents=True, exist_ok=True)
+        # data, shape, and how it is computed here
         data, config = self.read_data(), read_model_config(spec)
         plan = Plan(spec, data.train.rows)
         choices = choose(spec, config, ranks, plan.steps * plan.batch * spec.seq_len, self.run)
@@ -76,6 +77,7 @@ class Trainer(Generic[Spec]):
         meter = Meter(self.run, ranks.rank, ranks.device, objective.flops_per_token(), peak)
         folder = self.run / "checkpoints"
         checkpoints = Checkpoints(folder, spec.how.keep_checkpoints, prints, ranks.rank, ranks.world)
+        # train
         loop = self.LOOP(spec, engine, data, ranks, choices, checkpoints, meter)
         self.describe(loop, config)
         self.before_first_step(loop, prints)
@@ -137,6 +139,7 @@ class Trainer(Generic[Spec]):
     def finish(self, loop: Loop, config: ModelConfig, result: dict[str, Any]) -> None:
         """Write the model directory, then ``result.json``: whoever sees that file has a whole model."""
         spec, choices = self.spec, loop.choices
+        # all ranks give their parts; only rank 0 has the whole model
         state = loop.engine.weights()
         loop.checkpoints.wait()
         if self.ranks.rank == 0:

@@ -118,6 +118,7 @@ def _learn(cells, bounds, weights, places, used, heap, top, merges, known, sizes
     """Fill the merges; returns how many there are."""
     made = 0
     while made < merges.shape[0] and top > 0:
+        # the most frequent pair, if its count still holds: merges of others may have taken places from it
         claimed, pair, start, number = heap[0, 0], heap[0, 1], heap[0, 2], heap[0, 3]
         a, b = pair >> 32, pair & 0xFFFFFFFF
         count, number = _recount(cells, bounds, weights, places, start, number, a, b, sizes[a])
@@ -128,12 +129,14 @@ def _learn(cells, bounds, weights, places, used, heap, top, merges, known, sizes
         _settle(heap, top, heap[top, 0], heap[top, 1], heap[top, 2], heap[top, 3])
         if count == 0:
             continue
+        # a new id for the pair
         new = known + made
         merges[made, 0], merges[made, 1] = a, b
         sizes[new] = sizes[a] + sizes[b]
         made += 1
         number = _apply(cells, places, start, number, a, b, new, sizes)
         lefts, rights = _neighbours(cells, bounds, weights, places, start, number, new, sizes[new], fresh, others)
+        # pairs with the new id, to the left and to the right, go on the heap
         heap = _room(heap, top + lefts + rights)
         for i in range(lefts + rights):
             side = 0 if i < lefts else 1

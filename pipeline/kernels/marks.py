@@ -19,16 +19,21 @@ _UNCOMPOSED = int(Stat.UNCOMPOSED)
 @njit(cache=True, nogil=True)
 def book_mark(data, start, p, size, end, entries, code, row):
     """Book what a character at p, of a text from `start` to `end`, says about the repairs and masks to ask."""
+    # white space that the repairs change
     if code == 13 or entries[code] & KIND == SPACE:
         row[_UNTIDY] += code != 0x3000
+    # a dot: of an IPv4 address?
     elif code == 46:
         row[_DOTTED] = max(row[_DOTTED], _dotted(data, start, p, end))
+    # a colon: of an IPv6 address?
     elif code == 58:
         row[_HEX] += _opens_ipv6(data, start, p, end)
+    # an at sign: of an e-mail address?
     elif code == 64:
         row[_AT] += p > start and p + 1 < end and _in_address(data[p - 1]) and _in_address(data[p + 1])
     elif code == 0xFFFD:
         row[_REPLACED] += 1
+    # a lead byte of UTF-8 that was read as a character of its own?
     elif code >= 0xC2 and code <= 0xF4:
         row[_MOJIBAKE] += _misread(data, p + size, end, entries, code)
     else:

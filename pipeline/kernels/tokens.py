@@ -108,12 +108,14 @@ def _ngrams(tokens, offsets, n):
         last = offsets[i + 1]
         rolled = np.uint64(0)
         for j in range(first, last):
+            # a rolling hash: multiply, add the token that comes, take off the one that leaves
             rolled = rolled * np.uint64(BASE) + tokens[j]
             if j - first >= n:
                 # the token that leaves has been multiplied n times since it came
                 rolled -= tokens[j - n] * power
             # a text shorter than n is one n-gram
             if j - first >= n - 1 or (j == last - 1 and last - first < n):
+                # mixed as MurmurHash3 ends, so that every bit of the table's index depends on all of it
                 mixed = rolled ^ (rolled >> np.uint64(33))
                 mixed *= np.uint64(0xFF51AFD7ED558CCD)
                 mixed ^= mixed >> np.uint64(33)

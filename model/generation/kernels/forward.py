@@ -140,6 +140,7 @@ def _norm(x, out, begin, end, weight, dim, eps):
 def _place(line, row, layer, heads, kv, head, norms, normed, eps, rope, keys, values):
     """Norm and rotate one token's queries in place and its keys; put keys and values into their slot."""
     slot, at = row[0], row[1]
+    # queries, then keys: norm and rotary embedding in place
     half = head // 2
     for part in range(heads + kv):
         own = line[part * head : (part + 1) * head]
@@ -186,15 +187,18 @@ def _attend(pieces, rows, layer, heads, kv, head, scale, qkv, keys, values, mixe
                 if turn % ranks != rank:
                     continue
                 at = ((layer * keys.shape[1] + slot) * kv + g) * capacity
+                # queries [own * group, head], scaled
                 for t in range(own):
                     for i in range(group * head):
                         queries[t * group * head + i] = qkv[begin + t, g * group * head + i] * scale
                 lines, stride = own * group, blocks * PANEL
+                # scores [own * group, positions] = queries x keys
                 multiply(
                     queries, 0, head, lines, flat_keys, at * head, head * PANEL, head, weights, 0, stride, False, blocks
                 )
                 for line in range(lines):
                     _softmax(weights[line * stride : (line + 1) * stride], rows[begin + line // group, 1] + 1)
+                # result [own * group, head] = weights x values
                 multiply(
                     weights, 0, stride, lines, flat_values, at * columns * PANEL, capacity * PANEL, seen,
                     result, 0, columns * PANEL, False, columns,
@@ -266,12 +270,14 @@ def _mixture(form, spare, x, h, shape, w, place, chosen, inner, gathered, work, 
     tokens, own = counts[experts + 1 :], counts[experts + 1 + n * top :]
     share = work[: ((experts + PANEL - 1) // PANEL) * PANEL]
     if rank == 0:
+        # route: each token's experts and their weights
         for row in range(n):
             product(FP32, 0, h.reshape(-1), row * wide, wide, spare[0], spare[1], 0, 1, w, place[2], dim, share, 0,
                     len(share), False, len(share) // PANEL)  # fmt: skip
             _route(share, experts, top, chosen[row])
         for e in range(experts + 1):
             counts[e] = 0
+        # count the copies of each expert, and where they begin
         for row in range(n):
             for t in range(top):
                 counts[np.int64(chosen[row, t]) + 1] += 1
@@ -286,6 +292,7 @@ def _mixture(form, spare, x, h, shape, w, place, chosen, inner, gathered, work, 
                         own[row * top + t] = copies
                         copies += 1
     _meet(meeting, ranks)
+    # gather: the rows of an expert lie side by side, in the order of their tokens
     begin, end = _share(n * top, rank, ranks)
     for copy in range(begin, end):
         for i in range(dim):
@@ -304,6 +311,7 @@ def _mixture(form, spare, x, h, shape, w, place, chosen, inner, gathered, work, 
             _linear(form, spare, hidden[first * inner.shape[1] :], inner.shape[1], count, w, place[4 + 2 * e], width,
                     flat[first * gathered.shape[1] :], gathered.shape[1], False, rank, ranks)  # fmt: skip
     _meet(meeting, ranks)
+    # weighted sum of a token's experts, always in the same order
     begin, end = _share(n, rank, ranks)
     for row in range(begin, end):
         for t in range(top):

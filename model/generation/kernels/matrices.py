@@ -49,6 +49,7 @@ def ready(kind, x, x_start, x_stride, rows, k, codes, steps):
     the step of each row, fp32 (no number where the row holds one that is not finite)."""
     if kind != INT8:
         return
+    # int8: each row gets its own step, so that no neighbour changes its codes
     width = (k + 3) // 4 * 4
     for row in range(rows):
         line = x[x_start + row * x_stride :][:k]
@@ -145,6 +146,7 @@ def _int8(rows: int) -> Any:
         lines = [builder.gep(x, [builder.add(x_start, builder.mul(width, _I64(r)))]) for r in range(rows)]
         base = [_load(builder, w, _I64(4 * (PANEL + v * LANES)), _WHOLE, 4) for v in range(_VECTORS)]
         codes = builder.gep(w, [_I64(8 * PANEL)])
+        # loop over four inputs at a time: the products of four bytes are one instruction
         before, loop, end = builder.block, builder.append_basic_block("quads"), builder.append_basic_block("sums")
         builder.branch(loop)
         builder.position_at_end(loop)
@@ -164,6 +166,7 @@ def _int8(rows: int) -> Any:
             old.add_incoming(new, loop)
         builder.cbranch(builder.icmp_signed("<", after, quads), loop, end)
         builder.position_at_end(end)
+        # the sums are exact integers: scale of the row times scale of the column, once
         for r in range(rows):
             step = splat(builder, builder.load(builder.gep(steps, [builder.add(first, _I64(r))])), LANES)
             for v in range(_VECTORS):
@@ -183,6 +186,7 @@ def _dot(builder: Any, sums: Any, four: Any, weights: Any) -> Any:
         name = f"llvm.x86.avx512.vpdpbusd.{32 * LANES}"
         function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
         return builder.call(function, [sums, splat(builder, four, LANES), weights])
+    # without the instruction: byte by byte, to the same integers
     for i in range(4):
         own = builder.and_(builder.lshr(four, _I32(8 * i)), _I32(255))
         weight = builder.ashr(builder.shl(weights, _same(24 - 8 * i)), _same(24))
@@ -206,12 +210,14 @@ def _int4(rows: int) -> Any:
         before, (outer, inner, leave, end) = builder.block, blocks
         builder.branch(outer)
         builder.position_at_end(outer)
+        # outer loop, over groups of inputs: their scales
         number, held = builder.phi(_I64), [builder.phi(_REAL) for _ in range(rows * _VECTORS)]
         begin = builder.gep(w, [builder.mul(number, size)])
         scales = [_bf16(builder, begin, 2 * v * LANES) for v in range(_VECTORS)]
         codes, inputs = builder.gep(begin, [_I64(2 * PANEL)]), builder.mul(number, group)
         builder.branch(inner)
         builder.position_at_end(inner)
+        # inner loop, over the inputs of a group
         at, sums = builder.phi(_I64), [builder.phi(_REAL) for _ in held]
         line, place = builder.gep(codes, [builder.mul(at, _I64(PANEL // 2))]), builder.add(inputs, at)
         weights = _nibbles(builder, line, scales)
@@ -224,6 +230,7 @@ def _int4(rows: int) -> Any:
         builder.position_at_end(leave)
         following = builder.add(number, _I64(1))
         builder.cbranch(builder.icmp_signed("<", following, groups), outer, end)
+        # what each loop begins with, and what it carries on
         for phi, first, again, source, back in (
             (number, _I64(0), following, before, leave),
             (at, _I64(0), after, outer, inner),

@@ -22,21 +22,25 @@ def pick(logits, vocab, knobs, uniform, history, spans, tokens, logprobs):
     for row in range(len(tokens)):
         line = logits[row, :vocab]
         temperature = np.float32(knobs[row, 0])
+        # penalties, on logits
         if knobs[row, 4] != 1 or knobs[row, 5] != 0 or knobs[row, 6] != 0:
             _penalise(line, knobs[row], history[spans[row, 0]], spans[row, 1], spans[row, 2], seen, said)
         if not np.isfinite(_sum(line, vocab)):
             return row
+        # softmax numerators, the largest being 1
         highest = peak(line, vocab)
         for i in range(vocab):
             # in this order a small temperature makes no number too large
             line[i] = (line[i] - highest) / (temperature if temperature else np.float32(1))
             weights[i] = exp(line[i]) if line[i] > np.float32(-87) else np.float32(0)  # what is forbidden is nothing
         total = _sum(weights, vocab)
+        # greedy: the first of the highest
         if temperature == 0:
             chosen = 0
             while line[chosen] != 0:
                 chosen += 1
         else:
+            # top-k, top-p, min-p, each on what the one before left
             if 0 < knobs[row, 1] < vocab:
                 _keep_top(weights, heap, vocab, np.int64(knobs[row, 1]), np.inf)
                 total = _sum(weights, vocab)
@@ -46,6 +50,7 @@ def pick(logits, vocab, knobs, uniform, history, spans, tokens, logprobs):
                 for i in range(vocab):
                     if weights[i] < knobs[row, 3]:
                         weights[i] = 0
+            # the inverse of the cumulative distribution at the uniform number
             total = _sum(weights, vocab)
             chosen = _draw(weights, vocab, uniform[row] * total)
         tokens[row] = chosen
@@ -60,6 +65,7 @@ def _penalise(line, knobs, history, prompt, length, seen, said):
         seen[history[i]] = 1
         if i >= prompt:
             said[history[i]] += 1
+    # each token once, however often it was seen; marks are cleared on the way
     for i in range(length):
         token = history[i]
         if seen[token]:
@@ -107,6 +113,7 @@ def _keep_top(weights, heap, vocab, count, mass):
         light = np.float32((total - mass) / vocab * 0.999999)
     elif count < vocab:
         light = _floor(weights, vocab, count)
+    # candidates, and a heap of them
     size = 0
     for i in range(vocab):
         if weights[i] > 0 and weights[i] >= light:
@@ -114,6 +121,7 @@ def _keep_top(weights, heap, vocab, count, mass):
             size += 1
     for start in range(size // 2 - 1, -1, -1):
         _sink(weights, heap, start, size)
+    # take from the top until there is enough
     taken, gone = 0.0, size
     while gone > 0 and size - gone < count and taken < mass:
         gone -= 1

@@ -55,6 +55,7 @@ def _code(rows: int) -> Callable[..., Any]:
         w = builder.gep(w, [w_start])
         lines = [builder.gep(x, [builder.add(x_start, builder.mul(x_stride, whole(r)))]) for r in range(rows)]
 
+        # the panel's columns at one k, as fp32 vectors: bf16 is the upper half of an fp32 number
         def columns(line: Any) -> list[Any]:
             places = [builder.gep(line, [whole(v * LANES)]) for v in range(vectors)]
             if not half:
@@ -68,6 +69,7 @@ def _code(rows: int) -> Callable[..., Any]:
             high = [builder.and_(pair, ir.Constant(both, [0xFFFF0000] * LANES)) for pair in pairs]
             return [builder.bitcast(bits, vector) for bits in (*low, *high)]
 
+        # loop over k: the sums are phi nodes, so they never leave their registers
         before = builder.block
         loop, end = builder.append_basic_block("k"), builder.append_basic_block("sums")
         builder.branch(loop)
@@ -77,16 +79,19 @@ def _code(rows: int) -> Callable[..., Any]:
         line = builder.gep(w, [builder.mul(at, whole(PANEL))])
         loaded = columns(line)
         added = []
+        # one broadcast of x[r, k] for all columns, one fused multiply-add for each vector of them
         for r in range(rows):
             value = splat(builder, builder.load(builder.gep(lines[r], [at])), LANES)
             added += [fused(builder, value, loaded[v], sums[r * vectors + v], LANES) for v in range(vectors)]
         after = builder.add(at, whole(1))
         at.add_incoming(whole(0), before)
         at.add_incoming(after, loop)
+        # the loop's edges: zeros from outside, the new sums from its own end
         for old, new in zip(sums, added, strict=True):
             old.add_incoming(zero, before)
             old.add_incoming(new, loop)
         builder.cbranch(builder.icmp_signed("<", after, k), loop, end)
+        # write the sums, or add them to what is there
         builder.position_at_end(end)
         for r in range(rows):
             for v in range(vectors):
@@ -126,6 +131,7 @@ def multiply(x, x_start, x_stride, rows, w, w_start, w_stride, k, out, out_start
     arrays, with where they begin and how far apart rows of x and out and panels of w are."""
     for p in range(panels):
         xs, ws, os, left = x_start, w_start + p * w_stride, out_start + p * PANEL, rows
+        # the largest tile that fits the rows that are left: each weight is then read once for all of them
         if ROWS == 8:
             while left >= 8:
                 _eight(x, xs, x_stride, w, ws, k, out, os, out_stride, add)
