@@ -10,13 +10,12 @@ numbers to ``out/_run/result.json``. On the CPU, one form after the other beside
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from model.generation.scorer import Scorer
 from model.generation.summary import picked
 from model.llamacpp.library import INSTALL, installed
 from model.llamacpp.scorer import GgufScorer
+from model.running.command import WorkerSpec, read_spec
 from model.running.files import write_json
 from model.score import asked
 
@@ -74,7 +74,7 @@ def text_windows(text: str, scorer: Scorer, window: int, limit: int) -> HeldOut:
 class Measure:
     """The original with its answers, against which forms are measured."""
 
-    def __init__(self, spec: dict[str, Any]) -> None:
+    def __init__(self, spec: WorkerSpec) -> None:
         self.settings, self.model = spec["settings"], spec["model"]
         self.original = Scorer(self.model, "cpu", "fp32", self.settings["batch"], lambda _: None)
         window = min(self.settings["seq_len"] or 1024, self.original.window)
@@ -190,7 +190,7 @@ def flat(costs: dict[str, Cost]) -> dict[str, float]:
     return numbers
 
 
-def run(spec: dict[str, Any]) -> dict[str, float]:
+def run(spec: WorkerSpec) -> dict[str, float]:
     """Measure the original and all forms; writes the files and returns the flat numbers."""
     out, measure = Path(spec["out"]), Measure(spec)
     size = sum(path.stat().st_size for path in Path(spec["model"]).glob("model*.safetensors"))
@@ -221,9 +221,7 @@ def run(spec: dict[str, Any]) -> dict[str, float]:
 
 def main() -> None:
     """The worker's command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--spec", required=True, help="JSON file")
-    run(json.loads(Path(parser.parse_args().spec).read_text(encoding="utf-8")))
+    run(read_spec(__doc__))
 
 
 if __name__ == "__main__":

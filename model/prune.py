@@ -8,19 +8,17 @@ what each part would have cost goes to ``pruned.json`` in ``out``, the numbers t
 
 from __future__ import annotations
 
-import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from model.network.weights import load_model, save_model
 from model.pruning.cut import prune
 from model.quantize import calibration
+from model.running.command import WorkerSpec, read_spec
 from model.running.files import write_json
 
 
-def run(spec: dict[str, Any]) -> dict[str, float]:
+def run(spec: WorkerSpec) -> dict[str, float]:
     """Write the pruned model; the numbers. Raises ValueError for what cannot be left out."""
     windows = calibration(spec)
     if not windows:
@@ -42,9 +40,7 @@ def run(spec: dict[str, Any]) -> dict[str, float]:
 
 def main() -> None:
     """The worker's command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--spec", required=True, help="JSON file")
-    run(json.loads(Path(parser.parse_args().spec).read_text(encoding="utf-8")))
+    run(read_spec(__doc__))
 
 
 if __name__ == "__main__":

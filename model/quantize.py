@@ -8,23 +8,21 @@ null), ``calibration_tokens``, ``seq_len`` and ``out``. It writes each form's di
 
 from __future__ import annotations
 
-import argparse
-import json
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from model.quantized.scheme import Scheme
 from model.quantized.write import write_rounded
+from model.running.command import WorkerSpec, read_spec
 from model.running.files import write_json
 from model.tokens.chat import ChatTokenizer
 from model.tokens.rows import read_split
 
 
-def calibration(spec: dict[str, Any]) -> list[Tensor]:
+def calibration(spec: WorkerSpec) -> list[Tensor]:
     """Windows of ids [T], ``calibration_tokens`` together: documents from all over the training split, or a text."""
     window, limit = spec["seq_len"] or 512, spec["calibration_tokens"]
     if spec.get("text"):
@@ -45,7 +43,7 @@ def calibration(spec: dict[str, Any]) -> list[Tensor]:
     return windows
 
 
-def run(spec: dict[str, Any]) -> None:
+def run(spec: WorkerSpec) -> None:
     """Write all forms. Raises ValueError for a width that does not divide into groups, and gptq without texts."""
     windows = calibration(spec) if spec["method"] == "gptq" else []
     if spec["method"] == "gptq" and not windows:
@@ -58,9 +56,7 @@ def run(spec: dict[str, Any]) -> None:
 
 def main() -> None:
     """The worker's command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--spec", required=True, help="JSON file")
-    run(json.loads(Path(parser.parse_args().spec).read_text(encoding="utf-8")))
+    run(read_spec(__doc__))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ nothing but the folder; rank 0 waits for all shards and writes ``result.json``.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import time
@@ -24,6 +23,7 @@ from model.generation.generator import Completion, complete
 from model.generation.rewarder import Rewarder
 from model.generation.sampling import Sampling
 from model.network.transformer import Transformer
+from model.running.command import WorkerSpec, read_spec
 from model.running.files import write_json, write_text
 from model.running.machine import Orphan, pick_device
 from model.tokens.chat import ChatTokenizer
@@ -47,7 +47,7 @@ class Answered(TypedDict):
 class Sampler:
     """The model that answers."""
 
-    def __init__(self, spec: dict[str, Any], device: torch.device) -> None:
+    def __init__(self, spec: WorkerSpec, device: torch.device) -> None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.spec, self.tokenizer = spec, ChatTokenizer.load(spec["model"])
         self.model = Transformer.from_dir(spec["model"], dtype=dtype, device=device).eval()
@@ -99,7 +99,7 @@ class Sampler:
         }
 
 
-def run(spec: dict[str, Any], rank: int, world: int, device: torch.device) -> None:
+def run(spec: WorkerSpec, rank: int, world: int, device: torch.device) -> None:
     """Answer this rank's shards; rank 0 then waits for those of the others and writes the result."""
     out, orphan = Path(spec["out"]) / "_run", Orphan()
     with open(spec["prompts"], encoding="utf-8", newline="\n") as lines:
@@ -144,9 +144,7 @@ class _Progress:
 
 def main() -> None:
     """The worker's command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--spec", required=True, help="JSON file")
-    spec = json.loads(Path(parser.parse_known_args()[0].spec).read_text(encoding="utf-8"))
+    spec = read_spec(__doc__)
     rank, world, local = (
         int(os.environ.get(n, d)) for n, d in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
     )

@@ -15,7 +15,6 @@ What does not fit a model's window is left out of its scores and counted as ``to
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -28,6 +27,7 @@ from model.generation.scorer import Scorer
 from model.generation.standard import ask
 from model.generation.standard import asked as standard_asked
 from model.generation.summary import Found, Weighed, flat_metrics, judge, picked, summarise
+from model.running.command import WorkerSpec, read_spec
 from model.running.files import write_json, write_text
 
 KINDS = ("choices", "answers", "preferences", "standard")
@@ -63,7 +63,7 @@ def _weighed(scorer: Scorer, items: list[Item], texts: list[list[str]]) -> list[
     return [None if None in row else [weight for weight in row if weight] for row in rows]
 
 
-def run(spec: dict[str, Any]) -> dict[str, float]:
+def run(spec: WorkerSpec) -> dict[str, float]:
     """Score all models of a spec and write the files; returns the flat metrics."""
     out, settings = Path(spec["out"]), spec["settings"]
     exams = {kind: _read(Path(spec["exams"]) / f"{kind}.jsonl") for kind in KINDS}
@@ -181,9 +181,7 @@ def _read(path: Path) -> list[Item]:
 
 def main() -> None:
     """The worker's command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--spec", required=True, help="JSON file")
-    run(json.loads(Path(parser.parse_args().spec).read_text(encoding="utf-8")))
+    run(read_spec(__doc__))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@ exit code is 1 and the last line says where. Without ``transformers`` nothing is
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import json
 import math
 import sys
 from datetime import date
@@ -21,6 +19,7 @@ import torch
 
 from model.generation.generator import generate
 from model.network.transformer import Transformer
+from model.running.command import WorkerSpec, read_spec
 from model.running.files import write_json
 from model.tokens.chat import ChatTokenizer
 from model.tokens.turns import Message
@@ -64,7 +63,7 @@ def compare(directory: str | Path, prompts: list[str], new_tokens: int = 24) -> 
     return agreement
 
 
-def run(spec: dict[str, Any]) -> str:
+def run(spec: WorkerSpec) -> str:
     """Compare, write the result; what differs, or nothing."""
     if importlib.util.find_spec("transformers") is None:
         result: dict[str, Any] = {"compared": 0, "why": "transformers is not installed"}
@@ -82,9 +81,7 @@ def run(spec: dict[str, Any]) -> str:
 
 def main() -> int:
     """The worker's command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--spec", required=True, help="JSON file")
-    problem = run(json.loads(Path(parser.parse_args().spec).read_text(encoding="utf-8")))
+    problem = run(read_spec(__doc__))
     if problem:
         print(problem, file=sys.stderr)
     return 1 if problem else 0
