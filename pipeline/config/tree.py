@@ -124,7 +124,7 @@ class Config(Section):
             self._check_format(init)
         if self.tokenizer.foreign and (self.sft.tag_weight != 1 or self.sft.compat):
             raise ValueError(
-                "sft.tag_weight  tags are weighed in our chat format only: set it to 1 (and sft.compat to none), or"
+                "sft.tag_weight  tags are weighed in our chat format only: leave it (and sft.compat) out, or set"
                 " tokenizer.template=own"
             )
         self._check_forms()
