@@ -1,9 +1,10 @@
 """``pipeline gc``: one policy over the store, a shared bucket, and what MLflow and Prefect keep of runs.
 
 What stays: everything that the newest runs, pinned ones, those going on and the champions reach, with all it was made
-from; so a lineage record is never removed while something made from it is there. The rest goes: from this machine; with
-``--shared`` from the bucket, by the runs of all machines; with ``--history`` also the runs themselves, from this
-machine's list, from MLflow and from Prefect, unless something that they made stays.
+from, and what commands such as ``pipeline evaluate`` made of that; so a lineage record is never removed while something
+made from it is there. The rest goes: from this machine; with ``--shared`` from the bucket, by the runs of all machines;
+with ``--history`` also the runs themselves, from this machine's list, from MLflow and from Prefect, unless something
+that they made stays.
 """
 
 from __future__ import annotations
@@ -77,7 +78,23 @@ def decide(place: Store, keep: int, records: Records) -> Policy:
     kept = [run for run in told if run in newest or (run / PIN).exists() or is_alive(run)]
     start = [node for run in kept for node in told[run]]
     reached = closure([*start, *Champions(place).kept()], records)
+    reached |= made_by_commands(reached, records, keep)
     return Policy(kept, [run for run in told if run not in kept], reached)
+
+
+def made_by_commands(reached: set[Place], records: Records, keep: int) -> set[Place]:
+    """What commands made (scores, forms, smaller models) of artifacts that stay; of folders outside the store what the
+    newest ``keep`` commands made."""
+    commands = sorted((home() / "commands").glob("*/run.json"), key=lambda path: path.stat().st_mtime)
+    names = [path.parent.name for path in commands]
+    found: set[Place] = set()
+    for node in sorted(records, key=lambda node: records[node]["created"]):  # one may be made of another
+        maker = records[node].get("run")
+        if maker in names:
+            given = [(i["stage"], i["key"]) for i in records[node]["inputs"] if i["key"]]
+            stays = all(place in reached or place in found for place in given) if given else maker in names[-keep:]
+            found |= {node} if stays else set()
+    return found
 
 
 def closure(start: Iterable[Place], records: Records) -> set[Place]:

@@ -29,7 +29,7 @@ from tasks.reward import reward
 from tasks.rl import rl
 from tasks.running.inputs import several
 from tasks.running.outline import Outlined, outline
-from tasks.running.run import descent, verdict
+from tasks.running.run import descent, seeds, verdict
 from tasks.running.sources import Inputs
 from tasks.sample import sample
 from tasks.sft import sft
@@ -65,7 +65,8 @@ def full(cfg: Config, inputs: Inputs) -> dict[str, Any]:
     forms = quantize(cfg.quantize, final, tokens, scores) if cfg.quantize.forms else None
     release = export.submit(cfg.export, final, descent(final), scores, forms)
     gated = verdict(cfg.evaluate, final, scores)
-    return {"report": report(cfg.report, scores, models, judge, own, gated), "model": release.result()}
+    page = report(cfg.report, scores, models, judge, own, gated, forms, seeds(scores))
+    return {"report": page, "model": release.result()}
 
 
 @functools.cache

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from flows.console import duration
 from flows.environment import say
 from flows.inspect import find_model
 from flows.scores import score_lines
+from flows.tracked import CommandRun, mlflow_page, preset_of
 from pipeline.config.evaluation import EvaluateSection
 from pipeline.config.resources import Resources
 from pipeline.config.training import check_model, content_digest
@@ -21,8 +21,6 @@ from storage.digest import sha256_file, sha256_json
 from storage.errors import Refused
 from storage.store import Artifact, open_store
 from tasks.measure import measure, names_of
-from tasks.running.direct import DirectRun
-from tasks.running.events import Listener, Told
 from tasks.running.inputs import Folder, Several
 from tasks.running.sources import SourceSet
 
@@ -38,7 +36,7 @@ def evaluate(args: argparse.Namespace) -> int:
     lines += [f"{source.name} is an own exam: asked through the chat template" for source in others]
     for line in lines:
         print(f"  {line}", file=sys.stderr, flush=True)
-    models = [_model(ref) for ref in args.models]
+    models = [model_of(ref) for ref in args.models]
     many = args.limit or 1_000_000
     section = EvaluateSection(
         shots=args.shots,
@@ -50,10 +48,9 @@ def evaluate(args: argparse.Namespace) -> int:
         preferences=many,
     )
     on = Resources(device=args.device, dtype=args.dtype)
-    run = DirectRun(f"evaluate-{time.strftime('%Y%m%d-%H%M%S')}", on, refresh=("measure",) if args.refresh else ())
-    run.listeners.append(_progress())
+    preset = preset_of(models[-1].path)
     made: Artifact | None = None
-    with run:
+    with CommandRun("evaluate", on, preset, ("measure",) if args.refresh else ()) as run:
         own = SourceSet("exam", tuple(others)) if others else None
         made = measure(section, Several(tuple(models)), own, SourceSet("exam", tuple(known)) if known else None)
     assert made is not None  # leaving early is for runs with --until
@@ -68,13 +65,16 @@ def evaluate(args: argparse.Namespace) -> int:
     for line in score_lines(metrics, names) + _measures(metrics, names):
         print(line)
     print(f"  items: {args.out or made.path}\n  {duration(record.get('seconds', 0.0))}, {made.ref}")
+    if page := mlflow_page(made):
+        print(f"  in MLflow: {page}")
     return 0
 
 
-def _model(ref: str) -> Artifact | Folder:
-    """The model that a reference means, by its content. Raises Refused for one that cannot be computed here."""
+def model_of(ref: str, force: bool = False) -> Artifact | Folder:
+    """The model that a reference means, by its content; a withdrawn one only with ``force``. Raises Refused for one
+    that cannot be computed here."""
     try:
-        path = find_model(ref)
+        path = find_model(ref, force)
         check_model(str(path))
     except LookupError as error:
         raise Refused(str(error.args[0])) from None
@@ -115,22 +115,3 @@ def _write_items(scored: Path, out: Path) -> None:
             if (scored / f"{name}.jsonl").is_file():
                 with open(scored / f"{name}.jsonl", "rb") as part:
                     shutil.copyfileobj(part, sink)
-
-
-def _progress() -> Listener:
-    """A listener that says on standard error how far it is and what is left."""
-    last = [0.0]
-
-    def listen(event: Told) -> None:
-        if event["event"] == "note":
-            print(f"  {event['text']}", file=sys.stderr)
-        if event["event"] != "progress" or not event.get("metrics"):
-            return
-        if time.monotonic() - last[0] < (1 if sys.stderr.isatty() else 15) and event["done"] != event["total"]:
-            return
-        last[0] = time.monotonic()
-        left = event["metrics"].get("seconds_left")
-        text = f"  {event['done']:,} of {event['total']:,} · {duration(left)} left" if left else f"  {event['done']:,}"
-        print(text.ljust(60), end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
-
-    return listen

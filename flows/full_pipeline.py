@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import secrets
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from pipeline.pages.funnel.page import write_funnel
 from storage.places import home
 from tasks.running.events import Told
 from tasks.running.prefect_run import PrefectRun
-from tasks.running.run import WATCHERS
+from tasks.running.run import WATCHERS, new_run_id
 from tasks.running.sources import asked, notes, withdrawn
 from tasks.tracking.tracker import start_tracker, summary
 
@@ -170,11 +169,6 @@ def _funnel(run: PrefectRun) -> None:
         about = {s.name: (inspect.getdoc(s.stage.fn) or "").partition("\n\n")[0] for s in stages()}
         tokens = next(iter(of(of_kind("tokens")).values()), None)
         write_funnel(data, run.directory, tokens=tokens, records=of(of_kind("records")), about=about)
-
-
-def new_run_id() -> str:
-    """An id that sorts by time and does not collide between machines."""
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
 def _to_log(logger: Any) -> Any:

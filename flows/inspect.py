@@ -191,7 +191,7 @@ def find_model(ref: str, force: bool = False) -> Path:
         record = _told(path / "lineage.json")
     else:
         record = find_record(ref)
-        if record["stage"] not in model_stages():
+        if record["stage"] not in model_stages() and record.get("kind") not in ("model", "release"):
             raise LookupError(f"{ref}  is a {record['stage']} artifact, not a model")
         look = store().examine(record["stage"], record["key"])
         if look.state == "damaged":

@@ -30,10 +30,11 @@ def releasing(command: AddCommand, presets: Completer) -> None:
             "--text", metavar="FILE", help="UTF-8 text to measure and calibrate by (default: the run's own)"
         )
         sub.add_argument("--scores", metavar="REF", help="an evaluate artifact, whose questions are asked again")
+        sub.add_argument("--refresh", action="store_true", help="make it again although it is cached")
         sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
         sub.add_argument("--force", action="store_true", help="also when the model was withdrawn")
     quantized.add_argument("--to", nargs="+", required=True, metavar="FORM", help=_FORMS)
-    quantized.add_argument("--out", metavar="DIR", help="folder to write (default: MODEL-forms here)")
+    quantized.add_argument("--out", metavar="DIR", help="copy it to a folder (it is kept in the store either way)")
     quantized.add_argument(
         "--group", type=int, default=32, choices=(32, 64, 128), help="int4: inputs that share a scale"
     )
@@ -45,4 +46,4 @@ def releasing(command: AddCommand, presets: Completer) -> None:
         "--heads", type=int, default=0, metavar="N", help="query heads of each layer, with their key heads"
     )
     pruned.add_argument("--ffn", type=int, default=0, metavar="N", help="feed-forward channels of each layer")
-    pruned.add_argument("--out", metavar="DIR", required=True, help="folder to write")
+    pruned.add_argument("--out", metavar="DIR", help="copy it to a folder (it is kept in the store either way)")

@@ -3,8 +3,8 @@
 The spec is JSON: ``model`` (directory, the original in fp32), ``forms`` [{"name", "path", "bytes", "why"}] (a model
 directory, or a GGUF file, which llama.cpp computes where it is installed; ``why`` a form is not measured, or empty),
 ``tokens`` (a token dataset whose val split is read, or null), ``text`` (a UTF-8 file in its place, or null), ``exams``
-(directory of answers.jsonl and choices.jsonl as the evaluation leaves them, or null), ``out`` and ``settings``
-(bits_tokens, kl_tokens, seq_len, speed_tokens, max_new_tokens, batch, seed). It writes ``costs.json`` and the flat
+(directory that the evaluation leaves, or null), ``out`` and ``settings`` (bits_tokens, kl_tokens, exam_items, seq_len,
+speed_tokens, max_new_tokens, batch). It writes ``costs.json`` and the flat
 numbers to ``out/_run/result.json``. On the CPU, one form after the other beside the original.
 """
 
@@ -25,7 +25,9 @@ from torch import Tensor
 from model.generation.generator import generate
 from model.generation.heldout import HeldOut, bits_per_byte, held_out
 from model.generation.judge import Item, right
+from model.generation.measures import HEADLINE, credits
 from model.generation.scorer import Scorer
+from model.generation.standard import ask
 from model.generation.summary import picked
 from model.llamacpp.library import INSTALL, installed
 from model.llamacpp.scorer import GgufScorer
@@ -87,6 +89,7 @@ class Measure:
         folder = Path(spec["exams"]) if spec.get("exams") else None
         self.questions = [i for i in _read(folder, "answers") if i.get("set") != "training"]
         self.choices = _read(folder, "choices")
+        self.standard = standard_items(folder, self.settings["exam_items"])
         self.pieces = self._few(self.settings["kl_tokens"])
         self.own = self._right(self.original)
 
@@ -149,7 +152,25 @@ class Measure:
             row = [next(weights) for _ in item["choices"]]
             if None not in row:
                 rights.setdefault("choices", []).append(picked(item, [w for w in row if w])[1])
+        for item, own in zip(self.standard, ask(scorer, self.standard), strict=True):
+            if not own["why"]:
+                rights.setdefault(item["set"], []).append(credits(item, own)[HEADLINE[item["form"]]])
         return rights
+
+
+def standard_items(folder: Path | None, limit: int) -> list[Item]:
+    """Choice questions, evenly spread, of each exam that was asked as the harness does, about ``limit`` of each (0:
+    all); generated answers are left out. Raises ValueError when an evaluation's questions are not there any more."""
+    known = [item for item in _read(folder, "standard") if item["choices"]]
+    items = _read(folder / "_run" / "exams", "standard") if folder and known else []  # those have their contexts
+    if len(items) < len(known):
+        raise ValueError(f"{folder}: its exams' questions are gone; `pipeline run … --refresh evaluate` asks again")
+    sets: dict[str, list[Item]] = {}
+    for item in items:
+        if item["choices"]:
+            sets.setdefault(item["set"], []).append(item)
+    steps = {name: max(1, round(len(own) / limit)) if limit else 1 for name, own in sets.items()}
+    return [item for name, own in sets.items() for item in own[:: steps[name]]]
 
 
 def _share(own: Sequence[float], original: Sequence[float], same: bool) -> Share:

@@ -8,10 +8,13 @@ from typing import Any, Protocol
 from pipeline.config.release import QuantizeSection
 from pipeline.config.resources import Resources
 from storage.store import Artifact
+from tasks.running.inputs import Folder
 from tasks.running.launch import launch
 from tasks.running.stage import Metrics, Report, stage
 
 BITS = {"int8": 8, "int4": 4}
+MEASURED = {"bits_tokens", "kl_tokens", "exam_items", "seq_len", "speed_tokens", "max_new_tokens", "batch"}
+"""Options of the section that the measuring process takes."""
 
 
 class Told(Protocol):
@@ -28,28 +31,34 @@ class Told(Protocol):
     workers=("model.quantize", "model.llamacpp.quantize", "model.measure"),
     libs=("gguf", "safetensors", "tokenizers", "torch"),
     base="model",
-    reads={"scores": ("answers.jsonl", "choices.jsonl")},
+    reads={"scores": ("answers.jsonl", "choices.jsonl", "standard.jsonl")},
 )
 def quantize(
     cfg: QuantizeSection,
-    model: Artifact,
-    tokens: Artifact,
+    model: Artifact | Folder,
+    tokens: Artifact | None = None,
     scores: Artifact | None = None,
+    text: Folder | None = None,
     *,
     on: Resources,
     out: Path,
     report: Report,
 ) -> Metrics:
     """Write every form of the model into a folder of its own, and measure each against the model in fp32: on held-out
-    tokens, and on the questions of the evaluation."""
-    texts = {"tokens": str(tokens.path), "exams": str(scores.path) if scores else None}
+    tokens (or a ``text``), and on the questions of the evaluation."""
+    texts = {
+        "tokens": str(tokens.path) if tokens else None,
+        "text": str(text.path) if text else None,
+        "exams": str(scores.path) if scores else None,
+    }
     return make_forms(cfg, model.path, texts, on=on, out=out, report=report)
 
 
 def make_forms(
     cfg: QuantizeSection, model: Path, texts: dict[str, str | None], *, on: Resources, out: Path, report: Told
 ) -> dict[str, Any]:
-    """The same for any model directory; ``texts`` may name ``tokens`` (a dataset) or ``text`` (a file) and ``exams``.
+    """The same for any model directory; ``texts`` may name ``tokens`` (a dataset) or ``text`` (a file), and ``exams``
+    (the files of an evaluation).
 
     Raises ValueError for forms that cannot be made here or of this model.
     """
@@ -79,8 +88,5 @@ def make_forms(
         }
         for form, folder in folders.items()
     ]
-    settings = cfg.model_dump(
-        include={"bits_tokens", "kl_tokens", "seq_len", "speed_tokens", "max_new_tokens", "batch"}
-    )
-    spec = {**same, "forms": forms, "settings": settings}
+    spec = {**same, "forms": forms, "settings": cfg.model_dump(include=MEASURED)}
     return launch("model.measure", spec, out, on, report.training, single=True)

@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+import mlflow
 import psutil
 import pytest
 import torch
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from test_readme import pipelines
 
 from flows.dag import stage_names
+from tasks.tracking.tracker import summary
 
 
 def states(result):
@@ -188,6 +190,26 @@ def test_a_run_of_whose_making_nothing_stays_is_forgotten_in_prefect_too(home, f
     assert "forgot 1 runs: 0 runs in MLflow, 1 flow runs in Prefect" in told and not old.exists()
     left = {run["id"] for run in ask(prefect_url, "flow_runs/filter")}
     assert extra not in left and first["flow_run_id"] in left
+
+
+def test_what_a_command_makes_is_a_run_in_mlflow_that_read_the_model(home, first, tmp_path):
+    exam = tmp_path / "pairs.jsonl"
+    exam.write_text(4 * (json.dumps({"sentence_good": "The tide comes.", "sentence_bad": "Tide the comes."}) + "\n"))
+    asked = ("evaluate", MICRO, "--exams", exam, "--json")
+    made = json.loads(home(*asked).stdout)
+    (command,) = (home.path / "commands").iterdir()
+    deadline = time.time() + 120
+    while not (state := summary(command)).get("complete"):
+        assert time.time() < deadline, state
+        time.sleep(0.2)
+    client = mlflow.MlflowClient(f"sqlite:///{home.path}/mlflow/mlflow.db")
+    run = client.get_run(state["stages"]["measure"]["run_id"])
+    assert run.data.tags["mlflow.parentRunId"] == state["parent_run_id"]
+    assert client.get_run(state["parent_run_id"]).data.tags["pipeline.part"] == "evaluate"
+    assert run.data.metrics["export.exam.pairs.jsonl.n"] == 4
+    release = summary(home.path / "runs" / first["run_id"])["stages"]["export"]["model_id"]
+    assert [model.model_id for model in run.inputs.model_inputs] == [release]
+    assert json.loads(home(*asked).stdout) == made and len(list((home.path / "commands").iterdir())) == 1
 
 
 def tree_of(pid):

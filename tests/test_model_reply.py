@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from token_helpers import tokenizer_dir
 
-from model.generation.fluency import fluency
+from model.generation.fluency import look
 from model.tokens.reply import Reply, ToolCall, parse_reply, well_formed
 
 CALL = '<tool_call>\n{"name": "tide", "arguments": {"pier": 1}}\n</tool_call>'
@@ -119,6 +119,6 @@ def test_an_answer_is_well_formed_when_it_reasons_once_and_then_answers(text, ta
 
 def test_evaluation_tells_how_many_answers_reason_and_how_many_of_these_are_well_formed():
     said = ["<think>a</think><answer>b</answer>", "<think>a</think>b", "<think>a", "b"]
-    found = fluency([{"lang": "en"}] * 4, said)
-    assert found["tagged"] == 0.75 and found["well_formed"] == pytest.approx(2 / 3)
-    assert not {"tagged", "well_formed"} & set(fluency([{"lang": "en"}], ["b"]))
+    found = look([{"lang": "en"}] * 4, said, 0)
+    assert found["tagged"]["value"] == 0.75 and found["well_formed"]["value"] == pytest.approx(2 / 3)
+    assert not {"tagged", "well_formed"} & set(look([{"lang": "en"}], ["b"], 0))

@@ -7,7 +7,7 @@ import pytest
 from harness_helpers import official, run_harness
 from token_helpers import new_model, tokenizer_dir
 
-from model.generation.measures import table
+from model.generation.measures import credits, table
 from model.generation.scorer import Scorer
 from model.generation.standard import ask
 from model.network.weights import save_model
@@ -195,6 +195,10 @@ def test_every_item_agrees_with_the_harness(both, form):
         next((n, s) for n, s in both[1]["samples"].items() if n.startswith(form)),
     )
     if form == "gsm8k":
+        for name_of, measure in (("strict-match", "exact_match"), ("flexible-extract", "flexible")):
+            theirs = {sample["doc_id"]: sample["exact_match"] for sample in samples if sample["filter"] == name_of}
+            own = [credits(item, one)[measure] for item, one in zip(items, said, strict=True)]
+            assert own == [theirs[i] for i in range(len(items))]
         samples = [sample for sample in samples if sample["filter"] == "strict-match"]
     samples = sorted(samples, key=lambda sample: sample["doc_id"])
     assert len(samples) == len(items) > 2

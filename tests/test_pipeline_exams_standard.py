@@ -3,12 +3,17 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from token_helpers import new_model, tokenizer_dir
 
 from model.generation.compare import paired
-from model.generation.fluency import fluency, loops
-from model.generation.forest import plant, shared
+from model.generation.fluency import look, loops, seen
+from model.generation.forest import groves, plant, shared
 from model.generation.measures import flexible, measured, pooled, standard_error, strict, table
+from model.generation.scorer import Scorer
+from model.network.weights import save_model
 from pipeline.evaluation.exams import exam_items
 from pipeline.evaluation.gold import NotAnItem
 from pipeline.evaluation.standard.forms import layout, split_of
@@ -105,6 +110,63 @@ def test_splits_and_subjects_are_read_off_paths():
     assert {path: split_of(path) for path in paths} == paths
 
 
+def parquet(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(list(rows)), path)
+
+
+def layouts(root):
+    """Exams as their authors and the Hub lay them out: (folder, form, subjects, questions)."""
+    answered, bare = "id,question,A,B,C,D,answer", "id,question,A,B,C,D"
+    for split, head, end in (
+        ("dev", f"{answered},explanation", ",A,x\r\n"),
+        ("val", answered, ",A\r\n"),
+        ("test", bare, "\r\n"),
+    ):
+        csv(
+            root / "ceval" / split / f"law_{split}.csv",
+            f"\ufeff{head}\r\n" + "".join(f'{i},"q\n{i}",1,2,3,4{end}' for i in range(5)),
+        )
+    lettered = {"question": "q", "A": "a", "B": "b", "C": "c", "D": "d", "explanation": ""}
+    for split, answer in (("dev", "A"), ("val", "B"), ("test", "")):
+        for subject in ("law", "art_studies"):
+            parquet(
+                root / "hub" / subject / f"{split}-00000-of-00001.parquet",
+                *[{"id": i, **lettered, "answer": answer} for i in range(5)],
+            )
+    rows = [
+        {"question": "q", "subject": s, "choices": list("abcd"), "answer": 3}
+        for s in ("law", "anatomy")
+        for _ in range(5)
+    ]
+    for split in ("dev", "test", "validation"):
+        parquet(root / "mmlu" / "all" / f"{split}-00000-of-00001.parquet", *rows)
+    for name in ("ARC-Easy", "ARC-Challenge"):
+        for split in ("Train", "Dev", "Test"):
+            jsonl(root / "arc" / name / f"{name}-{split}.jsonl", *[{"id": "Mercury_1", **STEM}] * 6)
+            csv(root / "arc" / name / f"{name}-{split}.csv", "questionID,AnswerKey,question\nx,A,q (A) b\n")
+    csv(root / "arc" / "README.txt", "x")
+    for split in ("train", "dev"):
+        jsonl(root / "piqa" / f"{split}.jsonl", *[{**PIQA, "goal": f"g{i}"} for i in range(6)])
+        csv(root / "piqa" / f"{split}-labels.lst", "1\n" * 6)
+    parquet(root / "blimp" / "wh_island" / "train-00000-of-00001.parquet", {"sentence_good": "a", "sentence_bad": "b"})
+    return [
+        ("ceval", "ceval", ["law"], 5), ("hub", "ceval", ["art_studies", "law"], 10),
+        ("mmlu", "mmlu", ["anatomy", "law"], 10), ("arc", "arc", ["ARC-Challenge", "ARC-Easy"], 12),
+        ("piqa", "piqa", [""], 6), ("blimp", "blimp", ["wh_island"], 1),
+    ]  # fmt: skip
+
+
+def test_exams_are_read_as_their_authors_and_the_hub_lay_them_out(tmp_path):
+    for folder, form, subjects, questions in layouts(tmp_path):
+        (source,), others, wrong = recognised([str(tmp_path / folder)], 5)
+        items = read_standard(source, form, 5)["items"]
+        assert not others and not wrong and source.form == form
+        assert sorted({item["subject"] for item in items}) == subjects and len(items) == questions
+        assert all(item["shots"] == 5 for item in items) or form == "blimp"
+    assert "without answers" in recognised([str(tmp_path / "ceval" / "test")])[2][0]
+
+
 def test_a_record_that_is_none_is_counted_with_its_line(tmp_path):
     rows = "id,question,A,B,C,D,answer\n0,q,1,2,3,4,A\n1,q,1,2,3,4,E\n2,q,1,2\n3,,1,2,3,4,B\n"
     (source,), _, _ = recognised([csv(tmp_path / "mine" / "val" / "law_val.csv", rows)])
@@ -149,19 +211,35 @@ def test_measures_are_those_of_the_harness_but_for_ties_of_pairs():
     assert scores["groups"]["x"]["n"] == 2
 
 
-def test_trees_hold_every_sequence_once(tmp_path):
+def test_trees_on_their_trunks_hold_every_sequence_once():
     rng = np.random.default_rng(0)
-    shots = rng.integers(0, 9, 40).tolist()
-    sequences = [(shots + rng.integers(0, 9, 1 + i % 5).tolist() + [i % 3, 7], 41) for i in range(30)]
-    trees = list(plant(sequences, 96))
-    assert sum(len(tree.tokens) for tree in trees) < sum(len(ids) for ids, _ in sequences) / 3
-    assert shared(sequences) > 0.8 and sorted(i for tree in trees for i in tree.ends) == list(range(30))
-    for tree in trees:
-        mask = tree.mask(len(tree.tokens))
-        for i, nodes in tree.ends.items():
-            path = np.flatnonzero(mask[nodes[-1]])
-            assert [tree.tokens[node] for node in path] == sequences[i][0][:-1]
-            assert [tree.depths[node] for node in path] == list(range(len(path)))
+    shots = rng.integers(0, 9, 520).tolist()
+    sequences = [(shots + rng.integers(0, 9, 1 + i % 5).tolist() + [i % 3, 7], 521) for i in range(30)]
+    sequences += [(rng.integers(10 * i, 10 * i + 9, 90).tolist(), 1 + i) for i in range(2, 6)]  # nothing in common
+    woods = groves(sequences)
+    assert sorted(len(grove.trunk) for grove in woods) == [0, 520] and shared(sequences) > 0.8
+    assert sorted(i for grove in woods for i in grove.members) == list(range(34))
+    for grove in woods:
+        for tree in plant(sequences, grove, 96):
+            mask = tree.mask(len(tree.tokens))
+            for i, nodes in tree.ends.items():
+                path = np.flatnonzero(mask[nodes[-1]])
+                assert grove.trunk + [tree.tokens[node] for node in path] == sequences[i][0][:-1]
+                assert [tree.depths[node] for node in path] == list(range(len(grove.trunk), len(sequences[i][0]) - 1))
+
+
+def test_likelihoods_from_trees_are_those_of_each_sequence_alone(tmp_path):
+    save_model(new_model(max_seq_len=256), tmp_path, tokenizer_dir())
+    scorer, rng = Scorer(str(tmp_path), "cpu", "fp32", 8, lambda n: None), np.random.default_rng(1)
+    shots, question = rng.integers(3, 400, 100).tolist(), rng.integers(3, 400, 70).tolist()
+    few = [(shots + own + [c], 100 + len(own)) for own in rng.integers(3, 400, (60, 10)).tolist() for c in (3, 4)]
+    long = [([9, *question, *rng.integers(3, 400, n).tolist()], 71) for n in (3, 9, 1)]  # choices of several tokens
+    early = [([*shots[:90], 2, 3], 1)]  # wants tokens that the others have in their trunk
+    sequences = [*few, *long, *early, ([1, 2], 1), few[0]]
+    assert sorted(len(grove.trunk) for grove in groves(sequences)) == [0, 100]
+    together = scorer.log_probabilities(sequences)
+    for own, sequence in list(zip(together, sequences, strict=True))[100:]:
+        np.testing.assert_allclose(own, scorer.log_probabilities([sequence])[0], atol=2e-5)
 
 
 def test_neighbours_are_compared_on_the_same_items():
@@ -190,7 +268,9 @@ def test_any_number_of_models_stands_in_the_table_of_changes():
 
 def test_answers_that_loop_or_leave_the_language_are_counted():
     assert loops("so it is the same the same the same the same the same") and not loops("the tide comes and goes twice")
-    items = [{"lang": "zh"}, {"lang": "en"}, {"lang": "en"}]
-    found = fluency(items, ["潮水每天涨落两次。", "潮水", "<think>\nx\n</think>\n\n<answer>\ny\n</answer>"])
-    assert found["language"] == pytest.approx(2 / 3) and found["n"] == 3 and found["loops"] == 0
-    assert fluency([], []) == {}
+    items = [{"lang": "zh"}, {"lang": "en"}, {"lang": "en"}, {"lang": "en"}]
+    said = ["潮水每天涨落两次。", "潮水", "<think>\nx\n</think>\n\n<answer>\ny\n</answer>", None]
+    found = look(items, said, 0)
+    assert found["language"]["value"] == pytest.approx(2 / 3) and found["language"]["n"] == 3
+    assert found["loops"]["value"] == 0 < found["loops"]["high"] and found["well_formed"]["n"] == 1
+    assert seen(items, said)["language"] == [1, 0, 1, None] and look([], [], 0) == {}

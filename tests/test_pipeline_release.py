@@ -94,6 +94,7 @@ def test_where_llama_cpp_is_missing_its_columns_say_so(made, tmp_path):
     from model import measure
 
     sizes = {"bits_tokens": 60, "kl_tokens": 40, "seq_len": 16, "speed_tokens": 2, "max_new_tokens": 4, "batch": 2}
+    sizes["exam_items"] = 0
     form = {"name": "gguf-q8_0", "path": str(made.out / "gguf-q8_0" / "model-q8_0.gguf"), "bytes": 7}
     spec = {"model": str(taught_dir()), "out": str(tmp_path), "text": str(tmp_path / "t.txt"), "forms": [form]}
     spec["settings"] = sizes

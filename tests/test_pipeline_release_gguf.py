@@ -16,6 +16,7 @@ from model.llamacpp.run import LlamaCpp
 from model.network.transformer import Transformer
 from model.network.weights import save_model
 from model.tokens.chat import ChatTokenizer
+from model.tokens.template import plain_template
 from pipeline.release.forms import FORMS, GGUF_TYPES, check_forms, write_ggufs
 from pipeline.release.gguf_export import check_tokenizer
 
@@ -167,6 +168,42 @@ def test_a_router_stays_in_fp32_whatever_the_type(tmp_path):
         assert {kind for name, kind in tensors.items() if "ffn_gate_inp" in name} == {"F32"}
     theirs = LlamaCpp(written["gguf:f16"].path).logits(ids)
     assert np.abs(theirs - own).max() < 0.04 * own.std()
+
+
+SCALINGS = {
+    "yarn": {"rope_type": "yarn"},
+    "linear": {"rope_type": "linear"},
+    "llama3": {"rope_type": "llama3", "rope_low_freq": 1.0, "rope_high_freq": 4.0, "qk_norm": False, "tied": False},
+}
+
+
+@pytest.mark.parametrize("kind", SCALINGS)
+def test_stretched_positions_are_llama_cpp_s_too(kind, tmp_path):
+    model = new_model(**SCALINGS[kind], rope_factor=4.0, rope_original_len=32).eval()
+    save_model(model, tmp_path / "model", tokenizer_dir())
+    written = write_ggufs(tmp_path / "model", tmp_path, ["f32"], tmp_path / "_run")["gguf:f32"]
+    ids = [3 + i * 7 % 400 for i in range(100)]
+    with torch.no_grad():
+        own = model(torch.tensor([ids]))[0].numpy()
+    assert np.abs(LlamaCpp(written.path, exact=True).logits(ids) - own).max() < 2e-3 * own.std()
+
+
+def test_a_folder_of_others_without_a_bos_token_and_with_objects_for_tokens_is_written(tmp_path):
+    save_model(new_model(), tmp_path / "model", tokenizer_dir())
+    path = tmp_path / "model" / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    template = config.pop("chat_template")
+    path.write_text(json.dumps({**config, "bos_token": None, "pad_token": {"content": config["pad_token"]}}))
+    (tmp_path / "model" / "chat_template.jinja").write_text(template)
+    values = json.loads((tmp_path / "model" / "config.json").read_text())
+    rope = {"rope_type": "default", "rope_theta": values.pop("rope_theta")}
+    del values["rope_scaling"]
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**values, "rope_parameters": rope}))
+    written = write_ggufs(tmp_path / "model", tmp_path, ["f16"], tmp_path / "_run")["gguf:f16"]
+    fields = gguf.GGUFReader(written.path).fields
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == ChatTokenizer.load(taught_dir()).eos_id
+    assert fields["tokenizer.chat_template"].contents() == plain_template(template)
+    assert fields["qwen3.rope.freq_base"].contents() == rope["rope_theta"]
 
 
 def test_what_a_type_s_blocks_do_not_divide_is_said(files):

@@ -2,23 +2,18 @@
 
 import functools
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from token_helpers import FACTS, new_model, taught_dir, tokenizer_dir
 
+from flows.cli import main
 from model.generation.generator import generate
 from model.network.transformer import Transformer
 from model.network.weights import load_model, save_model
 from model.pruning.cut import loss, prune
 from model.tokens.chat import ChatTokenizer
 from model.verify import compare
-
-ROOT = Path(__file__).parent.parent
 
 
 @functools.cache
@@ -102,31 +97,35 @@ def test_what_would_leave_nothing_is_refused(what, said):
         prune(load_model(taught_dir()), windows(), **what)
 
 
-def test_the_commands_take_any_model_folder(tmp_path):
+def test_the_commands_take_any_model_folder_and_make_nothing_twice(tmp_path, monkeypatch, capsys):
     text = tmp_path / "t.txt"
     text.write_text("\n".join(q + a for q, a in FACTS.items()) * 4)
-
-    home = {"PIPELINE_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    monkeypatch.setenv("PIPELINE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # there is none: nothing else depends on it
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
     def command(*args, code=0):
-        line = [sys.executable, "-m", "flows.cli", *map(str, args)]
-        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **home})
-        assert done.returncode == code, done.stderr
-        return done
+        with pytest.raises(SystemExit) as exit_:
+            main([str(arg) for arg in args])
+        said = capsys.readouterr()
+        assert exit_.value.code == code, said.err
+        return said.out or said.err
 
-    save_model(load_model(taught_dir()), tmp_path / "model", tokenizer_dir())
-    out = tmp_path / "forms"
-    said = json.loads(
-        command(
-            "quantize", tmp_path / "model", "--to", "int8", "gguf:q8_0", "--text", text, "--out", out, "--json"
-        ).stdout
-    )
-    assert set(said["costs"]) == {"fp32", "int8", "gguf-q8_0"} and said["costs"]["int8"]["kl"] < 0.1
-    assert (out / "gguf-q8_0" / "Modelfile").is_file()
+    save_model(load_model(taught_dir()), model := tmp_path / "model", tokenizer_dir())
+    asked, out = ("quantize", model, "--to", "int8", "gguf:q8_0", "--text", text, "--json"), tmp_path / "forms"
+    made = json.loads(command(*asked, "--out", out))
+    assert set(made["costs"]) == {"fp32", "int8", "gguf-q8_0"} and made["costs"]["int8"]["kl"] < 0.1
+    assert (out / "gguf-q8_0" / "Modelfile").is_file() and not (out / "lineage.json").exists()
+    assert json.loads(command(*asked))["costs"] == made["costs"]  # speeds too: it is the same artifact
+    assert len(list((tmp_path / "home" / "commands").iterdir())) == 1
     small = tmp_path / "small"
-    printed = command("prune", tmp_path / "model", "--layers", 1, "--text", text, "--out", small).stdout
+    printed = command("prune", model, "--layers", 1, "--text", text, "--out", small)
     assert "fewer); loss" in printed and "| pruned |" in printed
     assert Transformer.from_dir(small).config.layers == 1
     assert len(json.loads((small / "pruned.json").read_text())["layers"]) == 1
-    assert "'int9' is no form" in command("quantize", tmp_path / "model", "--to", "int9", code=2).stderr
-    assert "no such file" in command("quantize", tmp_path / "model", "--to", "int8", "--text", "gone", code=2).stderr
+    (artifact,) = (tmp_path / "home" / "store" / "prune").glob("*/lineage.json")
+    sources = [source["name"] for given in json.loads(artifact.read_text())["inputs"] for source in given["sources"]]
+    assert sources == ["model", "t.txt"]
+    assert "'int9' is no form" in command("quantize", model, "--to", "int9", code=2)
+    assert "no such file" in command("quantize", model, "--to", "int8", "--text", "gone", code=2)
+    assert "is the model itself" in command("prune", model, "--layers", 1, "--text", text, "--out", model, code=2)

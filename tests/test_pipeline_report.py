@@ -191,3 +191,24 @@ def test_the_page_tells_how_answers_were_judged_and_shows_pairs(scored):
     text = (own / "report.md").read_text()
     assert "better answer scores higher" in text and "## Preferences" in text
     assert "Preferences" not in (scored / "report.md").read_text()
+
+
+def test_it_tells_what_forms_cost_and_how_far_seeds_move_scores(scored):
+    exam = {"n": 40, "share": 0.5}
+    lost = {**exam, "difference": -0.1, "low": -0.15, "high": -0.05}
+    costs = {
+        "fp32": {"bytes": 4_000_000, "bits_per_byte": 2.0, "tokens_per_second": 100.0, "exams": {"cmmlu": exam}},
+        "int4": {"bytes": 1_000_000, "bits_per_byte": 2.01, "kl": 0.02, "same_top": 0.9, "exams": {"cmmlu": lost}},
+        "gguf-q8_0": {"bytes": 2_000_000, "why": "llama.cpp is not installed"},
+    }
+    (scored / "costs.json").write_text(json.dumps(costs))
+    seeds = [{"sft.bits_per_byte": 2.0 + i / 10, "sft.choices": 0.5, "sft.choices.chance": 0.25} for i in range(3)]
+    write_report(scored, scored, curves={}, costs=scored / "costs.json", seeds=seeds)
+    page = Page((scored / "report.html").read_text())
+    page.is_whole_and_alone()
+    rows = cells(scored)
+    assert rows["int4"][:2] == ["1.00 <sub>25%</sub>", "2.0100 <sub>+0.0100</sub>"]
+    assert rows["int4"][-1] == "50.0 % (-10.0) <sub>-15.0 to -5.0, n = 40</sub>"
+    assert '<span class="down">-10.0</span>' in page.text and "llama.cpp is not installed" in page.words
+    assert rows["Bits per byte of held-out text"][1] == "2.100 <sub>2.000 to 2.200, ± 0.100, 3 runs</sub>"
+    assert rows["Multiple choice"] == ["–", "50.0 % <sub>50.0 to 50.0, ± 0.0, 3 runs</sub>", "–"]

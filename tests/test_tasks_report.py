@@ -10,9 +10,10 @@ from flows import dag
 from model.generation.judge import share
 from pipeline.config.evaluation import ReportSection
 from pipeline.config.resources import Resources
-from storage.store import Artifact
+from storage.store import Artifact, Store
 from tasks.report import report
 from tasks.running.inputs import several
+from tasks.running.seeds import siblings
 from tasks.running.stage import Stage
 
 
@@ -57,3 +58,25 @@ def test_it_is_made_from_the_scores_and_the_models_training(tmp_path):
     page.is_whole_and_alone()
     assert "What is a token?" in page.words and page.words.count("pretrain") == 1 and "50.0 %" in page.words
     assert "What is a token?" in (out / "report.md").read_text()
+
+
+def test_runs_that_differ_by_training_seeds_alone_are_siblings(tmp_path):
+    store = Store(tmp_path)
+
+    def publish(stage, key, kind, section, inputs=(), **metrics):
+        store.partial(stage, key)
+        given = [{"name": "x", "stage": one.stage, "key": one.key, "digest": one.digest} for one in inputs]
+        facts = {"kind": kind, "metrics": metrics, "identity": {"section": section, "code": {}, "libs": {}}}
+        record = {"inputs": given, "sources": [], "created": "2026", "run": "r", **facts}
+        return store.publish(stage, key, record)
+
+    def scored(key, choices, seed=0, steps=9, items=0):
+        base = publish("pretrain", key * 32, "model", {"steps": steps, "seed": seed})
+        return publish("evaluate", key * 32, "scores", {"seed": items}, [base], **{"base.choices": choices})
+
+    one, *_ = scored("a", 0.5), scored("b", 0.6, seed=1), scored("c", 0.9, steps=8), scored("d", 0.9, items=1)
+    found = siblings(store, one)
+    assert found and [run["base.choices"] for run in found.scores] == [0.5, 0.6] and found.digest
+    assert siblings(store, scored("e", 0.7, seed=2)).digest != found.digest  # one run more: another page
+    assert siblings(store, Artifact("evaluate", "c" * 32, "d", tmp_path)) is None
+    assert siblings(store, Artifact("evaluate", "f" * 32, None, tmp_path)).digest is None

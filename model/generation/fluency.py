@@ -14,10 +14,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypedDict
 
+from model.generation.judge import bootstrap_mean, wilson
 from model.tokens.reply import well_formed
 
+MEASURES = ("empty", "loops", "distinct", "language", "tagged", "well_formed")
 _LOOP = re.compile(r"(.{1,60}?)\1{3,}\W*\Z", re.DOTALL)
 _WORD = re.compile(r"[一-鿿]|[^\W一-鿿]+")
 _TAG = re.compile(r"</?(?:think|answer)>")
@@ -43,24 +45,46 @@ def language(text: str) -> str | None:
     return None if not letters else "zh" if chinese * 5 > len(letters) else "en"
 
 
-def fluency(items: Sequence[dict[str, Any]], answers: Sequence[str | None]) -> dict[str, float]:
-    """The measures above over the answers that there are, and their number ``n``; nothing without any."""
-    said = [(item, answer) for item, answer in zip(items, answers, strict=True) if answer is not None]
-    if not said:
-        return {}
-    varied = [share for _, answer in said if (share := distinct(answer)) is not None]
-    spoken = [(item, tongue) for item, answer in said if (tongue := language(answer)) and item["lang"] in ("zh", "en")]
-    tagged = [answer for _, answer in said if _TAG.search(answer)]
-    found = {
-        "n": float(len(said)),
-        "empty": sum(not answer.strip() for _, answer in said) / len(said),
-        "loops": sum(loops(answer) for _, answer in said) / len(said),
+class Look(TypedDict):
+    """A measure of ``n`` answers: the mean with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def seen(items: Sequence[dict[str, Any]], answers: Sequence[str | None]) -> dict[str, list[float | None]]:
+    """What every answer counts by each measure; None for one that there is not, or that a measure is not about."""
+    rows: dict[str, list[float | None]] = {name: [] for name in MEASURES}
+    for item, answer in zip(items, answers, strict=True):
+        for name, own in _seen(item, answer).items():
+            rows[name].append(own)
+    if not any(rows["tagged"]):
+        rows["tagged"] = [None] * len(answers)
+    return rows
+
+
+def _seen(item: dict[str, Any], answer: str | None) -> dict[str, float | None]:
+    if answer is None:
+        return dict.fromkeys(MEASURES)
+    tongue = language(answer) if item["lang"] in ("zh", "en") else None
+    return {
+        "empty": float(not answer.strip()),
+        "loops": float(loops(answer)),
+        "distinct": distinct(answer),
+        "language": float(item["lang"] == tongue) if tongue else None,
+        "tagged": float(bool(_TAG.search(answer))),
+        "well_formed": float(well_formed(answer)) if _TAG.search(answer) else None,
     }
-    if varied:
-        found["distinct"] = sum(varied) / len(varied)
-    if spoken:
-        found["language"] = sum(item["lang"] == tongue for item, tongue in spoken) / len(spoken)
-    if tagged:
-        found["tagged"] = len(tagged) / len(said)
-        found["well_formed"] = sum(map(well_formed, tagged)) / len(tagged)
+
+
+def look(items: Sequence[dict[str, Any]], answers: Sequence[str | None], seed: int) -> dict[str, Look]:
+    """The measures above over the answers that each is about; those that are about none are left out."""
+    found: dict[str, Look] = {}
+    for name, row in seen(items, answers).items():
+        own = [value for value in row if value is not None]
+        if own:
+            low, high = bootstrap_mean(own, seed) if name == "distinct" else wilson(sum(own), len(own))
+            found[name] = {"value": sum(own) / len(own), "low": low, "high": high, "n": len(own)}
     return found

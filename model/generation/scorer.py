@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from model.generation.forest import Scored, batches, plant, shared, tree_log_probabilities
+from model.generation.forest import Scored, batches, groves, picked, plant, read_trunk, shared, tree_log_probabilities
 from model.generation.generator import Completion, Generator
+from model.generation.plain import PlainText
 from model.generation.summary import Weighed
 from model.quantized.load import open_model
 from model.tokens.chat import ChatTokenizer
@@ -41,6 +41,11 @@ class Scorer:
     def tokenizer(self) -> ChatTokenizer:
         """The chat tokenizer, which a directory that is asked plain text need not have."""
         return ChatTokenizer.load(self.directory)
+
+    @functools.cached_property
+    def plain(self) -> PlainText:
+        """The tokenizer of plain text."""
+        return PlainText(self.directory)
 
     def answers(self, questions: Sequence[str], max_new_tokens: int) -> list[str | None]:
         """Greedy answers; None to a question that leaves no room in the model's window."""
@@ -101,33 +106,32 @@ class Scorer:
                 ids[row, : len(sequences[i][0])] = torch.tensor(sequences[i][0])
             # padding is at the right, where causal attention never looks
             hidden = self.model.hidden(ids.to(self.device))  # [rows, longest, dim]
-            for row, i in enumerate(rows):
-                tokens, start = sequences[i]
-                states = hidden[row, start - 1 : len(tokens) - 1]  # [targets, dim]
-                logits = F.linear(states, self.model.head.to(states.dtype)).float()  # [targets, vocab]
-                target = torch.tensor(tokens[start:], device=self.device)
-                found[i] = -F.cross_entropy(logits, target, reduction="none").double().cpu().numpy()
-                self._finite(found[i])
-            self.tick(len(rows))
+            wanted = [
+                (i, row * longest + np.arange(sequences[i][1] - 1, len(sequences[i][0]) - 1))
+                for row, i in enumerate(rows)
+            ]
+            self._take(picked(self.model, hidden, wanted, sequences, _LOGITS), found)
         return found
 
     def _by_trees(self, sequences: Sequence[Scored]) -> list[np.ndarray]:
         found: list[np.ndarray] = [np.zeros(0)] * len(sequences)
-        for trees in batches(list(plant(sequences)), self._slots()):
-            own = tree_log_probabilities(self.model, trees, sequences, _LOGITS)
-            for i, values in own.items():
-                self._finite(values)
-                found[i] = values
-            self.tick(len(own))
+        for grove in groves(sequences):
+            trunk = read_trunk(self.model, grove.trunk)
+            for trees in batches(list(plant(sequences, grove)), self._slots(), len(grove.trunk)):
+                self._take(tree_log_probabilities(self.model, trees, sequences, trunk, _LOGITS), found)
         return found
 
-    def _finite(self, values: np.ndarray) -> None:
-        if not np.isfinite(values).all():
-            raise ValueError(f"{self.directory}: likelihoods are not finite: the weights are damaged or diverged")
+    def _take(self, own: dict[int, np.ndarray], found: list[np.ndarray]) -> None:
+        """Put the log-probabilities of a batch into their places. Raises ValueError when one is not a number."""
+        for i, values in own.items():
+            if not np.isfinite(values).all():
+                raise ValueError(f"{self.directory}: likelihoods are not finite: the weights are damaged or diverged")
+            found[i] = values
+        self.tick(len(own))
 
     def _slots(self) -> int:
-        """Tokens of a batch."""
-        return max(self.window, min(16_384, _LOGITS // self.model.config.vocab_size))
+        """Tokens of a batch: more than fill the processor's caches only add padding."""
+        return 1024 if self.device == "cpu" else 16_384
 
     def _batches(self, order: list[int], sequences: Sequence[Scored]) -> Iterator[list[int]]:
         tokens = self._slots()

@@ -21,7 +21,7 @@ NEW_TOKENS = 256
 
 def ask(scorer: Scorer, items: Sequence[Item]) -> list[Said]:
     """What the model gives for every item, in their order; one that cannot be asked says why."""
-    text = PlainText(scorer.directory)
+    text = scorer.plain
     found: dict[int, Said] = {}
     order = list(enumerate(items))
     for (generated, _), group in groupby(order, key=lambda pair: (not pair[1]["choices"], pair[1]["set"])):

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, TypedDict
 import numpy as np
 
 from model.generation.compare import changes
-from model.generation.fluency import fluency
+from model.generation.fluency import look, seen
 from model.generation.judge import Item, bootstrap_mean, by_accident, groups, right, share
 from model.generation.measures import HEADLINE, Said, credits
 from model.generation.measures import table as exam_table
@@ -21,18 +21,19 @@ Row: TypeAlias = dict[str, Any]
 
 
 class BitsPart(TypedDict):
-    """Bits per byte of some of the text."""
+    """Bits per byte of some of the text, with a 95 % interval, and perplexity a token."""
 
     value: float
+    low: float
+    high: float
+    perplexity: float
     bytes: int
 
 
-class Bits(TypedDict):
+class Bits(BitsPart):
     """Bits per byte of held-out text, over how many bytes and tokens; ``parts`` by "lang.zh", "source.book" and the
     like, ``nats`` and ``sizes`` (bytes) of each piece that was read."""
 
-    value: float
-    bytes: int
     tokens: int
     parts: dict[str, BitsPart]
     nats: list[float]
@@ -79,7 +80,7 @@ def summarise(exams: dict[str, list[Item]], found: dict[str, Found], reference: 
         if name in after:
             row["against_reference"] = _rewards(exams["preferences"], own, found[str(reference)], seed)
         row["exams"] = _exams(exams["standard"], own["standard"])
-        row["said"] = fluency(exams["answers"], own["answers"])
+        row["said"] = look(exams["answers"], own["answers"], seed)
         row["too_long"] = {
             kind: sum(one is None for one in said)
             for kind, said in (
@@ -114,16 +115,17 @@ def item_scores(exams: Mapping[str, list[Item]], own: Found) -> dict[str, list[f
     rows["preferences"] = [
         None if not w else 0.5 if _margin(w) == 0 else float(_margin(w) > 0) for w in own["preferences"]
     ]
+    rows |= {f"said.{what}": row for what, row in seen(exams["answers"], own["answers"]).items()}
     for name, items, said in _by_set(exams["standard"], own["standard"]):
         measure = HEADLINE[items[0]["form"]]
         rows[f"exam.{name}"] = [
             None if one["why"] else credits(item, one)[measure] for item, one in zip(items, said, strict=True)
         ]
-    return {name: row for name, row in rows.items() if row}
+    return {name: row for name, row in rows.items() if any(one is not None for one in row)}
 
 
 def _bits(found: Bits | None) -> Row | None:
-    return None if found is None else {name: found[name] for name in ("value", "bytes", "tokens", "parts")}
+    return None if found is None else {k: value for k, value in found.items() if k not in ("nats", "sizes")}
 
 
 def _exams(items: list[Item], said: list[Said]) -> Row:
@@ -205,7 +207,9 @@ def flat_metrics(scores: Row) -> dict[str, float]:
     for name, row in scores.items():
         flat[f"{name}.place"] = row["place"]
         if row["bits_per_byte"]:
-            flat[f"{name}.bits_per_byte"] = row["bits_per_byte"]["value"]
+            bits = row["bits_per_byte"]
+            flat[f"{name}.bits_per_byte"], flat[f"{name}.perplexity"] = bits["value"], bits["perplexity"]
+            flat |= {f"{name}.bits_per_byte.{end}": bits[end] for end in ("low", "high")}
             parts = row["bits_per_byte"]["parts"].items()
             flat |= {f"{name}.bits_per_byte.{part.removeprefix('lang.')}": cell["value"] for part, cell in parts}
         tables = {
@@ -223,7 +227,9 @@ def flat_metrics(scores: Row) -> dict[str, float]:
                 if "margin" in cell:
                     flat[f"{name}.{score}_margin" + ("" if part == "all" else f".{part}")] = cell["margin"]
         flat |= _flat_exams(name, row["exams"])
-        flat |= {f"{name}.said.{what}": value for what, value in row["said"].items()}
+        for what, cell in row["said"].items():
+            key = f"{name}.said.{what}"
+            flat |= {key: cell["value"]} | {f"{key}.{end}": cell[end] for end in ("low", "high", "n")}
         for score, change in row.get("against_before", {}).items():
             flat |= {f"{name}.{score}.{what}": change[end] for what, end in _CHANGES}
         unread = {"too_long": sum(row["too_long"].values()), "cut_short": row["cut_short"]}

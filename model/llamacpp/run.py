@@ -32,6 +32,7 @@ class LlamaCpp:
             context.type_k = context.type_v = 0  # GGML_TYPE_F32
             context.flash_attn_type = 0
         self._context = self._binding.LlamaContext(model=self._model, params=context, verbose=False)
+        self._read: list[int] = []  # what the cache holds
         self._batch = self._binding.LlamaBatch(n_tokens=min(BATCH, self.window), embd=0, n_seq_max=1, verbose=False)
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
@@ -39,10 +40,13 @@ class LlamaCpp:
         return list(self._vocab.tokenize(text, False, special))
 
     def logits(self, ids: Sequence[int], first: int = 0) -> np.ndarray:
-        """Logits fp32 [len(ids) - first, vocab] after each of ``ids`` from the index ``first`` on."""
-        self._context.kv_cache_clear()
+        """Logits fp32 [len(ids) - first, vocab] after each of ``ids`` from the index ``first`` on. What ids begin with
+        alike to those of the call before is not read again."""
+        known = _alike(ids[: max(0, min(first, len(ids) - 1))], self._read)
+        self._context.memory_seq_rm(0, known, -1)
+        self._read = list(ids)
         rows: list[np.ndarray] = []
-        for begin in range(0, len(ids), BATCH):
+        for begin in range(known, len(ids), BATCH):
             part = ids[begin : begin + BATCH]
             self._decode(part, begin, first)
             wanted = range(max(0, first - begin), len(part))
@@ -52,6 +56,7 @@ class LlamaCpp:
     def greedy(self, prompt: Sequence[int], *, stop: Collection[int], max_new_tokens: int) -> list[int]:
         """The likeliest continuation, without the token that ended it."""
         self._context.kv_cache_clear()
+        self._read = []
         sampler = self._binding.LlamaSampler()
         sampler.add_greedy()
         answer: list[int] = []
@@ -80,3 +85,8 @@ class LlamaCpp:
         self._batch.close()
         self._context.close()
         self._model.close()
+
+
+def _alike(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids two sequences begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from model.generation.forest import Scored
+from model.generation.plain import PlainText
 from model.generation.scorer import Scorer
 from model.llamacpp.run import LlamaCpp
 from model.tokens.chat import ChatTokenizer
@@ -22,6 +23,7 @@ class GgufScorer(Scorer):
     ) -> None:
         self.llama = LlamaCpp(file, threads=threads)
         self.tokenizer, self.directory = ChatTokenizer.load(directory), str(file)
+        self.plain = PlainText(directory)
         self.window, self.tick, self.cut_short = self.llama.window, tick, 0
 
     def answers(self, questions: Sequence[str], max_new_tokens: int) -> list[str | None]:
@@ -40,11 +42,17 @@ class GgufScorer(Scorer):
         return answers
 
     def log_probabilities(self, sequences: Sequence[Scored]) -> list[np.ndarray]:
-        """Natural log-probabilities (float64) of each sequence's tokens from its start index on."""
-        found = []
-        for ids, start in sequences:
-            logits = torch.from_numpy(self.llama.logits(ids[:-1], first=start - 1)).double()  # [targets, vocab]
+        """Natural log-probabilities (float64) of each sequence's tokens from its start index on. Neighbours in
+        lexicographic order share what they begin with, and choices of one token each the logits."""
+        found: list[np.ndarray] = [np.zeros(0)] * len(sequences)
+        read: tuple[list[int], int] | None = None
+        logits = torch.zeros(0)
+        for i in sorted(range(len(sequences)), key=lambda i: sequences[i]):
+            ids, start = sequences[i]
+            if (ids[:-1], start) != read:
+                read = ids[:-1], start
+                logits = torch.from_numpy(self.llama.logits(ids[:-1], first=start - 1)).double().log_softmax(-1)
             target = torch.tensor(ids[start:])
-            found.append(logits.log_softmax(-1).gather(1, target[:, None])[:, 0].numpy())
+            found[i] = logits.gather(1, target[:, None])[:, 0].numpy()  # logits: [targets, vocab]
             self.tick(1)
         return found

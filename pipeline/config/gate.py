@@ -20,7 +20,11 @@ from dataclasses import dataclass
 REFERENCES = ("champion", "chance", "before", "base")
 SHORT = {"heldout": "answers_heldout", "training": "answers_training"}
 """Names that scores have in conditions, and their own."""
-SCORES = ("bits_per_byte", "heldout", "training", "choices", "preferences", "against_reference", "judged")
+SCORES = (
+    "bits_per_byte", "perplexity", "heldout", "training", "choices", "preferences", "against_reference", "judged",
+    "said.loops", "said.empty", "said.distinct", "said.language", "said.tagged",
+    "said.well_formed",
+)  # fmt: skip
 ENDINGS = ("zh", "en", "low", "high", "n")
 MEASURES = ("acc", "acc_norm", "acc_bytes", "exact_match", "flexible", "macro")
 FACTS = ("withdrawn",)

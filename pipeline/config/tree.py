@@ -154,11 +154,9 @@ class Config(Section):
         if self.tokenizer.existing:
             check_tokenizer(json.loads(tokenizer_file(self.tokenizer.existing).read_text(encoding="utf-8")))
         if init is None:
-            check_scaling(to_hf(self.pretrain.model)["rope_scaling"])
+            check_scaling(to_hf(self.pretrain.model))
         elif init.is_dir():
-            check_scaling(
-                to_hf(from_hf(json.loads((init / "config.json").read_text(encoding="utf-8"))))["rope_scaling"]
-            )
+            check_scaling(to_hf(from_hf(json.loads((init / "config.json").read_text(encoding="utf-8")))))
 
 
 def presets() -> list[str]:

@@ -130,6 +130,13 @@ def _exams(row: Facts) -> list[str]:
                 what = name if part == "all" else f"{name}, {part}"
                 interval = f"{cell['low']:.1%} to {cell['high']:.1%}"
                 rows.append(f"| {what} | {cell['share']:.1%} | {interval} | {chance} | {cell['asked']} |")
+    for name, exam in (row.get("exams") or {}).items():
+        if own := (exam.get("measures") or {}).get(exam["headline"]):
+            shots = f", {exam['shots']} examples" if exam["shots"] else ""
+            chance = f"{exam['chance']:.1%}" if exam.get("chance") else ""
+            interval = f"{own['low']:.1%} to {own['high']:.1%}"
+            what = f"{name} ({exam['headline']}{shots})"
+            rows.append(f"| {what} | {own['value']:.1%} | {interval} | {chance} | {exam['n']} |")
     bits = row.get("bits_per_byte")
     told = [f"Bits per byte of held-out text: {bits['value']:.4f}.", ""] if bits else []
     if not rows:

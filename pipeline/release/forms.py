@@ -18,6 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from model.network.hf_config import from_hf, to_hf
+from model.tokens.chat import ChatTokenizer
+from model.tokens.theirs import template_of
 from pipeline.release.gguf_export import normalises, write_gguf
 from pipeline.release.weights import HfConfig, read_tensors
 from storage.places import ROOT
@@ -72,7 +75,7 @@ def write_ggufs(model: Path, out: Path, types: Iterable[str], scratch: Path, thr
     """
     import gguf
 
-    tensors, config = dict(read_tensors(model)), _json(model / "config.json")
+    tensors, config = dict(read_tensors(model)), to_hf(from_hf(_json(model / "config.json"), str(model)))
     _check_rows(tensors, types := list(types))
     notes = _notes(model)
     scratch.mkdir(parents=True, exist_ok=True)
@@ -81,7 +84,7 @@ def write_ggufs(model: Path, out: Path, types: Iterable[str], scratch: Path, thr
     rounded: dict[str, int] = {}
     for kind, path in paths.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        (path.parent / "Modelfile").write_text(modelfile(path.name, config, _sampling(model)), encoding="utf-8")
+        (path.parent / "Modelfile").write_text(modelfile(path.name, config, model), encoding="utf-8")
         if kind in PLAIN:
             write_gguf(tensors, config, model, path, kind)
         else:
@@ -105,15 +108,18 @@ def _check_rows(tensors: dict[str, Any], types: list[str]) -> None:
         )
 
 
-def modelfile(file: str, config: HfConfig, sampling: HfConfig) -> str:
+def modelfile(file: str, config: HfConfig, model: Path) -> str:
     """An Ollama Modelfile: the chat format that was trained (a system prompt is one of the messages), what ends an
-    answer, and how to sample."""
+    answer, and how to sample. Another chat format than ChatML is left to Ollama, which reads the GGUF file's."""
+    chat, written = ChatTokenizer.load(model), template_of(model)
+    chatml = written is None or "<|im_start|>" in written
     template = (
         "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
     )
-    values = {"temperature": 0, "num_ctx": config["max_position_embeddings"], **sampling}
-    lines = [f"FROM ./{file}", f'TEMPLATE """{template}"""']
-    lines += [f'PARAMETER stop "{token}"' for token in ("<|im_end|>", "<|endoftext|>")]
+    values = {"temperature": 0, "num_ctx": config["max_position_embeddings"], **_sampling(model)}
+    lines = [f"FROM ./{file}", *([f'TEMPLATE """{template}"""'] if chatml else [])]
+    ends = [chat.backend.id_to_token(i) for i in sorted(chat.ends, reverse=True)]
+    lines += [f'PARAMETER stop "{token}"' for token in ends]
     lines += [f"PARAMETER {name} {value}" for name, value in sorted(values.items())]
     return "\n".join(lines) + "\n"
 

@@ -79,7 +79,7 @@ def write_gguf(tensors: dict[str, np.ndarray], config: HfConfig, tokenizer: Path
         "f16": gguf.GGMLQuantizationType.F16,
         "f32": gguf.GGMLQuantizationType.F32,
     }[dtype]
-    for name, value in gguf_tensors(tensors, config).items():
+    for name, value in (gguf_tensors(tensors, config) | _frequencies(config)).items():
         exact = value.ndim == 1 or name.endswith("ffn_gate_inp.weight")
         own = gguf.GGMLQuantizationType.F32 if exact else quantization
         writer.add_tensor(name, gguf.quants.quantize(value, own), raw_dtype=own)
@@ -135,22 +135,39 @@ def _shape(writer: Any, config: HfConfig, gguf: Any, dtype: str) -> None:
         writer.add_expert_count(config["num_experts"])
         writer.add_expert_used_count(config["num_experts_per_tok"])
         writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
-    scaling = config.get("rope_scaling")
-    check_scaling(scaling)
-    if scaling:
-        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    check_scaling(config)
+    scaling = config.get("rope_scaling") or {}
+    if scaling.get("rope_type") in ("yarn", "linear"):
+        kind = gguf.RopeScalingType.YARN if scaling["rope_type"] == "yarn" else gguf.RopeScalingType.LINEAR
+        writer.add_rope_scaling_type(kind)
         writer.add_rope_scaling_factor(scaling["factor"])
+    if scaling.get("rope_type") == "yarn":
         writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
 
 
-def check_scaling(scaling: HfConfig | None) -> None:
-    """Raises ValueError for a ``rope_scaling`` of ``config.json`` whose GGUF form has not been checked."""
-    odd = sorted((scaling or {}).keys() - {"rope_type", "factor", "original_max_position_embeddings"})
-    if scaling and (odd or scaling["rope_type"] != "yarn"):
+def check_scaling(config: HfConfig) -> None:
+    """Raises ValueError for a ``rope_scaling`` of ``config.json`` that has no GGUF form, or whose form has not been
+    checked: llama.cpp stretches frequencies one by one (Llama 3.1's way) in the Llama layout alone."""
+    scaling = config.get("rope_scaling") or {"rope_type": "linear"}
+    kind, odd = scaling["rope_type"], scaling.keys() - {"rope_type", "factor", "original_max_position_embeddings"}
+    odd -= {"low_freq_factor", "high_freq_factor"} if kind == "llama3" else set()
+    if odd or kind not in ("linear", "yarn", "llama3") or (kind == "llama3" and config["model_type"] != "llama"):
         raise ValueError(
-            f"export.gguf: RoPE scaling {scaling['rope_type']} with {', '.join(odd) or 'factor'} has no checked GGUF"
-            " form here; set export.gguf=off"
+            f"export.gguf: RoPE scaling {kind} with {', '.join(sorted(odd)) or 'factor'} has no checked GGUF form here;"
+            " set export.gguf=off"
         )
+
+
+def _frequencies(config: HfConfig) -> dict[str, np.ndarray]:
+    """What llama.cpp divides each rotary frequency by where Llama 3.1's scaling stretches them; nothing otherwise."""
+    scaling = config.get("rope_scaling") or {}
+    if scaling.get("rope_type") != "llama3":
+        return {}
+    factor, low, high = (scaling[name] for name in ("factor", "low_freq_factor", "high_freq_factor"))
+    exponent = np.arange(0, config["head_dim"], 2) / config["head_dim"]
+    turns = scaling["original_max_position_embeddings"] * config["rope_theta"] ** -exponent / (2 * np.pi)
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    return {"rope_freqs.weight": (1 / (kept + (1 - kept) / factor)).astype(np.float32)}
 
 
 def check_tokenizer(spec: HfConfig) -> str:

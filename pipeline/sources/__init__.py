@@ -115,9 +115,21 @@ def _resolve_one(spec: str, name: str, kind: str) -> Source:
         from pipeline.sources.labels import with_labels
 
         files, skipped = with_labels(spec, files, skipped)
+        files, skipped = _without_text(files, skipped)
     if kind != "text" and spec not in BUILT_IN:
         _refuse_plain_text(spec, files, kind)
     return Source(name, _digest(name, files), tuple(files), tuple(skipped))
+
+
+def _without_text(files: list[SourceFile], skipped: list[Skipped]) -> tuple[list[SourceFile], list[Skipped]]:
+    """The files of an exam without the notes that its authors put beside them; all, where there is nothing else."""
+    from pipeline.sources.kinds import format_of
+
+    data = [file for file in files if format_of(file.location) not in ("text", "html")]
+    if not data:
+        return files, skipped
+    notes = [Skipped(file.relpath, "plain text, no exam data") for file in files if file not in data]
+    return data, sorted([*skipped, *notes])
 
 
 def _built_in(spec: str) -> list[SourceFile]:

@@ -18,6 +18,9 @@ from tasks.running.stage import Report, Stage, key_of
 class DirectRun(Run):
     """Calling a stage builds it here, or takes it from the cache."""
 
+    def begin(self) -> None:
+        """What is done before something is built; nothing by itself."""
+
     def call(self, stage: Stage, cfg: Section, inputs: Bound) -> Artifact:
         identity = stage.identity(cfg, inputs, self.store.files)
         key = key_of(identity)
@@ -29,13 +32,28 @@ class DirectRun(Run):
         with room(self.store.directory(stage.name, key), stage.name, need), self.store.lease(stage.name, key) as lease:
             if stage.name not in self.refresh and (made := self.store.lookup(stage.name, key)):
                 return made
-            return self._make(stage, cfg, inputs, identity, key, lease)
+            self.begin()
+            began = time.monotonic()
+            try:
+                return self._make(stage, cfg, inputs, identity, key, lease)
+            except BaseException as error:
+                self._ended(stage, key, inputs, time.monotonic() - began, error=f"{type(error).__name__}: {error}")
+                raise
 
     submit = call
 
     def _make(self, stage: Stage, cfg: Section, inputs: Bound, identity: Identity, key: str, lease: Any) -> Artifact:
         began = time.monotonic()
         out = self.store.partial(stage.name, key)
+        self.emit(
+            "stage_started",
+            stage=stage.name,
+            key=key,
+            section=identity["section"],
+            partial=str(out),
+            resources=self.resources.model_dump(),
+            inputs=stage.listed(inputs, with_path=True),
+        )
         report = Report(self, stage.name, lambda percent: None)
         metrics = stage.fn(cfg, **inputs, on=self.resources, out=out, report=report)
         lease.confirm()
@@ -52,4 +70,31 @@ class DirectRun(Run):
             "run": self.id,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        return self.store.publish(stage.name, key, record, stage.listings(inputs))
+        artifact = self.store.publish(stage.name, key, record, stage.listings(inputs))
+        self._ended(stage, key, inputs, record["seconds"], artifact, metrics)
+        return artifact
+
+    def _ended(
+        self,
+        stage: Stage,
+        key: str,
+        inputs: dict[str, Any],
+        seconds: float,
+        artifact: Artifact | None = None,
+        metrics: dict[str, Any] | None = None,
+        error: str | None = None,
+    ) -> None:
+        self.emit(
+            "stage_finished",
+            stage=stage.name,
+            key=key,
+            kind=stage.kind,
+            base=stage.base_key(inputs),
+            state="ran" if artifact else "failed",
+            digest=artifact.digest if artifact else None,
+            path=str(artifact.path) if artifact else str(self.store.directory(stage.name, key)) + ".partial",
+            seconds=round(seconds, 3),
+            built_seconds=round(seconds, 3),
+            metrics=metrics or {},
+            error=error,
+        )

@@ -58,7 +58,8 @@ class Several:
 
 @dataclass(frozen=True)
 class Folder:
-    """A model folder that lies outside any store, known by the content of what decides its answers."""
+    """A model folder or a text file that lies outside any store, known by the content that decides what is made of
+    it."""
 
     name: str
     digest: str

@@ -73,6 +73,9 @@ class _OutlineRun:
     def descent(self, made: Made) -> Descent:
         return Descent("")
 
+    def seeds(self, scores: Made) -> _Nothing:
+        return _Nothing()
+
     def verdict(self, section: Any, model: Made, scores: Made) -> _Nothing:
         return _Nothing()
 

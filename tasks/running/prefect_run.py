@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.config.base import Section
 from storage.lineage import Identity
 from storage.room import room
-from storage.store import Artifact, StoreError
+from storage.store import Artifact
 from tasks.running.events import Metrics
 from tasks.running.inputs import Bound, artifacts_of
 from tasks.running.result import NAME, vouch
@@ -55,19 +55,6 @@ class PrefectRun(Run):
             with room(hit.path, stage.name, 0):
                 vouch(hit)
         return _Call(self, stage, cfg, inputs, identity, key, hit is not None)
-
-    def settle(self) -> None:
-        """After the run: keep what Prefect and MLflow noted beside the artifacts where other machines find it."""
-        for name, event in self.stages.items():
-            if event["state"] == "ran":
-                try:
-                    self.store.settle(name, event["key"])
-                except StoreError as error:
-                    self.emit("note", stage=name, text=str(error))
-        try:
-            self.store.note_run(self.id, [(name, event["key"]) for name, event in self.stages.items()], pinned=False)
-        except StoreError as error:
-            self.emit("note", text=str(error))
 
 
 @dataclass

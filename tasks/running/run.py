@@ -11,6 +11,7 @@ import contextvars
 import fcntl
 import json
 import logging
+import secrets
 import socket
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from typing import Any, Literal, Unpack, overload
 from pipeline.config.resources import Resources
 from storage.files import write_json
 from storage.places import ROOT, home
-from storage.store import open_store
+from storage.store import StoreError, open_store
 from tasks.running.events import (
     ComparisonFields,
     DecisionFields,
@@ -37,6 +38,7 @@ from tasks.running.events import (
 )
 from tasks.running.gate import Verdict, found
 from tasks.running.inputs import Descent, Made, descent_of
+from tasks.running.seeds import Seeds, siblings
 
 log = logging.getLogger(__name__)
 _current: contextvars.ContextVar[Any] = contextvars.ContextVar("run")
@@ -60,6 +62,11 @@ def entered(run: Any) -> Iterator[None]:
 def descent(made: Made) -> Descent:
     """What the lineage records of the current run's store say ``made`` was made from."""
     return current().descent(made)
+
+
+def seeds(scores: Made) -> Any:
+    """The runs that differ from that of ``scores`` by their seeds alone (tasks/running/seeds.py); None without any."""
+    return current().seeds(scores)
 
 
 def verdict(section: Any, model: Made, scores: Made) -> Any:
@@ -149,6 +156,19 @@ class Run:
             {"run_id": self.id, "host": socket.gethostname(), "argv": sys.argv, "git": git_state(), **facts},
         )
 
+    def settle(self) -> None:
+        """After the run: keep what Prefect and MLflow noted beside the artifacts where other machines find it."""
+        for name, event in self.stages.items():
+            if event["state"] == "ran":
+                try:
+                    self.store.settle(name, event["key"])
+                except StoreError as error:
+                    self.emit("note", stage=name, text=str(error))
+        try:
+            self.store.note_run(self.id, [(name, event["key"]) for name, event in self.stages.items()], pinned=False)
+        except StoreError as error:
+            self.emit("note", text=str(error))
+
     def stop(self) -> None:
         """End the worker processes of stages that still run in other threads."""
         from tasks.running.processes import stop_all
@@ -171,6 +191,10 @@ class Run:
     def descent(self, made: Made) -> Descent:
         """What the store's lineage records say ``made`` was made from."""
         return descent_of(self.store.record, made)
+
+    def seeds(self, scores: Made) -> Seeds | None:
+        """The scores of runs that differ by their seeds alone, in what can be seen by now."""
+        return siblings(self.store, scores)
 
     def verdict(self, section: Any, model: Made, scores: Made) -> Verdict | None:
         """The gate's verdict, in what it can be seen by now."""
@@ -200,6 +224,11 @@ def is_alive(directory: Path) -> bool:
     except BlockingIOError:
         return True
     return False
+
+
+def new_run_id() -> str:
+    """An id that sorts by time and does not collide between machines."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
 def git_state() -> dict[str, Any]:

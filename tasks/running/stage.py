@@ -28,6 +28,7 @@ from tasks.running.events import Metrics, StageInput
 from tasks.running.gate import Verdict
 from tasks.running.inputs import Bound, Descent, Files, Several, artifacts_of, digest_of_input
 from tasks.running.run import Run, current
+from tasks.running.seeds import Seeds
 
 PACKAGES = frozenset({"flows", "tasks", "pipeline", "model", "storage"})
 NEVER = frozenset(
@@ -72,13 +73,13 @@ class Stage:
 
     def bind(self, inputs: tuple[object, ...]) -> Bound:
         """Inputs by the names that the stage function gives them, without those that are None (stages and sources that
-        were left out; the function's default stands for them)."""
+        were left out; the function's default stands for them, as for those at the end that are not given at all)."""
         parameters = [p for p in inspect.signature(self.fn).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD][
             1:
         ]
-        if len(parameters) != len(inputs):
+        if len(parameters) < len(inputs):
             raise TypeError(f"stage {self.name} takes {[p.name for p in parameters]}, got {len(inputs)} inputs")
-        bound = {p.name: value for p, value in zip(parameters, inputs, strict=True) if value is not None}
+        bound = {p.name: value for p, value in zip(parameters, inputs, strict=False) if value is not None}
         missing = [p.name for p in parameters if p.name not in bound and p.default is p.empty]
         if missing:
             raise TypeError(f"stage {self.name} cannot do without {', '.join(missing)}")
@@ -104,7 +105,11 @@ class Stage:
         entries: list[StageInput] = []
         for name, value in inputs.items():
             for item in (
-                value.items if isinstance(value, Several) else () if isinstance(value, (Descent, Verdict)) else (value,)
+                value.items
+                if isinstance(value, Several)
+                else ()
+                if isinstance(value, (Descent, Seeds, Verdict))
+                else (value,)
             ):
                 entry: StageInput = {
                     "name": name,
@@ -130,12 +135,12 @@ class Stage:
         read += sum(sum(store.contents(made.stage, made.key).values()) for made in artifacts_of(inputs))
         if self.kind in ("model", "reward"):
             base = inputs.get(self.base or "")
-            return 4 * sum(store.contents(base.stage, base.key).values()) if base else 0
+            return 4 * sum(store.contents(base.stage, base.key).values()) if isinstance(base, Artifact) else 0
         return read if self.kind in ("documents", "records", "tokens") else 0
 
     def base_key(self, inputs: Bound) -> str | None:
-        """Key of the model that this stage's model descends from."""
-        return inputs[self.base].key if self.base else None
+        """Key of the model that this stage's model descends from; None of one that lies outside any store."""
+        return getattr(inputs[self.base], "key", None) if self.base else None
 
 
 def stage(

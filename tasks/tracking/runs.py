@@ -132,7 +132,8 @@ class Runs:
     def sign(self, path: Path, entry: StageState) -> None:
         """Note beside an artifact which run and model it is, for :meth:`maker`."""
         if (path / "_run").is_dir():
-            write_json(path / "_run" / "mlflow.json", {**entry, "tracking_uri": self.connection.uri})
+            here = {"tracking_uri": self.connection.uri, "experiment_id": self.connection.experiment}
+            write_json(path / "_run" / "mlflow.json", {**entry, **here})
 
     def inputs(self, run_id: str, inputs: list[StageInput], records: dict[str, StageRecord]) -> None:
         """Log a stage's inputs: all as datasets, models that MLflow has as models too."""
@@ -144,16 +145,20 @@ class Runs:
         ]
         if datasets:
             client.log_inputs(run_id, datasets=datasets)
-        makers = [(records.get(item["stage"]), item["key"]) for item in inputs]
-        models = [
-            model for record, key in makers if record and record["key"] == key and (model := record.get("model_id"))
-        ]
+        models = [model for item in inputs if (model := self._model_of(item, records))]
         known = client.get_run(run_id).inputs if models else None
         logged = {m.model_id for m in known.model_inputs} if known else set[str]()
         for model in models:
             if model not in logged:
                 entry = LoggedModelInput(model)
                 self.connection.optional("model input", lambda entry=entry: client.log_inputs(run_id, models=[entry]))
+
+    def _model_of(self, item: StageInput, records: dict[str, StageRecord]) -> str | None:
+        """The model in MLflow that an input is, made by this run or by an earlier one."""
+        record = records.get(item["stage"])
+        if record and record["key"] == item["key"]:
+            return record.get("model_id")
+        return self.maker(Path(path))["model_id"] if (path := item.get("path")) else None
 
     def results(self, run_id: str, event: StageFinished) -> None:
         """Log what a stage came to: numbers, what identifies its artifact, and its files."""

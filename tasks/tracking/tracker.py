@@ -184,7 +184,8 @@ def sync(home: Path) -> dict[str, bool]:
     """Fill MLflow with every run under ``home`` that it does not have whole yet. Returns {run id: whether it has
     now}."""
     done: dict[str, bool] = {}
-    for run_json in sorted([*(home / "runs").glob("*/run.json"), *(home / "sweeps").glob("*/run.json")]):
+    kinds = ("runs", "sweeps", "commands")
+    for run_json in sorted(path for kind in kinds for path in (home / kind).glob("*/run.json")):
         run_dir = run_json.parent
         if summary(run_dir).get("complete"):
             continue

@@ -1,6 +1,7 @@
 """Whose exam the files of a source are, which of them are asked and which hold its few-shot examples.
 
 A form is told by the fields of its records, never by a file's name alone; files of two forms in one source are refused.
+A table beside a file of records of the same name (ARC and OpenBookQA publish both) is not read.
 Two data sets whose authors use the same fields (ARC and OpenBookQA in their published files) are told apart by their
 ids, else by the name of the path, else refused: ``arc:PATH`` says it.
 """
@@ -24,13 +25,15 @@ _ASKED: Mapping[str, tuple[str, ...]] = {
 """The split that is asked, by form: the first that is there."""
 _SHOTS: Mapping[str, tuple[str, ...]] = {
     "ceval": ("dev",), "cmmlu": ("dev",), "mmlu": ("dev",), "arc": ("train", "val"), "hellaswag": ("train",),
-    "piqa": ("train",), "openbookqa": ("train", "val"), "gsm8k": ("train", "dev"), "blimp": (),
+    "piqa": ("train",), "openbookqa": ("train", "val"), "gsm8k": ("train", "val"), "blimp": (),
 }  # fmt: skip
 """The split that few-shot examples come from."""
 _WORDS = {
     "dev": "dev", "val": "val", "valid": "val", "validation": "val", "test": "test", "tests": "test", "train": "train",
     "auxiliary_train": "train",
 }  # fmt: skip
+_BY_SUBJECT = ("ceval", "cmmlu", "mmlu")
+"""Forms whose dev files are examples; those of the others are another word for validation."""
 _LETTERS = re.compile(r"\(?[A-H]\)?")
 
 
@@ -56,9 +59,7 @@ def form_of(source: ExamSource) -> str | None:
     """The form of a source; None when its records are of no form here. Raises NotAnItem when its files are of several,
     or of one of two that cannot be told apart."""
     found: dict[str, str] = {}
-    for file in source.files:
-        if is_labels(file.relpath):
-            continue
+    for file in _read(source):
         form = _form_of_file(file, f"{source.name}/{file.relpath}")
         if form is None:
             return None
@@ -73,8 +74,9 @@ def layout(source: ExamSource, form: str) -> Layout:
     """The subjects and splits of a source of this form."""
     subjects: dict[str, Subject] = {}
     splits: dict[str, dict[str, list[ExamFile]]] = {}
-    for file in source.files:
+    for file in _read(source):
         split, name = split_of(file.relpath)
+        split = None if form == "blimp" else "val" if split == "dev" and form not in _BY_SUBJECT else split
         own = splits.setdefault(_subject(form, name, file.relpath, source.name), {})
         own.setdefault(split or "", []).append(file)
     left: list[ExamFile] = []
@@ -95,6 +97,17 @@ def asked_splits(form: str) -> tuple[str, ...]:
     return _ASKED[form]
 
 
+def _read(source: ExamSource) -> list[ExamFile]:
+    """The files of a source that hold records: no lists of labels, no table that repeats a file of records."""
+    records = {f.relpath.partition(".")[0] for f in source.files if format_of(f.location) in ("jsonl", "json")}
+    return [
+        file
+        for file in source.files
+        if not is_labels(file.relpath)
+        and not (format_of(file.location) == "csv" and file.relpath.partition(".")[0] in records)
+    ]
+
+
 def split_of(relpath: str) -> tuple[str | None, str]:
     """The split that a path names by a folder or by the first or last word of the file's name, and what the file is
     called apart from that: ``dev/law_dev.csv`` is dev and law."""
@@ -113,15 +126,17 @@ def split_of(relpath: str) -> tuple[str | None, str]:
 
 def _lone(form: str) -> tuple[str, ...]:
     """Splits that are asked when there is no other: a sample of a test without answers would be none."""
-    return ("dev",) if form in ("ceval", "cmmlu", "mmlu") else ("val", "dev")
+    return ("dev",) if form in _BY_SUBJECT else ("val",)
 
 
 def _subject(form: str, name: str, relpath: str, source: str) -> str:
-    if form in ("ceval", "cmmlu", "mmlu", "blimp"):
-        return name or source
+    """What part of an exam a file is of; a file that is called by its split alone is of its folder."""
+    folder = next((part for part in reversed(relpath.split("/")[:-1]) if part.lower() not in _WORDS), "")
+    if form in (*_BY_SUBJECT, "blimp"):
+        return name or folder or source
     if form == "openbookqa" and "additional" in relpath.lower().split("/"):
         return "additional"
-    return name if form == "arc" and name.lower().startswith("arc") else ""
+    return (name or folder) if form == "arc" and (name or folder).lower().startswith("arc") else ""
 
 
 def _form_of_file(file: ExamFile, name: str) -> str | None:
@@ -136,10 +151,12 @@ def _form_of_table(header: Sequence[str]) -> str | None:
     """The form of a CSV file by its first line."""
     names = [cell.strip() for cell in header]
     lower = [name.lower() for name in names]
-    if {"question", "a", "b", "c", "d", "answer"} <= set(lower):
+    if {"question", "a", "b", "c", "d"} <= set(lower):
         if "Question" in names:
             return "cmmlu"
-        return "ceval" if {"id", "explanation"} & set(lower) else "mmlu"
+        if {"id", "explanation"} & set(lower):
+            return "ceval"  # its test files have no answers
+        return "mmlu" if "answer" in lower else None
     if len(header) >= 4 and _LETTERS.fullmatch(names[-1]) and "question" not in lower:
         return "mmlu"
     return form_of_record(dict.fromkeys(lower, ""), "") if "sentence_good" in lower else None
@@ -163,8 +180,10 @@ def form_of_record(row: Row, name: str) -> str | None:
         return "arc"
     if isinstance(question, str) and "subject" in there and isinstance(choices, list) and len(choices) == 4:
         return "mmlu" if isinstance(row.get("answer"), int) else None
+    if isinstance(question, str) and {"A", "B", "C", "D", "id"} <= there:
+        return "ceval"
     if isinstance(question, str) and {"A", "B", "C", "D", "answer"} <= there:
-        return "ceval" if "id" in there else "mmlu"
+        return "mmlu"
     if {"Question", "A", "B", "C", "D", "Answer"} <= there:
         return "cmmlu"
     if isinstance(question, str) and "####" in str(row.get("answer", "")):

@@ -9,7 +9,7 @@ question its own answer. GSM8K shows five where nothing else is asked for, BLiMP
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -18,7 +18,7 @@ from typing import Any, NotRequired, TypedDict
 from pipeline.evaluation.forms import script
 from pipeline.evaluation.gold import NotAnItem
 from pipeline.evaluation.standard.files import ExamFile, ExamSource
-from pipeline.evaluation.standard.forms import Subject, asked_splits, layout
+from pipeline.evaluation.standard.forms import asked_splits, layout
 from pipeline.evaluation.standard.questions import id_of, labels_of, read_all
 from pipeline.evaluation.standard.records import Document, Unread
 from pipeline.evaluation.titles import TITLES
@@ -73,21 +73,21 @@ def read_standard(source: ExamSource, form: str, shots: int | None, limit: int =
     for subject in found.subjects.values():
         asked = list(read_all(form, subject.asked, labels))
         exam["records"] += len(asked)
-        good = [d for d in asked if isinstance(d, Document)]
         exam["unread"] += [
             {"source": source.name, "path": d.path, "line": d.line, "why": d.why}
             for d in asked
             if isinstance(d, Unread)
         ]
-        if not good:
-            continue
-        pool = [d for d in read_all(form, subject.shots, labels) if isinstance(d, Document)]
-        count = _count(form, shots, pool, source.name, subject.name)
-        used.add(count)
-        exam["items"] += _items(source.name, form, subject, good[: limit or None], pool, count)
+        pools = _by_subject(subject.name, read_all(form, subject.shots, labels))
+        for name, good in _by_subject(subject.name, asked).items():
+            pool = pools.get(name, [])
+            count = _count(form, shots, pool, source.name, name)
+            used.add(count)
+            exam["items"] += _items(source.name, form, name, good[: limit or None], pool, count)
     if not exam["items"]:
         files = ", ".join(file.relpath for file in list(source.files)[:4])
         why = f"files: {files}; its {' or '.join(asked_splits(form))} file is what is asked"
+        why += " (its test file is published without answers)" if form == "ceval" else ""
         if exam["unread"]:
             why = f"first: {exam['unread'][0]['path']} line {exam['unread'][0]['line']}: {exam['unread'][0]['why']}"
         raise NotAnItem(
@@ -95,6 +95,16 @@ def read_standard(source: ExamSource, form: str, shots: int | None, limit: int =
         )
     exam["told"] = _told(source, form, exam, used, found.left)
     return exam
+
+
+def _by_subject(name: str, documents: Iterable[Document | Unread]) -> dict[str, list[Document]]:
+    """Documents by the subject that their records state (MMLU in one file), else by that of their file."""
+    found: dict[str, list[Document]] = {}
+    for document in documents:
+        if isinstance(document, Document):
+            own = document.row.get("subject")
+            found.setdefault(own if isinstance(own, str) and own else name, []).append(document)
+    return dict(sorted(found.items()))
 
 
 def _told(source: ExamSource, form: str, exam: StandardExam, used: set[int], left: Sequence[ExamFile]) -> str:
@@ -127,10 +137,10 @@ def _count(form: str, shots: int | None, pool: Sequence[Document], source: str, 
 
 
 def _items(
-    source: str, form: str, subject: Subject, asked: Sequence[Document], pool: Sequence[Document], count: int
+    source: str, form: str, subject: str, asked: Sequence[Document], pool: Sequence[Document], count: int
 ) -> Iterator[StandardItem]:
     draw = Random(SHOT_SEED)
-    head, group = description(form, subject.name), group_of(form, subject.name)
+    head, group = description(form, subject), group_of(form, subject)
     for document in asked:
         shots = "".join(
             f"{shot.prompt}{'' if not shot.prompt else ' '}{shot.target}\n\n"
@@ -140,7 +150,7 @@ def _items(
             "id": id_of(document),
             "set": source,
             "form": form,
-            "subject": subject.name,
+            "subject": subject,
             "group": group,
             "lang": script(document.question),
             "question": document.question,
@@ -164,7 +174,10 @@ def _shots(form: str, document: Document, pool: Sequence[Document], count: int, 
         return draw.sample(list(pool), count)
     chosen = [shot for shot in draw.sample(list(pool), count + 1) if shot.row != document.row][:count]
     if len(chosen) < count:  # the pool holds the question several times
-        chosen = draw.sample([shot for shot in pool if shot.row != document.row], count)
+        others = [shot for shot in pool if shot.row != document.row]
+        if len(others) < count:
+            raise NotAnItem(f"{id_of(document)}: {len(others)} examples that differ from it, and {count} are wanted")
+        chosen = draw.sample(others, count)
     return chosen
 
 

@@ -16,10 +16,12 @@ from pipeline.pages.parts.charts import Chart, Group, Interval, bars, lines
 from pipeline.pages.parts.curves import read_curves
 from pipeline.pages.parts.forms import Badge, Cell, Table, Tile
 from pipeline.pages.parts.render import html, markdown
+from pipeline.pages.report.costs import costs_table
 from pipeline.pages.report.gate import Gated
 from pipeline.pages.report.learning import Learning
 from pipeline.pages.report.preferences import Judging
 from pipeline.pages.report.scores import Answer, ModelScores, Row, comparison, pick_samples
+from pipeline.pages.report.seeds import seeds_table
 from pipeline.pages.report.tax import tax_rows, tax_table
 
 HERE = Path(__file__).parent
@@ -83,13 +85,16 @@ def write_report(
     judged: Judging | None = None,
     gate: Gated | None = None,
     learnt: Learning | None = None,
+    costs: Path | None = None,
+    seeds: Sequence[Mapping[str, float]] = (),
 ) -> dict[str, int]:
     """Write ``report.html`` and ``report.md`` into ``out``; returns how many models, scores and samples they show.
 
     ``scored``: directory with the ``scores.json`` and ``answers.jsonl`` of the evaluate stage; ``curves``: the
     ``metrics.jsonl`` of each training stage by its name, drawn when it exists. Models come in the order in which they
     were trained. ``judged`` is of the stages that judge answers and ``learnt`` of reinforcement learning, if the run
-    has any; ``gate`` is what ``evaluate.gate`` says of the last model.
+    has any; ``gate`` is what ``evaluate.gate`` says of the last model, ``costs`` the costs.json of its rounded forms,
+    ``seeds`` the flat scores of runs that differ by seeds alone.
     """
     scores: dict[str, ModelScores] = json.loads((scored / "scores.json").read_text(encoding="utf-8"))
     names = sorted(scores, key=lambda name: scores[name]["place"])
@@ -110,6 +115,8 @@ def write_report(
         "gate": gate,
         "tax": tax,
         "learnt": learnt,
+        "costs": costs_table(json.loads(costs.read_text(encoding="utf-8"))) if costs else None,
+        "seeds": seeds_table(seeds, names),
     }
     drawn = [chart for stage, path in curves.items() if (chart := _curve(stage, path))]
     page = html(
@@ -144,7 +151,7 @@ def _tiles(rows: Sequence[Row]) -> list[Tile]:
     return [
         Tile(score.text, score.basis, row.label, Badge(score.verdict, "warn") if score.verdict else None)
         for row in rows
-        if (score := row.scores[-1]) and not row.part and row.kind != "margin"
+        if (score := row.scores[-1]) and not row.part and row.kind not in ("margin", "plain")
     ]
 
 

@@ -24,10 +24,14 @@ _OVERLAPS = {
 
 
 class Bits(TypedDict):
-    """Loss on held-out text: bits per byte, over how many bytes, and of its ``parts`` ("lang.zh", "source.book")."""
+    """Loss on held-out text: bits per byte with a 95 % interval, perplexity a token, over how many bytes, and of its
+    ``parts`` ("lang.zh", "source.book")."""
 
     value: float
     bytes: int
+    low: NotRequired[float]
+    high: NotRequired[float]
+    perplexity: NotRequired[float]
     parts: NotRequired[dict[str, Bits]]
 
 
@@ -38,6 +42,15 @@ class Measured(TypedDict):
     stderr: float
     low: float
     high: float
+
+
+class Look(TypedDict):
+    """What can be seen of ``n`` answers, with its 95 % interval (model/generation/fluency.py)."""
+
+    value: float
+    low: float
+    high: float
+    n: int
 
 
 class ExamPart(TypedDict):
@@ -98,7 +111,7 @@ class ModelScores(TypedDict):
     preferences: dict[str, Share]
     against_reference: NotRequired[dict[str, Share]]
     exams: NotRequired[dict[str, ExamScores]]
-    said: NotRequired[dict[str, float]]
+    said: NotRequired[dict[str, Look]]
     judged: NotRequired[Share]
     against_before: NotRequired[dict[str, Change]]
 
@@ -244,8 +257,7 @@ def said_rows(models: Sequence[ModelScores]) -> list[Row]:
     """What the answers look like, whether right or not."""
     rows: list[Row] = []
     for name, label in _SAID.items():
-        cells = [(model.get("said", {}).get(name), model.get("said", {}).get("n", 0)) for model in models]
-        scores = [None if v is None else Score(v, f"{100 * v:.1f} %", f"n = {n:,.0f}") for v, n in cells]
+        scores = [_look(model.get("said", {}).get(name)) for model in models]
         if any(score and score.value for score in scores):
             rows.append(Row(label, "plain", tuple(scores)))
     return rows
@@ -266,8 +278,19 @@ def _with_parts(label: str, tables: Sequence[dict[str, Share]]) -> list[Row]:
     ]
 
 
+def _look(cell: Look | None) -> Score | None:
+    if cell is None:
+        return None
+    basis = f"{100 * cell['low']:.0f} to {100 * cell['high']:.0f} %, n = {cell['n']:,}"
+    return Score(cell["value"], f"{100 * cell['value']:.1f} %", basis)
+
+
 def _bits(cell: Bits | None) -> Score | None:
-    return Score(cell["value"], f"{cell['value']:.3f}", f"{cell['bytes']:,} bytes") if cell else None
+    if cell is None:
+        return None
+    basis = [f"{cell['low']:.3f} to {cell['high']:.3f}"] if "low" in cell and "high" in cell else []
+    basis += [f"perplexity {cell['perplexity']:.4g}"] if "perplexity" in cell else []
+    return Score(cell["value"], f"{cell['value']:.3f}", ", ".join([*basis, f"{cell['bytes']:,} bytes"]))
 
 
 def _share(cell: Share | None) -> Score | None:

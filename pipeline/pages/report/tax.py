@@ -19,7 +19,17 @@ _LABELS = {
     "answers_heldout": "Held-out questions",
     "choices": "Multiple choice",
     "preferences": "Preference accuracy",
+    "said.loops": "Answers that end in a loop",
+    "said.empty": "Empty answers",
+    "said.language": "Answers in the question's language",
+    "said.tagged": "Answers with reasoning tags",
+    "said.well_formed": "Reasoning tags whole and in order",
+    "said.distinct": "Different word pairs in an answer",
 }
+_LESS = ("bits_per_byte", "said.loops", "said.empty")
+"""Scores of which less is better."""
+_NEUTRAL = ("said.distinct", "said.tagged")
+"""Scores of which neither more nor less is."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,6 @@ def _step(name: str, changes: Mapping[str, Change]) -> Step | None:
     bits = name == "bits_per_byte"
     scale, form, unit = (1, "{:+.3f}", "") if bits else (100, "{:+.1f}", " points")
     value, low, high = (form.format(scale * change[end]) for end in ("difference", "low", "high"))
-    better = change["difference"] < 0 if bits else change["difference"] > 0
-    kind = ("up" if better else "down") if change["sure"] else "same"
+    better = change["difference"] < 0 if name in _LESS else change["difference"] > 0
+    kind = ("up" if better else "down") if change["sure"] and name not in _NEUTRAL else "same"
     return Step(f"{value}{unit}", f"{low} to {high}, n = {change['n']:,}", kind)
