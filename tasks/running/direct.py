@@ -10,6 +10,7 @@ from pipeline.config.base import Section
 from storage.lineage import Identity
 from storage.room import room
 from storage.store import Artifact
+from tasks.running.events import Metrics
 from tasks.running.inputs import Bound
 from tasks.running.run import Run
 from tasks.running.stage import Report, Stage, key_of
@@ -78,10 +79,10 @@ class DirectRun(Run):
         self,
         stage: Stage,
         key: str,
-        inputs: dict[str, Any],
+        inputs: Bound,
         seconds: float,
         artifact: Artifact | None = None,
-        metrics: dict[str, Any] | None = None,
+        metrics: Metrics | None = None,
         error: str | None = None,
     ) -> None:
         self.emit(
@@ -95,6 +96,6 @@ class DirectRun(Run):
             path=str(artifact.path) if artifact else str(self.store.directory(stage.name, key)) + ".partial",
             seconds=round(seconds, 3),
             built_seconds=round(seconds, 3),
-            metrics=metrics or {},
+            metrics=dict(metrics or {}),
             error=error,
         )
