@@ -48,7 +48,7 @@ def sample(
     from pipeline.sampling.prompts import choose_prompts
 
     with unchanged(exams):
-        taken = {plain(item["text"]) for item in exam_items(exams.sources)} if exams else set()
+        taken = {plain(item["text"]) for item in exam_items(exams.sources)} if exams else set[str]()
     talks = read_jsonl(chats.path / "records.jsonl")
     prompts = choose_prompts(talks, cfg.prompts, cfg.seed, cfg.disturbed, taken)
     asked = out / "_run" / "prompts.jsonl"

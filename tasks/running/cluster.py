@@ -12,9 +12,9 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.running.connection import connect
 from storage.digest import VOLATILE
@@ -87,16 +87,21 @@ def _strings(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, (dict, list)):
-        for item in value.values() if isinstance(value, dict) else value:
+        items = cast(dict[str, object], value).values() if isinstance(value, dict) else cast(list[object], value)
+        for item in items:
             yield from _strings(item)
 
 
 @contextlib.contextmanager
 def _placed(
     ray: Any, on: Resources, single: bool, note: Callable[[str], None], stopped: threading.Event
-) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+) -> Generator[tuple[int, list[dict[str, Any]]]]:
     """Room on the cluster: how many machines, and the options of each one's actor."""
-    from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+    from ray.util.placement_group import (
+        placement_group,
+        placement_group_table,  # pyright: ignore[reportUnknownVariableType] - Ray says no types
+        remove_placement_group,
+    )
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     ranks, count = (1, 1) if single else (on.nproc, on.nnodes)
@@ -302,7 +307,7 @@ class _Training:
                 if i not in self.ended:
                     actor.stop.remote()
         end = time.monotonic() + guard.GRACE_SECONDS + 15 + LAST_SECONDS  # the last checkpoint goes to the bucket
-        alive = [i for i in range(len(self.actors)) if i not in self.ended]
+        alive: list[int] = [i for i in range(len(self.actors)) if i not in self.ended]
         while alive and time.monotonic() < end:
             for i in list(alive):
                 try:

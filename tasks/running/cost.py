@@ -7,36 +7,42 @@ stages. A build on another kind of device, or of other options that a plain prop
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from model.specs.shape import ModelConfig
 from pipeline.config.resources import Resources
+from storage.lineage import LineageRecord, SourceEntry
 from storage.store import Store
 
 FURTHEST = 50.0
 """A build of so many times less or more work is no measure: start-up, caches and memory are other ones there."""
 
 
+Table: TypeAlias = dict[str, Any]
+"""A section of a config, or a part of a lineage record."""
+
+
 @dataclass
 class Facts:
     """What decides the work of a run's stages, known of a plan by its sections and of an artifact by its ancestors."""
 
-    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
-    sources: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    sections: dict[str, Table] = field(default_factory=dict[str, Table])
+    sources: dict[str, list[SourceEntry]] = field(default_factory=dict[str, list[SourceEntry]])
     steps: int = 0
 
     def size(self, stage: str) -> float | None:
         """Characters or bytes that a stage is given from outside; None when that is not known."""
         section, total = self.sections.get(stage, {}), 0.0
         for source in self.sources.get(stage, []):
-            known = source["bytes"]
+            known = source.get("bytes", 0)
             if source["name"] == "python-docs":
-                known = section.get("python_docs_chars") or 0
+                known = int(section.get("python_docs_chars") or 0)
             if not known:
                 return None
-            total += known * (section.get("sample") or {}).get(source["name"], 1)
+            shares: dict[str, float] = section.get("sample") or {}
+            total += known * shares.get(source["name"], 1)
         return total or None
 
     def parameters(self) -> int | None:
@@ -57,30 +63,30 @@ class Work:
     reads: str
 
 
-def expected(
-    work: Work, plan: Facts, on: Resources, earlier: Iterable[Mapping[str, Any]], store: Store
-) -> float | None:
+def expected(work: Work, plan: Facts, on: Resources, earlier: Iterable[LineageRecord], store: Store) -> float | None:
     """Seconds that a stage should take, from the earlier build whose work is nearest; None when none compares."""
     best: tuple[float, float] | None = None
     for record in reversed(list(earlier)):
-        if (record.get("resources") or {}).get("device", on.device) != on.device:
+        where: Table = record.get("resources") or {}
+        if where.get("device", on.device) != on.device:
             continue
         ratio = _ratio(work, plan, facts_of(record, store))
         if ratio and 1 / FURTHEST <= ratio <= FURTHEST and (best is None or abs(math.log(ratio)) < best[0]):
-            best = abs(math.log(ratio)), float(record["seconds"]) * ratio
+            best = abs(math.log(ratio)), float(record.get("seconds", 0)) * ratio
     return best[1] if best else None
 
 
-def facts_of(record: Mapping[str, Any], store: Store) -> Facts:
+def facts_of(record: LineageRecord, store: Store) -> Facts:
     """What an artifact and those it was made from say about their work; those that are gone say nothing."""
-    found, todo = Facts(steps=int((record.get("metrics") or {}).get("steps", 0))), [record]
+    metrics: Table = record.get("metrics") or {}
+    found, todo = Facts(steps=int(metrics.get("steps", 0))), [record]
     while todo:
         made = todo.pop()
-        identity = made.get("identity") or {}
+        identity: Table = made.get("identity") or {}
         if made["stage"] in found.sections:
             continue
         found.sections[made["stage"]] = identity.get("section") or {}
-        for given in made.get("inputs") or []:
+        for given in made["inputs"]:
             if "sources" in given:
                 found.sources.setdefault(made["stage"], given["sources"])  # the first is what a stage works on
             elif given["key"]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import logging
 import os
 from typing import TYPE_CHECKING
@@ -85,7 +84,7 @@ def lacking(on: Resources) -> list[str]:
             f"resources.nnodes={on.nnodes} machines are found by Ray: set resources.engine=ray (docs/cluster.md), or"
             " give DeepSpeed's launcher a resources.hostfile"
         ]
-    count, problems = gpus(on), []
+    count, problems = gpus(on), list[str]()
     if on.device == "cuda" and not count:
         problems.append(
             "resources.device=cuda, but this machine shows no GPU (CUDA_VISIBLE_DEVICES, /dev/nvidia*); set"

@@ -109,7 +109,7 @@ def _tree(child: int) -> list[int]:
             parent, state = _parent_and_state(entry)
             if state not in ("Z", "X", ""):
                 children.setdefault(parent, []).append(int(entry))
-    found, queue = [], [os.getpid()]
+    found, queue = list[int](), [os.getpid()]
     while queue:
         below = children.get(queue.pop(), [])
         found += below
@@ -131,6 +131,10 @@ def _kill(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
+def _noticed(number: int, frame: object) -> None:
+    """The byte in the descriptor is all that a signal does."""
+
+
 def _signals_as_bytes() -> tuple[int, int]:
     """Make signals readable from a file descriptor, so that one select() waits for everything. Returns both ends."""
     read, write = os.pipe()
@@ -138,7 +142,7 @@ def _signals_as_bytes() -> tuple[int, int]:
         os.set_blocking(end, False)
     signal.set_wakeup_fd(write)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, _noticed)
     return read, write
 
 

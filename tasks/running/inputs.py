@@ -81,8 +81,8 @@ class Descent:
     to the first, ``sources`` {name: {digest, files, bytes, stage}}. It counts by these facts."""
 
     digest: str | None
-    stages: dict[str, Known] = field(default_factory=dict)
-    sources: dict[str, Known] = field(default_factory=dict)
+    stages: dict[str, Known] = field(default_factory=dict[str, Known])
+    sources: dict[str, Known] = field(default_factory=dict[str, Known])
 
 
 def descent_of(record_of: Callable[[Place], LineageRecord | None], made: Made) -> Descent:

@@ -17,7 +17,7 @@ import sys
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from storage.code import fingerprint
 from storage.digest import VOLATILE, sha256_file, sha256_json
@@ -113,7 +113,9 @@ class Node:
     def facts(self) -> Facts:
         """Who this is, and where rank 0's store could listen."""
         import ray
-        from ray.util import get_node_ip_address
+        from ray.util import (
+            get_node_ip_address,  # pyright: ignore[reportUnknownVariableType] - Ray says no types
+        )
 
         return {
             "id": ray.get_runtime_context().get_node_id(),
@@ -260,11 +262,11 @@ class Node:
         return str(home()) + path.removeprefix(self.work.home) if inside else path
 
     def _own_spec(self) -> str:
-        def own(value: Any) -> Any:
+        def own(value: object) -> object:
             if isinstance(value, dict):
-                return {key: own(item) for key, item in value.items()}
+                return {key: own(item) for key, item in cast(dict[str, object], value).items()}
             if isinstance(value, list):
-                return [own(item) for item in value]
+                return [own(item) for item in cast(list[object], value)]
             return self._own(value) if isinstance(value, str) else value
 
         return json.dumps(own(json.loads(self.work.spec)), indent=1, sort_keys=True)

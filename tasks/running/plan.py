@@ -38,10 +38,10 @@ class Planned:
     seconds: float | None = None
     path: Path | None = None
     identity: Identity | None = None
-    listed: list[StageInput] = field(default_factory=list)
+    listed: list[StageInput] = field(default_factory=list[StageInput])
     base: str | None = None
     kind: str = ""
-    usual: dict[str, Any] = field(default_factory=dict)
+    usual: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def result(self) -> Planned:
         return self

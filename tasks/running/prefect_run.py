@@ -172,12 +172,15 @@ class _Call:
     def _finish(self, state: Any) -> Artifact:
         """Tell how the call ended; raise its error, or Reached when the run stops here."""
         name = self.stage.name
-        event = {"stage": name, "key": self.key, "kind": self.stage.kind, "base": self.stage.base_key(self.inputs)}
+        base = self.stage.base_key(self.inputs)
         if not state.is_completed():
             error = _exception(state)
             self.run.emit(
                 "stage_finished",
-                **event,
+                stage=name,
+                key=self.key,
+                kind=self.stage.kind,
+                base=base,
                 state="failed",
                 digest=None,
                 path=str(self.run.store.directory(name, self.key)) + ".partial",
@@ -192,7 +195,10 @@ class _Call:
         artifact = self.made = Artifact(name, self.key, record["digest"], self.run.store.directory(name, self.key))
         self.run.emit(
             "stage_finished",
-            **event,
+            stage=name,
+            key=self.key,
+            kind=self.stage.kind,
+            base=base,
             state="cached" if self.hit else "ran",
             digest=artifact.digest,
             path=str(artifact.path),

@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -48,7 +48,7 @@ def stop_all() -> None:
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[threading.Event]:
+def stoppable() -> Generator[threading.Event]:
     """An event that :func:`stop_all` sets, for work that runs on other machines."""
     stopped = threading.Event()
     _elsewhere.add(stopped)

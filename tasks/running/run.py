@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
@@ -50,7 +50,7 @@ def current() -> Any:
 
 
 @contextlib.contextmanager
-def entered(run: Any) -> Iterator[None]:
+def entered(run: Any) -> Generator[None]:
     """Stage calls inside the context are calls of ``run``."""
     token = _current.set(run)
     try:
@@ -108,7 +108,7 @@ class Run:
         self._token = _current.set(self)
         return self
 
-    def __exit__(self, kind, *_) -> bool:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
         _current.reset(self._token)
         if self._alive:
             self._alive.close()

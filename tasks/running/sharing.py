@@ -12,7 +12,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from storage.digest import VOLATILE
@@ -86,7 +86,7 @@ def have_only(out: Path, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _told(note: Callable[[str], None]) -> Iterator[None]:
+def _told(note: Callable[[str], None]) -> Generator[None]:
     try:
         yield
     except (StoreError, ValueError, OSError) as error:
@@ -94,7 +94,7 @@ def _told(note: Callable[[str], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def sharing(out: Path, note: Callable[[str], None], state: bool = True) -> Iterator[None]:
+def sharing(out: Path, note: Callable[[str], None], state: bool = True) -> Generator[None]:
     """Send new checkpoints while this is open; when it ends with an error, the last one too. ``state``: this machine
     says when one is whole."""
     place = unfinished_of(out)

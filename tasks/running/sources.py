@@ -189,7 +189,7 @@ def given(config: Config) -> Inputs:
 
 def _preferring(config: Config) -> list[str]:
     """What does not go together in the stages that learn from preferences or make some."""
-    found, dpo, reward, sample = [], config.dpo, config.reward, config.sample
+    found, dpo, reward, sample = list[str](), config.dpo, config.reward, config.sample
     if not config.sft.sources:
         asked = {"dpo.sources": dpo.sources, "reward.sources": reward.sources, "sample.answers": sample.answers}
         found += [

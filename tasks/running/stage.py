@@ -58,7 +58,7 @@ class Stage:
     kind: str
     base: str | None
 
-    reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
     @property
     def name(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 
 class Tail:
@@ -23,7 +23,7 @@ class Tail:
         self.restarts: int = 0
         self.size = 0
         self._offset = 0
-        self._inode = 0
+        self._inode: int = 0
 
     def read(self, last: bool = False) -> list[dict[str, Any]]:
         """New records in file order; [] while there is no file. ``last`` takes a final line without newline too."""
@@ -36,7 +36,7 @@ class Tail:
         self._offset += whole
         return [record for line in data[:whole].splitlines() if (record := self._parse(line)) is not None]
 
-    def _new_bytes(self, file: Any) -> bytes:
+    def _new_bytes(self, file: BinaryIO) -> bytes:
         status = os.fstat(file.fileno())
         if status.st_ino != self._inode or status.st_size < self._offset:
             self.restarts += self._inode != 0
@@ -49,10 +49,10 @@ class Tail:
         if not line.strip():
             return None
         try:
-            record = json.loads(line)
+            record: object = json.loads(line)
         except ValueError:
             record = None
         if not isinstance(record, dict):
             self.bad += 1
             return None
-        return record
+        return cast(dict[str, Any], record)
