@@ -60,7 +60,7 @@ def full(cfg: Config, inputs: Inputs) -> dict[str, Any]:
     trained = rl(cfg.rl, aligned or chat, tried, judge if inputs.rewards else None) if tried else None
     final = trained or aligned or chat or base
     models = several(base, chat, aligned, trained)
-    learnt = several(text, talks, pairs)
+    learnt = several(text, talks, pairs, tried)
     scores = evaluate(cfg.evaluate, models, tokens, shards, inputs.exams, inputs.standard, learnt)
     forms = quantize(cfg.quantize, final, tokens, scores) if cfg.quantize.forms else None
     release = export.submit(cfg.export, final, descent(final), scores, forms)
