@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PRESET ?= tiny
 
-.PHONY: help demo test lint up down clean
+.PHONY: help demo test lint audit up down clean
 help:  ## list the verbs
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -31,6 +31,10 @@ lint: .venv/.ready-dev  ## check format, style, file sizes and types; nothing is
 	$(BIN)/ruff check .
 	$(BIN)/python .ci/file_sizes.py
 	$(BIN)/pyright
+
+audit: .venv/.ready  ## look the pinned dependencies up among known vulnerabilities (needs the network)
+	@test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && .venv/audit/bin/pip install -qq pip-audit; }
+	.venv/audit/bin/pip-audit -r constraints.txt --no-deps --disable-pip
 
 up: .venv/.ready  ## start Prefect, MLflow and a worker here, and deploy the flow
 	$(BIN)/pipeline up

@@ -1,5 +1,5 @@
-"""Every file operation of every data stage as a crash point: the stage is killed there, or the disk is full from there
-on, it is run again, and the artifact must be the one that an undisturbed run makes.
+"""Every file operation of every data stage, and of a training, as a crash point: the stage is killed there, or the disk
+is full from there on, it is run again, and the artifact must be the one that an undisturbed run makes.
 
     python benchmarks/crash_points.py [--stages dedup,shard] [--every N] [--only kill|full] [--scratch DIR]
 
@@ -7,6 +7,8 @@ Operations are those that Python reports to its audit hooks (opening for writing
 below the store. A kill at an opening leaves the file there and empty, as a kill right after it would. A full disk
 fails that operation and all later ones that need room; the error must name a path, what is needed and what is free.
 After the second run the store holds the artifact and nothing else: no lease, no partial directory, no unfinished file.
+A training (one rank, in the same process; spec, checkpoints, curve, model, result) must also have every step once in
+its curve, with the loss that it has undisturbed.
 
 Each attempt is a process of its own, forked from one that has loaded and compiled everything.
 """
@@ -14,6 +16,7 @@ Each attempt is a process of its own, forked from one that has loaded and compil
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import gzip
 import json
@@ -30,10 +33,26 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from flows.dag import chats, clean, decontaminate, dedup, encode, ingest, language, preferences, shard, tokenizer  # noqa: E402
+from specs import spec as make_spec  # noqa: E402
+
+from flows.dag import (  # noqa: E402
+    chats,
+    clean,
+    decontaminate,
+    dedup,
+    encode,
+    ingest,
+    language,
+    preferences,
+    pretrain,
+    shard,
+    tokenizer,
+)
 from pipeline.config.resources import Resources  # noqa: E402
 from pipeline.config.tree import load  # noqa: E402
 from pipeline.sources import resolve  # noqa: E402
+from storage.digest import sha256_json  # noqa: E402
+from storage.files import write_text  # noqa: E402
 from storage.room import DiskFull, room  # noqa: E402
 from storage.store import Artifact, Store, StoreError  # noqa: E402
 from tasks.running.inputs import several  # noqa: E402
@@ -101,6 +120,53 @@ class Case:
         return Artifact(self.stage.name, KEY, digest, Store(root).directory(self.stage.name, KEY))
 
 
+@dataclass
+class Training:
+    """The pretrain stage's worker on a token dataset."""
+
+    tokens: Path
+    tokenizer: Path
+    stage = pretrain
+
+    def build(self, root: Path) -> str:
+        """Train and publish; the digest, and that of the curve."""
+        from model.running.setup import Ranks
+        from model.specs.base import parse
+        from model.specs.train import TrainSpec
+        from model.training.trainer import Trainer
+
+        store, name = Store(root), self.stage.name
+        with room(store.directory(name, KEY), name, 0):
+            store.check()
+            with store.lease(name, KEY) as lease:
+                made = store.lookup(name, KEY)
+                if made is None:
+                    out = store.partial(name, KEY)
+                    values = self.spec(out)
+                    write_text(out / "_run" / "spec.json", json.dumps(values))
+                    spec = parse(TrainSpec, values)
+                    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
+                        Trainer(spec, Ranks(spec.how)).train()
+                    lease.confirm()
+                    made = store.publish(name, KEY, {"inputs": [], "created": ""})
+        lines = (made.path / "_run" / "metrics.jsonl").read_text().splitlines()
+        curve = [[r["step"], r["loss"]] for line in lines if "loss" in (r := json.loads(line))]
+        return f"{made.digest}-{sha256_json(curve)}"
+
+    def spec(self, out: Path) -> dict[str, Any]:
+        places = {"data": str(self.tokens), "tokenizer": str(self.tokenizer), "out": str(out)}
+        shape = {"dim": 16, "layers": 1, "heads": 2, "kv_heads": 2, "ffn": 32}
+        how = {
+            "threads": 1,
+            "checkpoint_every": 2,
+            "dtype": "fp32",
+            "device": "cpu",
+            "compile": "off",
+            "engine": "plain",
+        }
+        return make_spec(**places, **how, model=shape, seq_len=32, batch_tokens=128, steps=7)
+
+
 def _quiet(*_: Any) -> None:
     pass
 
@@ -108,8 +174,8 @@ def _quiet(*_: Any) -> None:
 _quiet.note = _quiet  # type: ignore[attr-defined]
 
 
-def cases(scratch: Path) -> Iterator[Case]:
-    """The data stages in order, each on what the one before made from small made-up inputs."""
+def cases(scratch: Path) -> Iterator[Case | Training]:
+    """The data stages and a training in order, each on what the one before made from small made-up inputs."""
     texts, asked, liked, exam = _inputs(scratch / "given")
     cfg = load(str(ROOT / "tests" / "micro.toml"), [f"ingest.sources={texts}", "tokenizer.vocab_size=400"])
     few = cfg.ingest.model_copy(update={"sample": {"packed.jsonl.gz": 0.02}})
@@ -135,7 +201,9 @@ def cases(scratch: Path) -> Iterator[Case]:
     yield (case := Case(shard, cfg.shard, (history[-1], several(*history))))
     shards = made(case)
     yield (case := Case(tokenizer, cfg.tokenizer, (shards,)))
-    yield Case(encode, cfg.encode, (shards, made(case)))
+    vocabulary = made(case)
+    yield (case := Case(encode, cfg.encode, (shards, vocabulary)))
+    yield Training(made(case).path, vocabulary.path)
 
 
 def _inputs(given: Path) -> tuple[str, Path, Path, Path]:
@@ -191,7 +259,7 @@ def forked(work: Callable[[], str]) -> tuple[int, str]:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), answer
 
 
-def count(case: Case, scratch: Path) -> tuple[int, str]:
+def count(case: Case | Training, scratch: Path) -> tuple[int, str]:
     """How many file operations an undisturbed build has, and the digest it gives."""
     root = scratch / "whole"
     shutil.rmtree(root, ignore_errors=True)
@@ -209,7 +277,7 @@ def count(case: Case, scratch: Path) -> tuple[int, str]:
     return int(operations), digest
 
 
-def strike(case: Case, scratch: Path, at: int, how: str, digest: str) -> str | None:
+def strike(case: Case | Training, scratch: Path, at: int, how: str, digest: str) -> str | None:
     """Disturb a build at one operation and build again; what is wrong then, or None."""
     root = scratch / "struck"
     shutil.rmtree(root, ignore_errors=True)

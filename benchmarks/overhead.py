@@ -1,7 +1,7 @@
 """What the pipeline costs around its stages: start of the command line, plans, cached and executed stages, many runs at
 once on one Prefect server. Finishes in about five minutes.
 
-    python benchmarks/overhead.py [--only start,plan,stages,many] [--beside DIR] [--runs 100] [--at-once 10]
+    python benchmarks/overhead.py [--only start,plan,stages,hit,many] [--beside DIR] [--runs 100] [--at-once 10]
         [--artifacts 2000] [--rounds 5] [--scratch DIR]
 
 ``--beside`` names another checkout, whose code is measured in turns with this one's. Each side has a home of its own,
@@ -11,6 +11,7 @@ with servers of its own that are ended at the end; the runs are of benchmarks/na
 - ``plan``: wall time of ``pipeline plan`` over a store of so many artifacts.
 - ``stages``: of a run with everything cached the time of the flow, divided by stages; of a run with everything made
   anew what passes at each stage outside of its own function, from the run's events.
+- ``hit``: what it costs to be sure of an artifact of 1 GB: published, found again, and found in a copied store.
 - ``many``: so many cached runs, some at once: wall time and processor time of each, and whether Prefect and MLflow have
   every one of them whole.
 """
@@ -170,6 +171,39 @@ def gaps(side: Side, result: dict[str, Any]) -> dict[str, float]:
     return found
 
 
+HIT = """
+import json, os, shutil, sys, time
+from pathlib import Path
+from storage.store import Store
+root, key, took = Path(sys.argv[1]), "k" * 32, {}
+def timed(name, do):
+    began = time.perf_counter(); result = do(); took[name] = time.perf_counter() - began; return result
+store = Store(root / "one")
+partial = store.partial("clean", key)
+block = os.urandom(1 << 20)
+for i in range(32):
+    (partial / f"part-{i}.bin").write_bytes(block * 32)
+timed("published (hashed, synced, renamed)", lambda: store.publish("clean", key, {"inputs": [], "created": ""}))
+timed("found again", lambda: store.ready("clean", key))
+shutil.copytree(root / "one", root / "two")
+timed("found in a copied store (hashed once)", lambda: Store(root / "two").ready("clean", key))
+timed("found there again", lambda: Store(root / "two").ready("clean", key))
+(root / "two" / "clean" / key / "part-7.bin").open("r+b").write(b"!")
+assert timed("one byte written to: refused", lambda: Store(root / "two").ready("clean", key)) is None
+print(json.dumps(took))
+"""
+
+
+def hit(sides: list[Side], options: argparse.Namespace) -> None:
+    """What it costs to be sure of an artifact of 1 GB."""
+    for side in sides:
+        command = [sys.executable, "-c", HIT]
+        with tempfile.TemporaryDirectory(dir=side.home.parent) as place:
+            done = subprocess.run([*command, place], env=side.env(), cwd=place, text=True, stdout=subprocess.PIPE)
+        for what, seconds in json.loads(done.stdout).items():
+            show(side, f"1 GB in 32 files, {what}", [1000 * seconds], "ms")
+
+
 def many(sides: list[Side], options: argparse.Namespace) -> None:
     """Many cached runs at once."""
     for side in sides:
@@ -183,6 +217,7 @@ def many(sides: list[Side], options: argparse.Namespace) -> None:
         show(side, f"{options.runs} cached runs, {options.at_once} at once: each", walls)
         show(side, "  wall time of all, divided by runs", [passed / options.runs])
         show(side, "  processor time of each", [used / options.runs])
+        time.sleep(10)  # Prefect writes the last events down
         print(f"{side.name:<8} lost: {lost(side)}", flush=True)
 
 
@@ -197,13 +232,17 @@ def lost(side: Side) -> str:
         "done = {r['id'] for i in range(0, 2000, 200) for r in ask(api, 'flow_runs/filter',"
         " {'flow_runs': {'state': {'type': {'any_': ['COMPLETED']}}}, 'limit': 200, 'offset': i})}\n"
         "whole = [json.loads(p.read_text()).get('complete') for p in home.glob('runs/*/mlflow.json')]\n"
-        "print(f'{len(set(runs) - done)} of {len(runs)} in Prefect, {len(runs) - sum(whole)} in MLflow')"
+        "def calls(run): return len(json.loads((run / 'summary.json').read_text())['stages'])\n"
+        "want = sum(calls(p.parent) for p in home.glob('runs/*/summary.json'))\n"
+        "have = ask(api, 'task_runs/count', {'task_runs': {'state': {'type': {'any_': ['COMPLETED']}}}})\n"
+        "print(f'{len(set(runs) - done)} of {len(runs)} runs and {want - have} of {want} stages in Prefect,'"
+        " f' {len(runs) - sum(whole)} runs in MLflow')"
     )
     done = subprocess.run([sys.executable, "-c", code, str(side.home)], env=side.env(), capture_output=True, text=True)
     return done.stdout.strip() or done.stderr.strip()[-300:]
 
 
-PARTS = {"start": start, "plan": plan, "stages": stages, "many": many}
+PARTS = {"start": start, "plan": plan, "stages": stages, "hit": hit, "many": many}
 
 
 def main() -> None:

@@ -12,10 +12,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from flows.inspect import store
@@ -27,8 +25,9 @@ from storage.s3 import S3Store
 from storage.store import Store
 from tasks.running.run import is_alive
 
-YOUNG = timedelta(days=1)
-"""Artifacts of a bucket that are younger stay: a run on another machine may be about to need them."""
+YOUNG = 86400.0
+"""Artifacts that have been in a bucket for fewer seconds, by its server's clock, stay: a run on another machine may be
+about to need them."""
 FORGOTTEN_DAYS = 14
 """Checkpoints in the bucket of a training that nobody has gone on with for so long are taken away."""
 
@@ -157,8 +156,8 @@ def _sweep_bucket(place: Store, policy: Policy, keep: int, dry_run: bool) -> int
     pinned = [run for run in runs.values() if run["pinned"]]
     start = [(stage, key) for run in [*newest, *pinned] for stage, key in run["nodes"]]
     reached = closure(start, records) | policy.kept
-    young = time.strftime("%Y-%m-%dT%H:%M:%SZ", (datetime.now(UTC) - YOUNG).timetuple())
-    kept = closure((node for node, r in records.items() if node in reached or r["created"] > young), records)
+    young = place.younger_than(YOUNG)
+    kept = closure((node for node in records if node in reached or node in young), records)
     doomed = [node for node in place.shared_places() if node not in kept]
     for stage, key in doomed:
         print(f"  {'would delete' if dry_run else 'deleted'} {stage}/{key[:28]} in {place.bucket.address}")

@@ -11,6 +11,7 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_link_artifact
+from prefect.context import TagsContext
 from prefect.runtime import flow_run
 from prefect.states import Failed
 
@@ -137,7 +138,7 @@ def _pipeline(
         logger.warning(line)
     began, state, error = time.monotonic(), "failed", None
     try:
-        with run:
+        with run, TagsContext(current_tags=set()):  # a task asks the server about each tag that it has before it runs
             full(config, inputs)
         promote(run, preset, config)
         state = "completed"

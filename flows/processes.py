@@ -1,8 +1,8 @@
 """Background processes of one root: started once, found again, told from strangers, ended with all below them.
 
-An entry of ``<home>/services.json`` is {pid, started, log, home, port, url}. It counts while that very process lives,
-works for this root and, before it is first used, holds its port itself. ``<home>/ports.json`` remembers ports, so that
-addresses stay the same from one start to the next.
+An entry of ``<home>/services.json`` is {pid, started, ticks, log, home, port, url}. It counts while that very process
+lives, works for this root and, before it is first used, holds its port itself. ``<home>/ports.json`` remembers ports,
+so that addresses stay the same from one start to the next.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from storage.errors import Failed
 from storage.files import write_json
+from storage.lease import start_time
 from storage.places import ROOT, below_home
 
 if TYPE_CHECKING:
     import psutil
 
+MARK = "PIPELINE_SERVICE"
+"""Variable that tells the processes of a service, whoever started them, when their first one is gone."""
 START_SECONDS = 180
 STARTS = 3
 """Attempts when somebody else takes the port of a server that starts."""
@@ -65,13 +68,28 @@ def ensure(
     raise ServiceError(f"the {name} server found no port that stays free; see {entry['log']}")
 
 
+def revive(home: Path, name: str, port: int, start: Callable[[int, Path], tuple[list[str], dict[str, str]]]) -> bool:
+    """Start a service again whose process has died; True when it had. One that was stopped has no entry, and stays."""
+    entry = entries(home).get(name)
+    if not entry or alive(entry):
+        return False
+    with locked(home):
+        same = entries(home).get(name) == entry
+        if same:
+            _started(home, name, port, start)
+        return same
+
+
 def _started(home: Path, name: str, port: int, start: Callable[[int, Path], tuple[list[str], dict[str, str]]]) -> Entry:
     """Start a service at the port it had last time, if that is free; its entry, also written to services.json."""
     log = home / "logs" / f"{name.replace(' ', '-')}.log"
     below_home(log.parent)
     ports = read_json(home / "ports.json")
     last = ports.get(name, port) if port else 0
-    entry = {**_spawn(start, _free_port(last, port) if port else 0, log), "home": str(home)}
+    if port:
+        end_remains(home, name)
+    mark = {MARK: _mark(home, name)}
+    entry = {**_spawn(start, _free_port(last, port) if port else 0, log, mark), "home": str(home)}
     if port:
         write_json(home / "ports.json", {**ports, name: entry["port"]})
     write_json(home / "services.json", {**entries(home), name: entry})
@@ -91,7 +109,28 @@ def ours(home: Path, entry: Entry) -> bool:
     return False
 
 
-def _spawn(start: Callable[[int, Path], tuple[list[str], dict[str, str]]], port: int, log: Path) -> Entry:
+def _mark(home: Path, name: str) -> str:
+    return f"{home}/{name}"
+
+
+def end_remains(home: Path, name: str) -> None:
+    """End what a server left that was killed alone: MLflow's main process has children that go on and hold its port."""
+    import psutil
+
+    left = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(MARK) == _mark(home, name):
+                left.append(process)
+    for process in left:
+        _signal(process, signal.SIGTERM)
+    for process in _remaining(left, 5):
+        _signal(process, signal.SIGKILL)
+
+
+def _spawn(
+    start: Callable[[int, Path], tuple[list[str], dict[str, str]]], port: int, log: Path, mark: dict[str, str]
+) -> Entry:
     import psutil
 
     command, environment = start(port, log)
@@ -99,14 +138,15 @@ def _spawn(start: Callable[[int, Path], tuple[list[str], dict[str, str]]], port:
     with open(log, "ab") as output:
         process = subprocess.Popen(
             command,
-            env={**kept, **environment},
+            env={**kept, **environment, **mark},
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             start_new_session=True,
         )
-    entry = {"pid": process.pid, "started": psutil.Process(process.pid).create_time(), "log": str(log)}
+    started = psutil.Process(process.pid).create_time()
+    entry = {"pid": process.pid, "started": started, "ticks": start_time(process.pid), "log": str(log)}
     return {**entry, "port": port, "url": f"http://127.0.0.1:{port}"} if port else entry
 
 
@@ -213,9 +253,12 @@ def _signal(process: psutil.Process, number: int) -> None:
 
 
 def alive(entry: Entry) -> bool:
-    """Whether the very process of an entry lives (its number may have gone to another one since)."""
+    """Whether the very process of an entry lives (its number may have gone to another one since). Its start counts in
+    the kernel's ticks where there are any: a time of day changes when somebody sets the clock."""
     import psutil
 
+    if entry.get("ticks"):
+        return start_time(entry["pid"]) == entry["ticks"]
     try:
         process = psutil.Process(entry["pid"])
         return abs(process.create_time() - entry["started"]) < 1 and _runs(process)

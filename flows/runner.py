@@ -17,12 +17,13 @@ from flows.console import Watch, duration, summary_lines
 from flows.dag import model_names, of_kind
 from flows.environment import say
 from flows.scores import score_lines
-from flows.services import ensure_mlflow, ensure_prefect, run_page, runs_page
-from flows.zombies import bury_dead
+from flows.services import ensure_mlflow, ensure_prefect, kept_up, run_page, runs_page
+from flows.zombies import bury_dead, own_tag
 from pipeline.data.jsonl import read_jsonl
 from storage.places import home
 from storage.store import StoreError
 from tasks.running.run import WATCHERS
+from tasks.tracking.tracker import get_ready
 
 QUIET = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
@@ -37,8 +38,11 @@ def run(args: argparse.Namespace, out: Console) -> int:
     """Run the flow of the parsed command line; prints progress and a summary to ``out``, or with ``--json`` one
     object."""
     os.environ.update(QUIET)
+    get_ready()  # imports MLflow while this process imports Prefect
     os.environ["PREFECT_API_URL"] = api = ensure_prefect(home(), wait=False)  # boots while Prefect is imported here
     tracking_ui = None if args.json else ensure_mlflow(home(), wait=False)
+    from prefect import tags
+
     from flows.full_pipeline import full_pipeline
 
     if ensure_prefect(home()) != api:  # the server had to move to another port, and Prefect has read the old one
@@ -48,7 +52,7 @@ def run(args: argparse.Namespace, out: Console) -> int:
     watch = Watch(out, args.verbose)
     WATCHERS.append(watch)
     try:
-        with watch:
+        with watch, kept_up(home(), api), tags(own_tag()):
             result = full_pipeline(args.preset, args.overrides, args.until, args.refresh)
     except Exception as error:
         if args.verbose > 0:

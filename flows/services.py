@@ -9,14 +9,16 @@ else runs that service: it is checked and used, never started or stopped.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import os
 import shutil
 import socket
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,14 @@ from flows.processes import (
     ask,
     delete,
     end,
+    end_remains,
     ensure,
     entries,
     forget,
     last_lines,
     locked,
     ours,
+    revive,
 )
 from model.running.devices import visible_gpus
 from storage.places import ROOT
@@ -47,6 +51,8 @@ from tasks.tracking.tracker import tracking_uri
 from tasks.tracking.view import VIEW
 
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
+LOOK_SECONDS = 1.0
+"""How often a run looks whether its servers live."""
 POLL_SECONDS = 2
 """How often a worker asks for runs; Prefect's default of 10 s feels broken on a laptop."""
 
@@ -80,6 +86,31 @@ def ensure_mlflow(home: Path, wait: bool = True) -> str:
             )
         return without_login(uri)
     return ensure(home, "mlflow", MLFLOW_PORT, _mlflow, wait)["url"]
+
+
+@contextlib.contextmanager
+def kept_up(home: Path, api: str) -> Iterator[None]:
+    """Around a run: servers of ours that die are started again, at their ports and with what they had written, so that
+    the run's calls, which Prefect repeats for a minute, are answered."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(LOOK_SECONDS):
+            known = entries(home)
+            mine = {name for name, entry in known.items() if entry.get("home") == str(home)}
+            with contextlib.suppress(ServiceError, OSError):
+                if "prefect" in mine and api == f"{known['prefect']['url']}/api":
+                    revive(home, "prefect", PREFECT_PORT, _prefect)
+                if "mlflow" in mine and not tracking_uri(home).startswith("http"):
+                    revive(home, "mlflow", MLFLOW_PORT, _mlflow)
+
+    watch = threading.Thread(target=look, daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watch.join()
 
 
 def run_page(base: str, tracking: Mapping[str, Any]) -> str:
@@ -183,6 +214,8 @@ def down(home: Path) -> None:
             if ours(home, known[name]):
                 end(known[name]["pid"])
                 print(f"stopped {name}")
+            elif not name.startswith("worker"):
+                end_remains(home, name)
             forget(home, name)
     if not known:
         print("nothing to stop")

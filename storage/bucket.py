@@ -46,6 +46,9 @@ class Bucket:
                     read_timeout=60,
                     retries={"max_attempts": 3, "mode": "standard"},
                     max_pool_connections=4 * TRANSFERS,
+                    # Many S3 servers do not know boto3's chunked uploads with checksums; every file has its sha256.
+                    request_checksum_calculation="when_required",
+                    response_checksum_validation="when_required",
                 ),
             )
 

@@ -5,6 +5,9 @@ reworded comment never costs a retrain, and a changed helper three imports away 
 neither). With a module come the ``__init__`` files that its import runs, and the other files of its folder (templates,
 style sheets). The form is our own, because ``ast.dump`` differs between Python versions and machines of several
 versions share a store; a test holds it against a constant.
+
+Reading all files takes a second. A :class:`Memo` keeps what each one meant, for as long as the file's size, times and
+inode stay as they were.
 """
 
 from __future__ import annotations
@@ -13,22 +16,85 @@ import ast
 import contextlib
 import functools
 import hashlib
+import json
+import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
+
+from storage.files import write_text
 
 MEANINGLESS = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
 """Fields of syntax nodes that say nothing, or the same as another."""
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def fingerprint(entries: Iterable[str], root: Path, packages: frozenset[str], never: frozenset[str]) -> dict[str, str]:
+SETTLED_NS = 2_000_000_000
+"""A file that was changed less than so long ago is not remembered: the clock of its file system may not tell the next
+change from this one."""
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a source file means ("" when it does nothing) and the dotted names that it imports."""
+
+    digest: str
+    imports: tuple[str, ...]
+
+
+class Memo:
+    """What files meant when they were last read, in a small file of this machine; without one nothing is kept.
+
+    A line that does not fit its file, or was written by another form of this module, is not used.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path, self.known, self.fresh = path, dict[str, Any](), False
+        with contextlib.suppress(OSError, ValueError):
+            told = json.loads(path.read_text("utf-8")) if path else None
+            if isinstance(told, dict) and cast(dict[str, Any], told).get("form") == _own_form():
+                self.known = cast(dict[str, Any], cast(dict[str, Any], told)["files"])
+
+    def meaning(self, path: Path) -> Meaning:
+        """What the file at ``path`` means now."""
+        found = path.stat()
+        stamp = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            size, mtime, ctime, inode, digest, imports = self.known[str(path)]
+            if [size, mtime, ctime, inode] == stamp:
+                return Meaning(str(digest), tuple(str(name) for name in imports))
+        meaning = _meaning(path, *stamp)
+        if self.path and max(found.st_mtime_ns, found.st_ctime_ns) < time.time_ns() - SETTLED_NS:
+            self.known[str(path)] = [*stamp, meaning.digest, list(meaning.imports)]
+            self.fresh = True
+        return meaning
+
+    def keep(self) -> None:
+        """Write down what is new; a folder that is not there, or cannot be written, is left as it is."""
+        if self.path and self.fresh and self.path.parent.parent.is_dir():
+            with contextlib.suppress(OSError):
+                self.path.parent.mkdir(exist_ok=True)
+                write_text(self.path, json.dumps({"form": _own_form(), "files": self.known}))
+                self.fresh = False
+
+
+@functools.cache
+def _own_form() -> str:
+    """This module's own content: a memo of another form of it says nothing."""
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+
+
+def fingerprint(
+    entries: Iterable[str], root: Path, packages: frozenset[str], never: frozenset[str], memo: Memo | None = None
+) -> dict[str, str]:
     """``{path: 16 hex}`` of every project file that counts for the modules ``entries``, paths relative to ``root``.
 
     ``root`` holds the ``packages``; a module named in ``never``, or below a package named there, is left out with what
     only it imports. Imports inside functions count, those for type checkers do not. Raises FileNotFoundError for an
     entry that does not exist.
     """
+    memo = memo or Memo()
     found: dict[str, str] = {}
     seen: set[str] = set()
     todo = list(entries)
@@ -41,8 +107,7 @@ def fingerprint(entries: Iterable[str], root: Path, packages: frozenset[str], ne
         if name in seen or path is None or _is_below(name, never):
             continue
         seen.add(name)
-        stamp = path.stat()
-        module = _parse(path, stamp.st_mtime_ns, stamp.st_size)
+        module = memo.meaning(path)
         if module.digest:
             found[path.relative_to(root).as_posix()] = module.digest
         found |= {file.relative_to(root).as_posix(): digest for file, digest in _beside(path)}
@@ -86,26 +151,19 @@ def _content(path: Path, mtime: int, size: int) -> str:
     return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()[:16]
 
 
-class _Module:
-    """What a source file means ("" when it does nothing) and what it imports."""
-
-    def __init__(self, tree: ast.Module) -> None:
-        lines = list(_lines(tree, ""))
-        self.digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] if tree.body else ""
-        self.imports: list[str] = []
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                self.imports += [a.name for a in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                self.imports += [f"{node.module}.{a.name}" for a in node.names]
-
-
 @functools.cache
-def _parse(path: Path, mtime: int, size: int) -> _Module:
+def _meaning(path: Path, *stamp: int) -> Meaning:
     tree = _tree(path.read_bytes())
     for node in ast.walk(tree):
         _simplify(node)
-    return _Module(tree)
+    digest = hashlib.sha256("\n".join(_lines(tree, "")).encode()).hexdigest()[:16] if tree.body else ""
+    imports: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports += [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            imports += [f"{node.module}.{a.name}" for a in node.names]
+    return Meaning(digest, tuple(imports))
 
 
 def _tree(source: bytes) -> ast.Module:

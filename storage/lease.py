@@ -120,12 +120,7 @@ class Lease:
         self.place: Place = FilePlace(place) if isinstance(place, Path) else place
         self.waiting = waiting
         self._stop, self._lock, self._beats = threading.Event(), threading.Lock(), 0
-        self._me: Holder = {
-            "pid": os.getpid(),
-            "host": _host(),
-            "start": _start_time(os.getpid()),
-            "nonce": secrets.token_hex(8),
-        }
+        self._me = this_process()
         self._token: str | None = None
 
     def __enter__(self) -> Lease:
@@ -186,14 +181,20 @@ class Lease:
         return json.dumps({**self._me, "beat": self._beats})
 
 
+def this_process() -> Holder:
+    """This process as a holder."""
+    pid = os.getpid()
+    return {"pid": pid, "host": _host(), "start": start_time(pid), "nonce": secrets.token_hex(8)}
+
+
 def is_here(holder: Holder) -> bool:
     """Whether a holder is, or was, a process of this machine that can be looked up."""
-    return holder["host"] == _host() and holder["start"] is not None and _start_time(os.getpid()) is not None
+    return holder["host"] == _host() and holder["start"] is not None and start_time(os.getpid()) is not None
 
 
 def is_dead(holder: Holder) -> bool:
     """Whether a holder was a process of this machine that has ended; a reused process id does not deceive."""
-    return is_here(holder) and _start_time(holder["pid"]) != holder["start"]
+    return is_here(holder) and start_time(holder["pid"]) != holder["start"]
 
 
 def sweep(directory: Path) -> None:
@@ -207,7 +208,7 @@ def sweep(directory: Path) -> None:
     for path in directory.glob(f"*.lease.*{STRAY}"):
         pid = path.name.removesuffix(STRAY).rpartition(".")[2].partition("-")[0]
         with contextlib.suppress(OSError):
-            if pid.isdigit() and _start_time(int(pid)) is None:
+            if pid.isdigit() and start_time(int(pid)) is None:
                 path.unlink()
 
 
@@ -237,7 +238,7 @@ def _host() -> str:
     return f"{socket.gethostname()} {space}"
 
 
-def _start_time(pid: int) -> str | None:
+def start_time(pid: int) -> str | None:
     """The kernel's start time of a process, which tells a reused pid from the old one; None when it is gone (or there
     is no /proc)."""
     try:

@@ -183,13 +183,12 @@ class S3Store(Store):
 
     def shared_places(self) -> list[Place]:
         """Stage and key of every whole artifact in the bucket."""
-        places: list[Place] = []
-        for name in sorted(self.bucket.names("")):
-            stage, _, rest = name.partition("/")
-            key, _, file = rest.partition("/")
-            if file == "lineage.json" and PLAIN.fullmatch(stage) and PLAIN.fullmatch(key):
-                places.append((stage, key))
-        return places
+        return [place for name in sorted(self.bucket.names("")) if (place := _place_of(name))]
+
+    def younger_than(self, seconds: float) -> set[Place]:
+        """Artifacts that were put into the bucket less than so long ago, by its server's clock."""
+        ages = self.bucket.ages("").items()
+        return {place for name, age in ages if age < seconds and (place := _place_of(name))}
 
     def remove_shared(self, stage: str, key: str) -> None:
         """Delete an artifact from the bucket; it is no hit from the first object on."""
@@ -334,6 +333,14 @@ def _is_kept(rel: str, size: int) -> bool:
     parts = rel.split("/")
     run = parts[0] == VOLATILE and (len(parts) == 2 or (len(parts) > 2 and parts[1] == "logs"))
     return (rel == INPUTS or run) and stays_inside(rel) and size <= KEPT_BYTES
+
+
+def _place_of(name: str) -> Place | None:
+    """Stage and key of the artifact that an object of this name makes whole."""
+    stage, _, rest = name.partition("/")
+    key, _, file = rest.partition("/")
+    whole = file == "lineage.json" and PLAIN.fullmatch(stage) and PLAIN.fullmatch(key)
+    return (stage, key) if whole else None
 
 
 class SharedWithdrawals(Withdrawals):

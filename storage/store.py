@@ -16,13 +16,13 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storage import files, lease, lineage
-from storage.digest import RECORDS, VOLATILE, digest_of, fsync_tree, manifest
+from storage.digest import RECORDS, VOLATILE, digest_of, fsync_tree, listing, manifest
 from storage.errors import Failed
 from storage.files import write_json
 from storage.journal import FileJournal, Journal
@@ -207,6 +207,7 @@ class Store:
         """
         partial = self._partial(stage, key)
         _clean(partial, volatile=False)
+        seen = listing(partial)
         listed = manifest(partial)
         fsync_tree(partial)
         digest = digest_of(listed)
@@ -214,12 +215,12 @@ class Store:
             write_json(partial / lineage.INPUTS, {"sources": list(sources)})
         write_json(partial / "manifest.json", listed)
         write_json(partial / "lineage.json", {**record, "stage": stage, "key": key, "digest": digest})
-        final = self._put_in_place(partial, stage, key)
+        final = self._put_in_place(partial, stage, key, seen)
         return Artifact(stage, key, digest, final)
 
-    def _put_in_place(self, made: Path, stage: str, key: str) -> Path:
-        """Rename a finished directory, whose files were just hashed, to its final name. An artifact that it replaces
-        (refresh) is never seen half deleted."""
+    def _put_in_place(self, made: Path, stage: str, key: str, seen: Mapping[str, os.stat_result] | None = None) -> Path:
+        """Rename a finished directory, whose files were just hashed (and were in the state ``seen`` before that), to
+        its final name. An artifact that it replaces (refresh) is never seen half deleted."""
         final = self.directory(stage, key)
         for left in final.parent.glob(f"{key}.replaced-*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -229,7 +230,7 @@ class Store:
         os.rename(made, final)
         files.sync_directory(final)
         files.sync_directory(final.parent)
-        remember(final)
+        remember(final, seen)
         shutil.rmtree(old, ignore_errors=True)
         return final
 

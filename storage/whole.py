@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from storage.digest import VOLATILE, Manifest, digest_of, listing, parse_manifest, sha256_file, sha256_json
@@ -53,11 +54,12 @@ def check(path: Path, stage: str, key: str) -> tuple[LineageRecord, list[str]]:
     return record, sorted(set(there) - set(listed))
 
 
-def remember(path: Path) -> None:
-    """Note the state of an artifact whose files were hashed just now, when it was published or brought here."""
+def remember(path: Path, seen: Mapping[str, os.stat_result] | None = None) -> None:
+    """Note the state of an artifact whose files were hashed just now, when it was published or brought here. ``seen``:
+    their state before that, so that a file which somebody wrote meanwhile is hashed at the next hit."""
     with contextlib.suppress(Damaged, OSError, KeyError):
         listed = read_manifest(path)
-        there = listing(path)
+        there = seen or listing(path)
         _note(path, _state(digest_of(listed), {rel: there[rel] for rel in listed}))
 
 

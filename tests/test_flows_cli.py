@@ -283,8 +283,13 @@ def test_looking_leaves_nothing_behind_and_names_the_store(tmp_path):
 def test_dead_runs_become_crashed_and_living_ones_stay(place, prefect_url):
     import httpx
 
-    from flows.zombies import bury_dead
+    from flows.zombies import TAG, bury_dead, own_tag
 
+    gone = subprocess.run(
+        [sys.executable, "-c", "from flows.zombies import own_tag; print(own_tag())"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    tags = {"early": gone, "starting": own_tag(), "odd": f"{TAG}1 x y", "far": f"{gone}-other"}
     flow = httpx.post(f"{prefect_url}/flows/", json={"name": "buried"}).json()["id"]
     ids = {}
     for name in ("dead", "alive", "elsewhere"):
@@ -293,12 +298,16 @@ def test_dead_runs_become_crashed_and_living_ones_stay(place, prefect_url):
         host = {"host": "another machine"} if name == "elsewhere" else {}
         (place / "runs" / name).mkdir(parents=True)
         (place / "runs" / name / "run.json").write_text(json.dumps({"prefect": {"flow_run_id": ids[name]}, **host}))
+    for name, tag in tags.items():
+        facts = {"flow_id": flow, "state": {"type": "RUNNING", "name": "Running"}, "tags": [tag], "name": name}
+        ids[name] = httpx.post(f"{prefect_url}/flow_runs/", json=facts).json()["id"]
     with open(place / "runs/alive/alive", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert bury_dead(place, prefect_url) == ["dead"]
+        assert bury_dead(place, prefect_url) == ["dead", "early"]
         assert bury_dead(place, prefect_url) == []
     found = {name: httpx.get(f"{prefect_url}/flow_runs/{i}").json()["state"]["type"] for name, i in ids.items()}
-    assert found == {"dead": "CRASHED", "alive": "RUNNING", "elsewhere": "RUNNING"}
+    assert {name for name, state in found.items() if state == "CRASHED"} == {"dead", "early"}
+    assert {state for name, state in found.items() if name not in ("dead", "early")} == {"RUNNING"}
     assert bury_dead(place, "http://127.0.0.1:9/api") == [], "a server that is down stops nobody"
 
 

@@ -13,7 +13,7 @@ import mlflow
 import psutil
 import pytest
 import torch
-from conftest import MICRO, ROOT
+from conftest import MICRO, ROOT, SECRETS
 from safetensors.torch import load_file
 from test_readme import pipelines
 
@@ -45,6 +45,16 @@ def test_the_whole_dag_runs_and_says_what_it_did(first):
     assert first["mlflow"]["parent_run_id"] and first["flow_run_id"]
     card = json.loads(Path(first["by"]["shard"]["path"], "datacard.json").read_text())
     assert [stage["stage"] for stage in card["stages"]] == ["ingest", "clean", "language", "dedup", "decontaminate"]
+
+
+def test_nothing_that_is_kept_holds_a_secret_of_the_environment(home, first):
+    planted = [value.encode() for value in SECRETS.values()]
+    kept = [path for path in home.path.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert len(kept) > 100 and {"mlflow.db", "prefect.db", "events.jsonl", "prefect.log"} <= {
+        path.name for path in kept
+    }
+    assert not [path for path in kept if any(secret in path.read_bytes() for secret in planted)]
+    assert not any(secret.decode() in json.dumps(first) for secret in planted)
 
 
 def test_a_second_run_is_all_cached_and_prefect_says_so(home, first):

@@ -134,7 +134,7 @@ def test_the_time_of_a_stage_grows_with_its_work_or_is_not_told(place):
                 facts.sections[name] = {**sections[name], **values}
         kinds = {"ingest": "documents", "tokenizer": "tokenizer"}
         work = Work(stage, kinds.get(stage, "model"), "chats" if stage == "sft" else "ingest")
-        return expected(work, facts, tiny.resources, store.records(stage), store)
+        return expected(work, facts, tiny.resources, store.records(stage), store.lineage)
 
     assert told("ingest", bytes=3000) == 30.0 and told("tokenizer", bytes=3000) == 15.0
     assert told("ingest", bytes=3_000_000) is None, "three thousand times the work is another world"

@@ -40,6 +40,18 @@ def test_presets_have_the_size_they_claim(preset, vocabulary, low, high):
     assert low <= model.parameters() <= high
 
 
+def test_an_address_with_a_password_is_refused_and_not_repeated():
+    planted = [
+        "sample.judge_url=https://me:hunter2@judge/v1",
+        'ingest.sources=["a.jsonl", "s3://key:hunter2@bucket/x"]',
+    ]
+    with pytest.raises(ConfigError) as error:
+        load("tiny", planted)
+    said = str(error.value)
+    assert "judge_url" in said and "sources" in said and "environment" in said and "hunter2" not in said
+    assert load("tiny", ["sample.judge_url=http://judge:8000/v1", "ingest.sources=s3://bucket/a@b"])
+
+
 def test_a_list_of_any_option_may_be_written_with_commas():
     config = load("tiny", ["quantize.forms=int8,gguf:q8_0", "language.keep=zh", "rl.tasks=spelling, reverse"])
     assert config.quantize.forms == ["int8", "gguf:q8_0"] and tuple(config.language.keep) == ("zh",)

@@ -11,7 +11,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from stage_helpers import built, states
 
-from storage.bucket import ObjectPlace
+from storage.bucket import Bucket, ObjectPlace
 from storage.champions import Champions, champion
 from storage.lease import Lease
 from storage.s3 import S3Store
@@ -208,22 +208,25 @@ def test_gc_of_a_bucket_keeps_what_runs_of_any_machine_champions_and_young_artif
 
     monkeypatch.setenv("PIPELINE_HOME", str(tmp_path / "here"))
     other, here = open_store(tmp_path / "there" / "store"), open_store(tmp_path / "here" / "store")
-    old, now = "2020-01-01T00:00:00Z", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    for stage, key, inputs, created in (
-        ("clean", "a", [], old),
-        ("shard", "b", [("clean", "a")], old),
-        ("clean", "c", [], old),
-        ("clean", "d", [], old),
-        ("sft", "e", [("clean", "d")], now),
-        ("sft", "f", [], old),
+    for stage, key, inputs in (
+        ("clean", "a", []),
+        ("shard", "b", [("clean", "a")]),
+        ("clean", "c", []),
+        ("clean", "d", []),
+        ("sft", "e", [("clean", "d")]),
+        ("sft", "f", []),
     ):
         (other.partial(stage, key) / "x.txt").write_text(stage + key)
         listed = [{"name": s, "stage": s, "key": k, "digest": "x"} for s, k in inputs]
-        other.publish(stage, key, {"inputs": listed, "created": created, "metrics": {}, "sources": []})
+        other.publish(stage, key, {"inputs": listed, "created": "2020", "metrics": {}, "sources": []})
     other.note_run("20260101-0001", [("clean", "c")], pinned=False)
     other.note_run("20260102-0001", [("shard", "b")], pinned=False)
     other.note_run("20250101-0001", [("sft", "f")], pinned=True)
     s3.put_object(Bucket=s3.bucket, Key="team/a/runs/hostile.json", Body=b'{"nodes": "../.."}')
+    ages = Bucket.ages
+    monkeypatch.setattr(  # the server's clock, whatever the clock of a machine said when it made an artifact
+        Bucket, "ages", lambda self, below: {n: a + 90_000 * ("sft/e" not in n) for n, a in ages(self, below).items()}
+    )
     assert collect.collect(keep=1, dry_run=True, shared=True) == 0
     assert "would delete clean/c" in capsys.readouterr().out and ("clean", "c") in here.shared_places()
     assert collect.collect(keep=1, dry_run=False, shared=True) == 0

@@ -1,10 +1,12 @@
 """The artifact store: atomic publish, verified hits, damage, leases and fingerprints."""
 
+import errno
 import json
 import multiprocessing as mp
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 
@@ -12,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import storage.code
 import storage.whole
-from storage.code import fingerprint
+from storage.code import Memo, fingerprint
 from storage.digest import canonical_json, sha256_json
 from storage.lease import FilePlace, Lease, LeaseLost
 from storage.store import Store, StoreError
@@ -74,6 +77,19 @@ def test_a_flipped_byte_is_found_at_the_next_hit_though_size_and_time_are_as_the
     assert store.lookup("clean", KEY) is None
 
 
+def test_a_byte_that_changes_while_an_artifact_is_published_is_found_at_the_next_hit(tmp_path, monkeypatch):
+    real = storage.store.manifest
+
+    def hashed(root):
+        listed = real(root)
+        (root / "sub" / "a.txt").write_text("hellO")  # by a worker that outlived its attempt
+        return listed
+
+    monkeypatch.setattr("storage.store.manifest", hashed)
+    publish(Store(tmp_path))
+    assert "content differs" in Store(tmp_path).examine("clean", KEY).why
+
+
 def test_content_is_hashed_once_on_a_machine_and_a_copied_store_once_more(tmp_path, monkeypatch):
     publish(Store(tmp_path / "one"))
     shutil.copytree(tmp_path / "one", tmp_path / "two")
@@ -112,6 +128,28 @@ def _hold(path, ready, seconds):
     with Lease(path):
         ready.set()
         time.sleep(seconds)
+
+
+def test_a_store_that_turned_read_only_gives_its_hits_and_refuses_a_run(tmp_path):
+    publish(Store(tmp_path))
+    (tmp_path / "clean" / KEY / "_run" / ".hashed").unlink()
+
+    def refuse(event, arguments):
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if (writes or event in ("os.mkdir", "os.rename", "os.remove")) and str(arguments[0]).startswith(str(tmp_path)):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), arguments[0])
+
+    def look():
+        sys.addaudithook(refuse)  # for this process alone: it cannot be taken off
+        store = Store(tmp_path)
+        assert store.ready("clean", KEY) and store.ready("clean", KEY), "hashed each time, as nothing can be noted"
+        with pytest.raises(StoreError, match=r"Read-only.*PIPELINE_HOME"):
+            store.check()
+
+    process = mp.get_context("fork").Process(target=look)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 def test_a_lease_has_one_holder_and_a_killed_holder_frees_it(tmp_path):
@@ -213,6 +251,36 @@ def test_canonical_json_round_trips_and_ignores_order(value):
 def test_canonical_json_refuses_with_the_place(value, place):
     with pytest.raises((TypeError, ValueError), match=place):
         canonical_json(value)
+
+
+def test_what_code_means_is_remembered_until_its_file_changes(tmp_path, monkeypatch):
+    (tmp_path / "pkg").mkdir()
+    for name, text in (("__init__", ""), ("a", "from pkg import b\n"), ("b", "def g():\n    return 1\n")):
+        (tmp_path / "pkg" / f"{name}.py").write_text(text)
+
+    def look(memo):
+        return fingerprint(["pkg.a"], tmp_path, frozenset({"pkg"}), frozenset(), memo)
+
+    place = tmp_path / "cache" / "code.json"
+    young = Memo(place)
+    first = look(young)
+    young.keep()
+    assert not place.exists(), "changed just now: its clock may not tell the next change from this one"
+    monkeypatch.setattr("storage.code.SETTLED_NS", 0)
+    memo = Memo(place)
+    assert look(memo) == first
+    memo.keep()
+    read = []
+    real = storage.code._tree
+    monkeypatch.setattr("storage.code._tree", lambda source: read.append(source) or real(source))
+    assert look(Memo(place)) == first and not read
+    path, before = tmp_path / "pkg" / "b.py", (tmp_path / "pkg" / "b.py").stat()
+    path.write_text("def g():\n    return 2\n")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert look(Memo(place))["pkg/b.py"] != first["pkg/b.py"] and len(read) == 1
+    for broken in ("{", '{"form": "x", "files": {}}', place.read_text().replace('"files": {', '"files": {"x": 3, ')):
+        place.write_text(broken)
+        assert set(look(Memo(place))) == set(first)
 
 
 def test_the_code_fingerprint_follows_imports_and_ignores_comments(tmp_path):

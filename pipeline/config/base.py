@@ -7,12 +7,14 @@ say where things are or how fast to make them; they are left out of the key and 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
+_LOGIN = re.compile(r"[A-Za-z][\w+.-]*://[^\s/@]*:[^\s/@]+@")
 Progress = Callable[[int, int | None, str], None]
 """Called as ``progress(done, total, unit)`` from long work; ``total`` is None when unknown."""
 
@@ -26,6 +28,20 @@ class Section(BaseModel):
     silently."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_password(cls, values: Any) -> Any:
+        """Raises ValueError, which does not repeat it, for an address with a password: a config is kept with every
+        run."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            texts = value if isinstance(value, (list, tuple)) else (value,)
+            if any(isinstance(text, str) and _LOGIN.search(text) for text in texts):
+                raise ValueError(
+                    f"{name} has an address with a password in it, which would be kept with every run; credentials"
+                    " belong into the environment (OPENAI_API_KEY, AWS_SECRET_ACCESS_KEY, HF_TOKEN)"
+                )
+        return values
 
     def identity(self) -> dict[str, Any]:
         """The part of this section that enters a cache key, as plain JSON values."""

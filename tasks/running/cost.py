@@ -6,16 +6,19 @@ stages. A build on another kind of device, or of other options that a plain prop
 
 from __future__ import annotations
 
+import functools
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from model.specs.shape import ModelConfig
 from pipeline.config.resources import Resources
 from storage.lineage import LineageRecord, SourceEntry
-from storage.store import Store
 
+Lineage = Callable[[str, str], LineageRecord]
+"""Reads the lineage record under a stage and a key; raises OSError or ValueError where there is none."""
 FURTHEST = 50.0
 """A build of so many times less or more work is no measure: start-up, caches and memory are other ones there."""
 
@@ -51,7 +54,12 @@ class Facts:
         if not shape:
             return None
         vocabulary = shape["vocab_size"] or self.sections.get("tokenizer", {}).get("vocab_size", 0)
-        return ModelConfig(**{**shape, "vocab_size": vocabulary}).parameters(active=True)
+        return _parameters(json.dumps({**shape, "vocab_size": vocabulary}))
+
+
+@functools.cache
+def _parameters(shape: str) -> int:
+    return ModelConfig(**json.loads(shape)).parameters(active=True)
 
 
 @dataclass(frozen=True)
@@ -63,20 +71,23 @@ class Work:
     reads: str
 
 
-def expected(work: Work, plan: Facts, on: Resources, earlier: Iterable[LineageRecord], store: Store) -> float | None:
-    """Seconds that a stage should take, from the earlier build whose work is nearest; None when none compares."""
+def expected(
+    work: Work, plan: Facts, on: Resources, earlier: Iterable[LineageRecord], lineage: Lineage
+) -> float | None:
+    """Seconds that a stage should take, from the earlier build whose work is nearest; None when none compares.
+    ``lineage`` reads a record, at best each once: the builds have most of their ancestors in common."""
     best: tuple[float, float] | None = None
     for record in reversed(list(earlier)):
         where: Table = record.get("resources") or {}
         if where.get("device", on.device) != on.device:
             continue
-        ratio = _ratio(work, plan, facts_of(record, store))
+        ratio = _ratio(work, plan, facts_of(record, lineage))
         if ratio and 1 / FURTHEST <= ratio <= FURTHEST and (best is None or abs(math.log(ratio)) < best[0]):
             best = abs(math.log(ratio)), float(record.get("seconds", 0)) * ratio
     return best[1] if best else None
 
 
-def facts_of(record: LineageRecord, store: Store) -> Facts:
+def facts_of(record: LineageRecord, lineage: Lineage) -> Facts:
     """What an artifact and those it was made from say about their work; those that are gone say nothing."""
     metrics: Table = record.get("metrics") or {}
     found, todo = Facts(steps=int(metrics.get("steps", 0))), [record]
@@ -91,7 +102,7 @@ def facts_of(record: LineageRecord, store: Store) -> Facts:
                 found.sources.setdefault(made["stage"], given["sources"])  # the first is what a stage works on
             elif given["key"]:
                 try:
-                    todo.append(store.lineage(given["stage"], given["key"]))
+                    todo.append(lineage(given["stage"], given["key"]))
                 except (OSError, ValueError):
                     continue
     return found

@@ -6,6 +6,7 @@ or the input that differs. How long it should take is told by the one with the m
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -56,6 +57,8 @@ class PlanRun(Run):
         self.facts = Facts()
         self.reads: dict[str, str] = {}
         self.kinds: dict[str, str] = {}
+        self.earlier: dict[str, list[LineageRecord]] = {}
+        self.lineage = functools.cache(self.store.lineage)
 
     def call(self, stage: Stage, cfg: Section, inputs: Bound) -> Planned:
         self.facts.sections[stage.name] = cfg.identity()
@@ -74,11 +77,10 @@ class PlanRun(Run):
         return self.store.files(stage, key)
 
     def _look(self, stage: Stage, cfg: Section, inputs: Bound) -> Planned:
-        earlier = list(self.store.records(stage.name))
         unknown = [name for name, value in inputs.items() if value.digest is None]
         if unknown:
             reasons = [f"on the bytes of {', '.join(unknown)}, made anew"]
-            return Planned(stage.name, "depends", reasons, seconds=self._cost(stage, earlier))
+            return Planned(stage.name, "depends", reasons, seconds=self._cost(stage))
         identity = stage.identity(cfg, inputs, self.files)
         plan = Planned(
             stage.name,
@@ -92,7 +94,7 @@ class PlanRun(Run):
             usual=flatten(type(cfg)().identity()),
         )
         if stage.name in self.refresh:
-            return replace(plan, reasons=["refresh asked for"], seconds=self._cost(stage, earlier))
+            return replace(plan, reasons=["refresh asked for"], seconds=self._cost(stage))
         look = self.store.examine(stage.name, plan.key)
         if look.artifact and look.record:
             return replace(
@@ -103,8 +105,8 @@ class PlanRun(Run):
                 seconds=look.record.get("seconds"),
                 path=look.artifact.path,
             )
-        reasons = [look.why] if look.why else why(identity, earlier)
-        return replace(plan, reasons=reasons, seconds=self._cost(stage, earlier))
+        reasons = [look.why] if look.why else why(identity, self._earlier(stage))
+        return replace(plan, reasons=reasons, seconds=self._cost(stage))
 
     def _work_of(self, stage: Stage, inputs: Bound) -> str:
         """The stage whose sources decide how much ``stage`` has to do: that of its records, else of the text."""
@@ -114,9 +116,15 @@ class PlanRun(Run):
         self.kinds[stage.name] = stage.kind
         return next(iter([*own, *records, *(self.reads[name] for name in given if name in self.reads)]), stage.name)
 
-    def _cost(self, stage: Stage, earlier: list[LineageRecord]) -> float | None:
+    def _earlier(self, stage: Stage) -> list[LineageRecord]:
+        """Records of earlier builds of a stage, read when the first one is asked for."""
+        if stage.name not in self.earlier:
+            self.earlier[stage.name] = list(self.store.records(stage.name))
+        return self.earlier[stage.name]
+
+    def _cost(self, stage: Stage) -> float | None:
         work = Work(stage.name, stage.kind, self.reads[stage.name])
-        return expected(work, self.facts, self.resources, earlier, self.store)
+        return expected(work, self.facts, self.resources, self._earlier(stage), self.lineage)
 
 
 def why(identity: Identity, earlier: Sequence[LineageRecord]) -> list[str]:

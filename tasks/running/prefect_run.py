@@ -135,7 +135,7 @@ class _Call:
             **self.inputs,
             on=self.run.resources,
             out=partial,
-            report=Report(self.run, name, _progress_artifact(name)),
+            report=Report(self.run, name, self._shown(_progress_artifact(name))),
         )
         seconds = round(time.monotonic() - began, 3)
         self._same()
@@ -157,8 +157,25 @@ class _Call:
             },
             self.stage.listings(self.inputs),
         )
-        _table_artifact(name, metrics, seconds, artifact)
+        self._shown(_table_artifact)(name, metrics, seconds, artifact)
         return artifact
+
+    def _shown(self, show: Callable[..., None]) -> Callable[..., None]:
+        """``show``, which fails without harm: what Prefect's pages lack is no reason to stop."""
+
+        failed: list[Exception] = []
+
+        def guarded(*values: Any) -> None:
+            try:
+                show(*values)
+            except Exception as error:  # whatever its client raises while its server is away
+                failed.append(error)
+                if len(failed) > 1:
+                    return
+                text = f"{self.stage.name}: not shown in Prefect: {type(error).__name__}: {error}".splitlines()[0]
+                self.run.emit("note", stage=self.stage.name, text=text)
+
+        return guarded
 
     def _same(self) -> None:
         """Raise ValueError when a file that the section names (weights to start from, a vocabulary) has another content

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
@@ -41,6 +42,8 @@ from tasks.running.inputs import Descent, Made, descent_of
 from tasks.running.seeds import Seeds, siblings
 
 log = logging.getLogger(__name__)
+STAMP = "%Y%m%d-%H%M%S"
+"""How an id of a run begins."""
 _current: contextvars.ContextVar[Any] = contextvars.ContextVar("run")
 
 
@@ -227,8 +230,14 @@ def is_alive(directory: Path) -> bool:
 
 
 def new_run_id() -> str:
-    """An id that sorts by time and does not collide between machines."""
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    """An id that sorts by time, after those of earlier runs here though the clock was set back, and does not collide
+    between machines."""
+    stamp = time.strftime(STAMP)
+    last = max((path.name[: len(stamp)] for path in (home() / "runs").glob("[0-9]*-*")), default="")
+    if last > stamp:
+        with contextlib.suppress(ValueError):  # a folder that is no run of ours
+            stamp = (datetime.strptime(last, STAMP) + timedelta(seconds=1)).strftime(STAMP)
+    return f"{stamp}-{secrets.token_hex(3)}"
 
 
 def git_state() -> dict[str, Any]:

@@ -15,14 +15,15 @@ import time
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from pipeline.config.base import Section
-from storage.code import fingerprint
+from storage.code import Memo, fingerprint
 from storage.digest import sha256_json
 from storage.lineage import Identity, SourceListing
-from storage.places import ROOT
+from storage.places import ROOT, home
 from storage.store import Artifact, Store
 from tasks.running.events import Metrics, StageInput
 from tasks.running.gate import Verdict
@@ -171,7 +172,15 @@ def stage(
 
 @functools.cache
 def _code(entries: tuple[str, ...]) -> dict[str, str]:
-    return fingerprint(entries, ROOT, PACKAGES, NEVER)
+    memo = _memo(home())
+    found = fingerprint(entries, ROOT, PACKAGES, NEVER, memo)
+    memo.keep()
+    return found
+
+
+@functools.cache
+def _memo(root: Path) -> Memo:
+    return Memo(root / "cache" / "code.json")
 
 
 @functools.cache

@@ -1,10 +1,10 @@
 """Tracking beside the flow: a process of its own mirrors a run into MLflow, so that MLflow never delays or stops a run.
 
 The flow appends events to ``<home>/runs/<id>/events.jsonl``; :func:`start_tracker` starts ``python -m
-tasks.tracking.tracker <run dir>``, which follows that file and the training curves and writes them to MLflow (the other
-modules of this folder import it, this one only when it has something to write: importing takes 1.5 s, which passes
-while the flow works). A pipe says when the flow is gone: without a ``run_finished`` event before, its runs become
-KILLED.
+tasks.tracking.tracker --pipe FD``, which follows that file and the training curves and writes them to MLflow. Importing
+MLflow takes 1.7 s, so the command line starts it early (:func:`get_ready`), and they pass while Prefect is imported.
+Through a pipe the tracker learns the run's directory, and when the flow is gone: without a ``run_finished`` event
+before, its runs become KILLED.
 
 When MLflow cannot be reached the events stay where they are and are tried again every few seconds, by later runs, and
 by ``python -m tasks.tracking.tracker --sync <home>``. Applying an event twice changes nothing, so a part of a run that
@@ -15,7 +15,9 @@ Where: ``MLFLOW_TRACKING_URI``, or SQLite and a folder of artifacts under ``<hom
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import importlib
 import json
 import logging
 import os
@@ -24,8 +26,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -39,10 +40,12 @@ from tasks.tracking.records import State
 
 if TYPE_CHECKING:
     from tasks.tracking.mirror import Mirror
+    from tasks.tracking.openlineage import Emitter
 
 log = logging.getLogger("tracking")
 POLL_SECONDS = 0.2
 RETRY_SECONDS = 10.0
+LOG_FORM = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # A server that is down should be noticed in seconds; MLflow's defaults retry for minutes. Its telemetry stays off.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -57,8 +60,13 @@ ENVIRONMENT = {
 class Tracker:
     """The flow's handle on its tracker process."""
 
-    def __init__(self, run_dir: Path, process: subprocess.Popen[bytes], pipe: int) -> None:
-        self.run_dir, self.process, self.pipe = run_dir, process, pipe
+    def __init__(self, process: subprocess.Popen[bytes], pipe: int) -> None:
+        self.run_dir, self.process, self.pipe = Path(), process, pipe
+
+    def follow(self, run_dir: Path) -> None:
+        """Give it the run to follow."""
+        self.run_dir = run_dir
+        os.write(self.pipe, f"{run_dir.resolve()}\n".encode("utf-8", "surrogateescape"))
 
     def close(self, timeout: float = 60.0) -> State:
         """Wait until MLflow has the run (``run_finished`` must have been written) and say where it is.
@@ -76,9 +84,29 @@ class Tracker:
         return summary(self.run_dir)
 
 
+_ready: list[Tracker] = []
+
+
+def get_ready() -> None:
+    """Start the tracker of a run that this process is about to make; without a run it ends with this process."""
+    if not _ready:
+        _ready.append(_started())
+
+
 def start_tracker(run_dir: Path) -> Tracker:
     """Start the tracker of the run in ``run_dir`` (with its run.json); it lives until the run is finished or this
     process ends."""
+    tracker = _ready.pop() if _ready else _started()
+    try:
+        tracker.follow(run_dir)
+    except BrokenPipeError:  # it was killed while it waited
+        os.close(tracker.pipe)
+        tracker = _started()
+        tracker.follow(run_dir)
+    return tracker
+
+
+def _started() -> Tracker:
     read, write = os.pipe()
     environment = {
         k: v
@@ -87,19 +115,18 @@ def start_tracker(run_dir: Path) -> Tracker:
     }
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     try:
-        with open(run_dir / "tracker.log", "ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tasks.tracking.tracker", str(run_dir), "--pipe", str(read)],
-                pass_fds=(read,),
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tasks.tracking.tracker", "--pipe", str(read)],
+            pass_fds=(read,),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
     finally:
         os.close(read)
-    return Tracker(run_dir, process, write)
+    return Tracker(process, write)
 
 
 def summary(run_dir: Path) -> State:
@@ -119,6 +146,7 @@ def follow(run_dir: Path, pipe: int | None) -> bool:
     """Mirror a run into MLflow while it lasts; ``pipe`` None mirrors what is there. True when MLflow has all of it."""
     tail, waiting = Tail(run_dir / "events.jsonl"), deque[Event]()
     mirror: Mirror | None = None
+    others: list[Emitter] = []
     again, tries = 0.0, 0
     over = False
     while True:
@@ -130,7 +158,8 @@ def follow(run_dir: Path, pipe: int | None) -> bool:
             continue
         try:
             mirror = mirror or _mirror(run_dir, live=pipe is not None)
-            _apply(mirror, waiting)
+            others = others or _others(run_dir, mirror)
+            _apply([mirror, *others], waiting)
             if over:
                 mirror.close()
                 return True
@@ -149,11 +178,19 @@ def follow(run_dir: Path, pipe: int | None) -> bool:
             again = time.monotonic() + (1.0 if over else RETRY_SECONDS)
 
 
-def _apply(mirror: Mirror, waiting: deque[Event]) -> None:
+def _apply(readers: Sequence[Mirror | Emitter], waiting: deque[Event]) -> None:
     """Apply events in order; one is dropped only after it went through, so an outage in the middle repeats it."""
     while waiting:
-        mirror.apply(waiting[0])
+        for reader in readers:
+            reader.apply(waiting[0])
         waiting.popleft()
+
+
+def _others(run_dir: Path, mirror: Mirror) -> list[Emitter]:
+    """Who reads the events beside MLflow."""
+    from tasks.tracking import openlineage
+
+    return [openlineage.Emitter(run_dir, mirror.connection.preset)] if openlineage.wanted() else []
 
 
 def _mirror(run_dir: Path, live: bool) -> Mirror:
@@ -168,7 +205,7 @@ def _closed(pipe: int, seconds: float) -> bool:
     return bool(ready) and not os.read(pipe, 64)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _lock(run_dir: Path) -> Generator[bool]:
     """Hold the run's tracker lock; False when another tracker has it. Released by the system when the process ends."""
     with open(run_dir / "tracker.lock", "w") as file:
@@ -209,21 +246,37 @@ def follow_champions(home: Path, presets: Iterable[str]) -> dict[str, str | None
 
 
 def main(arguments: list[str]) -> int:
-    """``RUN_DIR --pipe FD`` follows a run; ``--sync HOME`` fills in what earlier outages left out."""
+    """``--pipe FD`` follows the run that the pipe names; ``--sync HOME`` fills in what earlier outages left out."""
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    if arguments[:1] == ["--sync"] and len(arguments) == 2:
-        root = Path(arguments[1]).resolve()
-        done = sync(root)
-        if all(done.values()):
-            follow_champions(root, Champions(open_store(root / "store")).presets())
-        for run_id, complete in done.items():
-            print(f"{run_id}  {'complete in MLflow' if complete else 'not in MLflow yet, see its mlflow.json'}")
-        return 0 if all(done.values()) else 1
-    if len(arguments) != 3 or arguments[1] != "--pipe":
-        print("usage: python -m tasks.tracking.tracker RUN_DIR --pipe FD | --sync HOME", file=sys.stderr)
+    if arguments[:1] == ["--pipe"] and len(arguments) == 2:
+        return _follow_pipe(int(arguments[1]))
+    logging.basicConfig(level=logging.WARNING, format=LOG_FORM)
+    if arguments[:1] != ["--sync"] or len(arguments) != 2:
+        print("usage: python -m tasks.tracking.tracker --pipe FD | --sync HOME", file=sys.stderr)
         return 2
-    run_dir, pipe = Path(arguments[0]).resolve(), int(arguments[2])
+    root = Path(arguments[1]).resolve()
+    done = sync(root)
+    if all(done.values()):
+        follow_champions(root, Champions(open_store(root / "store")).presets())
+    for run_id, complete in done.items():
+        print(f"{run_id}  {'complete in MLflow' if complete else 'not in MLflow yet, see its mlflow.json'}")
+    return 0 if all(done.values()) else 1
+
+
+def _follow_pipe(pipe: int) -> int:
+    """Import MLflow, wait for the name of the run's directory, follow it; what is said goes to its tracker.log."""
+    with contextlib.suppress(Exception):  # said when it is needed
+        importlib.import_module("tasks.tracking.mirror")
+    name = b""
+    while not name.endswith(b"\n"):
+        if not (more := os.read(pipe, 4096)):
+            return 0  # no run came of it
+        name += more
+    run_dir = Path(os.fsdecode(name[:-1]))
+    with open(run_dir / "tracker.log", "ab") as output:
+        for stream in (1, 2):
+            os.dup2(output.fileno(), stream)
+    logging.basicConfig(level=logging.WARNING, format=LOG_FORM)
     with _lock(run_dir) as mine:
         complete = mine and follow(run_dir, pipe)
     if complete:
