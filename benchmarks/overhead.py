@@ -261,7 +261,8 @@ def main() -> None:
     try:
         for side in sides:
             side.home.parent.mkdir(parents=True, exist_ok=True)
-            side.run()
+            if options.only != "hit":  # which needs no run
+                side.run()
         for name in options.only.split(","):
             PARTS[name](sides, options)
     finally:
