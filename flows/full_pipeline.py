@@ -6,10 +6,12 @@ from __future__ import annotations
 import inspect
 import os
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger
+from prefect import tags as tagged
 from prefect.artifacts import create_link_artifact
 from prefect.context import TagsContext
 from prefect.runtime import flow_run
@@ -22,6 +24,7 @@ from flows.form import LAST_DATA_STAGE, DataStage, Override, PresetFile, PresetN
 from flows.handover import Handover, wake
 from flows.promote import promote
 from flows.services import mlflow_address, run_page
+from flows.zombies import own_tag
 from pipeline.config.tree import ConfigError
 from pipeline.pages.funnel.page import write_funnel
 from storage.places import home
@@ -101,6 +104,11 @@ def data_stages(
         tags: tags for the run in MLflow, to find runs that belong together.
     """
     return full_pipeline.fn(preset, overrides, until, refresh, tags)
+
+
+def of_this_process() -> AbstractContextManager[Any]:
+    """Around a call of a flow: its run has a tag that names this process (flows/zombies.py)."""
+    return tagged(own_tag())
 
 
 def _pipeline(

@@ -18,7 +18,7 @@ from flows.dag import model_names, of_kind
 from flows.environment import say
 from flows.scores import score_lines
 from flows.services import ensure_mlflow, ensure_prefect, kept_up, run_page, runs_page
-from flows.zombies import bury_dead, own_tag
+from flows.zombies import bury_dead
 from pipeline.data.jsonl import read_jsonl
 from storage.places import home
 from storage.store import StoreError
@@ -41,9 +41,7 @@ def run(args: argparse.Namespace, out: Console) -> int:
     get_ready()  # imports MLflow while this process imports Prefect
     os.environ["PREFECT_API_URL"] = api = ensure_prefect(home(), wait=False)  # boots while Prefect is imported here
     tracking_ui = None if args.json else ensure_mlflow(home(), wait=False)
-    from prefect import tags
-
-    from flows.full_pipeline import full_pipeline
+    from flows.full_pipeline import full_pipeline, of_this_process
 
     if ensure_prefect(home()) != api:  # the server had to move to another port, and Prefect has read the old one
         del os.environ["PREFECT_API_URL"]
@@ -52,7 +50,7 @@ def run(args: argparse.Namespace, out: Console) -> int:
     watch = Watch(out, args.verbose)
     WATCHERS.append(watch)
     try:
-        with watch, kept_up(home(), api), tags(own_tag()):
+        with watch, kept_up(home(), api), of_this_process():
             result = full_pipeline(args.preset, args.overrides, args.until, args.refresh)
     except Exception as error:
         if args.verbose > 0:
