@@ -4,8 +4,8 @@
     python benchmarks/serve.py speed [--tokens 128] [--rounds 3]
     python benchmarks/serve.py soak --requests 2000
 
-`speed` serves a random model of MiniMind's small shape (26M: 512 wide, 8 layers, 8 heads on 2, vocabulary 6400), exact
-and in int8 and int4, and its GGUF files by llama.cpp's server (the package xllamacpp, where it is installed). All
+`speed` serves a random model of MiniMind's small shape (26M: 512 wide, 8 layers, 8 heads on 2, vocabulary 6400), in
+fp32, bf16, int8 and int4, and its GGUF files by llama.cpp's server (the package xllamacpp, where it is installed). All
 answer prompts of 16 tokens greedily with exactly so many new ones, in turns, each engine with one thread; a number in
 OMP_NUM_THREADS is that of all. `soak` serves the same shape with 2 layers: requests of mixed lengths, whole and
 streamed, of which one in ten leaves in between. The engines without a server are compared by benchmarks/generate.py.
@@ -162,7 +162,11 @@ def forms(exact: Path) -> dict[str, Path]:
     folder = exact.parent
     write_rounded(exact, folder / "int8", Scheme(8))
     write_rounded(exact, folder / "int4", Scheme(4, 32))
-    found = {"pipeline serve fp32": exact}
+    half = Transformer.from_dir(exact)
+    for p in half.parameters():
+        p.data = p.data.bfloat16().float()
+    save_model(half, folder / "bf16", folder / "tokenizer")  # the weights of an export
+    found = {"pipeline serve fp32": exact, "pipeline serve bf16": folder / "bf16"}
     found |= {f"pipeline serve {name}": folder / name for name in ("int8", "int4")}
     if importlib.util.find_spec("xllamacpp"):
         state = {name: p.detach().numpy() for name, p in Transformer.from_dir(exact).named_parameters()}
@@ -224,9 +228,10 @@ async def storm(url: str, requests: int, at_once: int, seed: int) -> dict[str, i
                 async with asyncio.timeout(0.15 if leave else 600):
                     answer = await client.post("/v1/completions", json={"model": "model", **plan})
                 whole = "[DONE]" in answer.text or '"finish_reason":"' in answer.text
-                ends[
-                    "answered" if answer.status_code == 200 and whole and '"error"' not in answer.text else "errors"
-                ] += 1
+                good = answer.status_code == 200 and whole and '{"error"' not in answer.text
+                ends["answered" if good else "errors"] += 1
+                if not good:
+                    print(answer.status_code, answer.text[-300:], plan)
             except TimeoutError:
                 ends["left"] += 1
 

@@ -18,7 +18,7 @@ from serve_helpers import Running, babbling_dir, skilled_dir
 from token_helpers import FACTS, taught_dir
 
 from flows.cli import main
-from flows.serving.command import found
+from flows.serving.command import _bound, found
 from flows.serving.gate import Rules
 from flows.serving.talks import Limits
 from storage.champions import Champions
@@ -241,6 +241,11 @@ def test_the_command_serves_until_it_is_told_to_end_and_ends_what_it_has_begun(t
     assert "data: [DONE]" in rest and '"length"' in "".join(rest)
     assert process.wait(20) == 0, process.stderr.read()
     process.stderr.close()
+
+
+def test_the_socket_sends_each_token_at_once():
+    with _bound("127.0.0.1", 0) as sock:  # asyncio turns Nagle's algorithm off where it sees TCP, and not at protocol 0
+        assert sock.proto == socket.IPPROTO_TCP
 
 
 @pytest.mark.parametrize("words", [["no-such"], [], ["x", "--backend", "vllm"], ["x", "--upstream", "http://a"]])

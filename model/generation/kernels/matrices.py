@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from llvmlite import binding, ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
 from model.generation.kernels.tiles import LANES, PANEL, ROWS, bits_to_float, fused, multiply, splat, store
@@ -184,7 +185,7 @@ def _dot(builder: Any, sums: Any, four: Any, weights: Any) -> Any:
     if _DOT:
         kind = ir.FunctionType(_WHOLE, [_WHOLE] * 3)
         name = f"llvm.x86.avx512.vpdpbusd.{32 * LANES}"
-        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
         return builder.call(function, [sums, splat(builder, four, LANES), weights])
     # without the instruction: byte by byte, to the same integers
     for i in range(4):
@@ -263,12 +264,21 @@ def _nibbles(builder: Any, line: Any, scales: list[Any]) -> list[Any]:
     half, weights = _VECTORS // 2, []
     short = ir.VectorType(_I8, LANES)
     wide = [builder.zext(_load(builder, line, _I64(v * LANES), short, 1), _WHOLE) for v in range(half)]
-    offset = ir.Constant(_REAL, [float(2**23 + 8)] * LANES)
     for v in range(_VECTORS):
         code = wide[v] if v < half else builder.lshr(wide[v - half], _same(4))
-        bits = builder.or_(builder.and_(code, _same(15)), _same(_MAGIC))
-        weights.append(builder.fmul(builder.fsub(builder.bitcast(bits, _REAL), offset), scales[v]))
+        weights.append(builder.fmul(_signed(builder, code), scales[v]))
     return weights
+
+
+def _signed(builder: Any, code: Any) -> Any:
+    """The lowest four bits of int32, less 8, as fp32."""
+    if LANES == 16:  # a table in a register, whose places these bits name
+        table = ir.Constant(_REAL, [float(i - 8) for i in range(16)])
+        kind = ir.FunctionType(_REAL, [_REAL, _WHOLE])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.permvar.sf.512")
+        return builder.call(function, [table, code])
+    bits = builder.or_(builder.and_(code, _same(15)), _same(_MAGIC))
+    return builder.fsub(builder.bitcast(bits, _REAL), ir.Constant(_REAL, [float(2**23 + 8)] * LANES))
 
 
 def _tile(code: Callable[[int], Any], rows: int, arrays: str) -> Any:
