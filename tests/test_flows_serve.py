@@ -174,6 +174,16 @@ def test_an_answer_is_held_to_json_of_a_schema_however_it_is_drawn(client, monke
         client.chat.completions.create(model="m", messages=QUESTION, response_format=form)
 
 
+def test_an_answer_that_was_begun_is_gone_on_with(client):
+    begun = [*QUESTION, {"role": "assistant", "content": FACT[:3]}]
+    goes_on = {"continue_final_message": True, "add_generation_prompt": False}
+    made = client.chat.completions.create(model="m", messages=begun, extra_body=goes_on)
+    assert made.choices[0].message.content == FACT[3:]
+    for wrong in ({"messages": QUESTION}, {"extra_body": {**goes_on, "add_generation_prompt": True}}):
+        with pytest.raises(openai.BadRequestError, match="continue_final_message"):
+            client.chat.completions.create(**{"model": "m", "messages": begun, "extra_body": goes_on, **wrong})
+
+
 def test_a_bias_brings_tokens_or_keeps_them_away(client):
     def made(**more):
         return client.completions.create(model="m", prompt=[9, 10], max_tokens=4, logprobs=1, **more).choices[0]

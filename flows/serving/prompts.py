@@ -43,7 +43,8 @@ def chat_prompt(engine: Engine, request: ChatRequest, most: int, defaults: dict[
     wanted = request.max_completion_tokens or request.max_tokens or int(defaults.get("max_new_tokens", 0)) or most
     begun = _begun(request)
     messages = normal(request)
-    tail = engine.tokenizer.encode(begun) if begun else []
+    prefix = messages.pop()["content"] if request.continue_final_message else begun
+    tail = engine.tokenizer.encode(prefix) if prefix else []
     try:
         ids, forgotten = engine.tokenizer.prompt(messages), 0
         if request.truncation == "auto":

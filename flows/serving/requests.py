@@ -203,6 +203,10 @@ class ChatRequest(SamplingAsked):
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
+    continue_final_message: bool | None = Field(
+        None, description="go on with the assistant's last message; what it says is not said again"
+    )
+    add_generation_prompt: bool | None = Field(None, description="false with continue_final_message, else true")
     modalities: list[Literal["text"]] | None = None
     truncation: Literal["auto", "disabled"] | None = Field(
         None, description="auto forgets the oldest exchanges when the model's window is full; disabled refuses"
@@ -216,6 +220,13 @@ class ChatRequest(SamplingAsked):
             raise ValueError("stream_options needs stream: true")
         if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
             raise ValueError("max_tokens and max_completion_tokens say different things")
+        goes_on = bool(self.continue_final_message)
+        if self.add_generation_prompt not in (None, not goes_on):
+            raise ValueError("add_generation_prompt is false with continue_final_message, and true without")
+        if goes_on and (not isinstance(self.messages[-1], Answer) or self.messages[-1].tool_calls):
+            raise ValueError("continue_final_message needs a last message of the assistant, without calls")
+        if goes_on and self.tool_choice not in (None, "none", "auto"):
+            raise ValueError("a call that is forced begins an answer; continue_final_message has one already")
         names = [tool.function.name for tool in self.tools or []]
         if len(set(names)) < len(names):
             raise ValueError("two tools have the same name")
