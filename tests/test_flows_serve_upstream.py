@@ -107,7 +107,9 @@ def test_llama_cpp_s_own_server_answers_behind_the_face_as_our_engine_does(tmp_p
             )
             assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == FACT
             form = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"enum": ["one", "two"]}}}
-            held = client.chat.completions.create(model="m", messages=QUESTION, max_tokens=40, response_format=form)
+            held = client.chat.completions.create(
+                model="m", messages=QUESTION, max_tokens=80, temperature=0, response_format=form
+            )
             assert json.loads(held.choices[0].message.content) in ("one", "two")
             with pytest.raises(openai.BadRequestError, match=r"llama\.cpp: .*context"):
                 client.completions.create(model="m", prompt=[5] * 500)
