@@ -9,6 +9,7 @@ import pytest
 from pipeline.config.evaluation import EvaluateSection
 from pipeline.config.tree import ConfigError, load
 from pipeline.evaluation.judged import judge_answers
+from pipeline.sampling.openai_judge import JudgeFailed
 from tasks.running.sources import given
 
 
@@ -18,6 +19,8 @@ class Judge(BaseHTTPRequestHandler):
     asked = 0
 
     def do_POST(self):
+        if "nowhere" in self.path:
+            return self.send_error(404)
         type(self).asked += 1
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         first, second = body["messages"][1]["content"].split("[A]")[1].split("[B]")
@@ -59,6 +62,12 @@ def test_a_verdict_that_changes_with_the_order_is_a_tie_and_nothing_is_asked_twi
     assert [row["sft"] for row in verdicts] == [1.0, 0.5, 0.0, 0.5]
     assert flat["sft.judged"] == 0.5 and flat["sft.judged.n"] == 4 and flat["sft.judged.low"] < 0.5
     assert json.loads((tmp_path / "scores.json").read_text())["sft"]["judged"]["at_chance"]
+    gone = EvaluateSection(judge_model="m", judge_url=f"{judge}/nowhere", judge_parallel=1)
+    (tmp_path / "_run" / "judge").rename(tmp_path / "kept")
+    with pytest.raises(JudgeFailed, match=r"(?s)answered 404.*see evaluate\.judge_url"):
+        judge_answers(gone, tmp_path, ["base", "sft"], lambda *_: None)
+    (tmp_path / "_run" / "judge").rmdir()
+    (tmp_path / "kept").rename(tmp_path / "_run" / "judge")
     before = Judge.asked
     assert judge_answers(cfg, tmp_path, ["base", "sft"], lambda *_: None) == flat and Judge.asked == before
 

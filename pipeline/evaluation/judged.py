@@ -18,7 +18,7 @@ from pipeline.config.evaluation import EvaluateSection
 from pipeline.config.sample import SampleSection
 from pipeline.data.jsonl import read_jsonl
 from pipeline.evaluation.forms import TRAINING
-from pipeline.sampling.openai_judge import compare_all
+from pipeline.sampling.openai_judge import JudgeFailed, compare_all
 from pipeline.sampling.prompt import Prompt
 
 
@@ -36,7 +36,10 @@ def judge_answers(cfg: EvaluateSection, out: Path, models: Sequence[str], progre
     rows: list[dict[str, Any]] = [{"id": item["id"], "set": item["set"]} for item in items]
     for before, name in pairwise(models):
         answers = [(item["said"][before], item["said"][name]) for item in items]
-        verdicts = compare_all(judge, prompts, answers, out / "_run" / "judge", progress)
+        try:
+            verdicts = compare_all(judge, prompts, answers, out / "_run" / "judge", progress)
+        except JudgeFailed as error:  # the options have their own names here
+            raise JudgeFailed(str(error).replace("sample.judge", "evaluate.judge")) from None
         won = [0.5 + (own - other) / 4 for other, own in verdicts]
         scores[name]["judged"] = share = _share(won)
         flat |= {f"{name}.judged": share["share"], f"{name}.judged.n": share["asked"], f"{name}.judged.chance": 0.5}
