@@ -150,4 +150,6 @@ def test_forms_that_cannot_be_made_are_told_before_anything_runs(tmp_path):
     with pytest.raises(ConfigError, match="RoPE scaling yarn with beta_fast"):
         stretched = ["rope_factor=2", "rope_original_len=64", "rope_beta_fast=8"]
         load("tiny", ['quantize.forms=["gguf:f16"]', *(f"pretrain.model.{option}" for option in stretched)])
+    with pytest.raises(ConfigError, match=r"rows of a multiple of 32, and this model has rows of 176; take gguf:f16"):
+        load("tiny", ['quantize.forms=["gguf:f16", "gguf:q8_0"]', "pretrain.model.ffn=176"])
     assert set(QuantizeSection.model_json_schema()["properties"]["forms"]["items"]["enum"]) == set(FORMS)

@@ -149,14 +149,17 @@ class Config(Section):
             raise ValueError(f"quantize.forms  {'; '.join(problems)}")
 
     def _check_gguf(self, init: Path | None) -> None:
+        from pipeline.release.forms import check_rows
         from pipeline.release.gguf_export import check_scaling, check_tokenizer
 
         if self.tokenizer.existing:
             check_tokenizer(json.loads(tokenizer_file(self.tokenizer.existing).read_text(encoding="utf-8")))
-        if init is None:
-            check_scaling(to_hf(self.pretrain.model))
-        elif init.is_dir():
-            check_scaling(to_hf(from_hf(json.loads((init / "config.json").read_text(encoding="utf-8")))))
+        if init and not init.is_dir():
+            return
+        told = None if init is None else json.loads((init / "config.json").read_text(encoding="utf-8"))
+        config = to_hf(self.pretrain.model if told is None else from_hf(told))
+        check_scaling(config)
+        check_rows(config, [form.removeprefix("gguf:") for form in self.quantize.forms if form.startswith("gguf:")])
 
 
 def presets() -> list[str]:

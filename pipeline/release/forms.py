@@ -76,7 +76,7 @@ def write_ggufs(model: Path, out: Path, types: Iterable[str], scratch: Path, thr
     import gguf
 
     tensors, config = dict(read_tensors(model)), to_hf(from_hf(_json(model / "config.json"), str(model)))
-    _check_rows(tensors, types := list(types))
+    check_rows(config, types := list(types))
     notes = _notes(model)
     scratch.mkdir(parents=True, exist_ok=True)
     base = scratch / "base-f32.gguf.tmp"
@@ -96,10 +96,12 @@ def write_ggufs(model: Path, out: Path, types: Iterable[str], scratch: Path, thr
     return {f"gguf:{kind}": _read_back(path, kind, gguf, notes) for kind, path in paths.items()}
 
 
-def _check_rows(tensors: dict[str, Any], types: list[str]) -> None:
+def check_rows(config: HfConfig, types: list[str]) -> None:
     """Raises ValueError for rows that llama.cpp cannot cut into the smallest blocks, which it has no other type for."""
     rounded = [kind for kind in types if kind not in PLAIN]
-    uneven = sorted({value.shape[-1] for value in tensors.values() if value.ndim > 1 and value.shape[-1] % 32})
+    inner = config["moe_intermediate_size"] if config.get("num_experts") else config["intermediate_size"]
+    rows = {config["hidden_size"], inner, config["num_attention_heads"] * config["head_dim"]}
+    uneven = sorted(row for row in rows if row % 32)
     if rounded and uneven:
         raise ValueError(
             f"quantize.forms: gguf:{', gguf:'.join(rounded)} cannot be written: llama.cpp rounds rows of a multiple of"
