@@ -106,7 +106,7 @@ def _lost() -> AutomationCore:
         description=f"A run that gave no sign of life for {LOST_SECONDS // 60} minutes is marked Crashed.",
         trigger=EventTrigger(
             after={HEARTBEAT},
-            expect={HEARTBEAT, *ENDED, "prefect.flow-run.AwaitingData", "prefect.flow-run.Suspended"},
+            expect={"prefect.flow-run.*"},  # whatever is heard of it
             match=ResourceSpecification.model_validate(ANY_RUN),
             match_related=ResourceSpecification.model_validate(OURS),
             for_each={"prefect.resource.id"},
@@ -118,6 +118,7 @@ def _lost() -> AutomationCore:
             ChangeFlowRunState(
                 state=StateType.CRASHED,
                 name="Crashed",
+                force=False,
                 message=f"no sign of life for {LOST_SECONDS // 60} minutes: its process or its machine is gone. Run it"
                 " again: finished stages are cached, training resumes from its checkpoint",
             )
@@ -147,6 +148,7 @@ def _waits(pool: str) -> AutomationCore:
             ChangeFlowRunState(
                 state=StateType.SCHEDULED,
                 name=NO_WORKER,
+                force=False,
                 message=f"no worker takes it: none serves {pool}, or all are busy. It starts as soon as one is free."
                 f" Start one where the project is installed: prefect worker start --pool {pool} --limit 1",
             )
