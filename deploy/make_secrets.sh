@@ -15,4 +15,4 @@ new notify ""                  # where people are told, apart by spaces: see `pi
 new s3.json "{\"identities\": [{\"name\": \"full-pipeline\",
   \"credentials\": [{\"accessKey\": \"full-pipeline\", \"secretKey\": \"$(cat secrets/s3)\"}],
   \"actions\": [\"Admin\", \"Read\", \"Write\", \"List\", \"Tagging\"]}]}"
-chmod 444 secrets/*
+chmod 644 secrets/*

@@ -210,9 +210,10 @@ class Receiver:
         self.url = f"http://127.0.0.1:{self.server.server_port}/hook"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
-    def wait(self, about, seconds=60):
-        end = time.monotonic() + seconds
-        while not (found := [message for message in self.got if about in json.dumps(message)]):
+    def wait(self, about, part="text"):
+        """The first message with a ``part`` that tells of something: "text" of a webhook, "message" of Apprise."""
+        end = time.monotonic() + 60
+        while not (found := [message for message in self.got if about in message.get(part, "")]):
             assert time.monotonic() < end, f"nobody was told of {about}: {self.got}"
             time.sleep(0.2)
         return found[0]
@@ -242,8 +243,7 @@ def services(receiver):
         assert "created s3://pipeline" in services.once("buckets")
         services.wait("prefect")
         notify = services.deploy / "secrets" / "notify"
-        notify.chmod(0o644)
-        notify.write_text(receiver.url)
+        notify.write_text(f"{receiver.url} {receiver.url.replace('http:', 'json:')}")  # a webhook, and Apprise
         services.deployed = services.once("deploy")
         services.wait("mlflow")
         second = root / "second-machine"  # its checkout lies elsewhere
@@ -291,7 +291,8 @@ SMALL = ["ingest.sources=teaching", "pretrain.steps=2", "tokenizer.vocab_size=60
 
 
 def test_a_gpu_run_has_its_data_made_on_the_cpu_pool_and_gives_its_place_free_meanwhile(services, prefect):
-    status, run = start(prefect, "gpu", preset=MICRO, overrides=SMALL, until="pretrain", data="full-pipeline/data")
+    asked = {"preset": MICRO, "overrides": SMALL, "until": "pretrain", "refresh": ["encode"]}
+    status, run = start(prefect, "gpu", **asked, data="full-pipeline/data")
     assert status in (200, 201), run
     deadline = time.monotonic() + 60
     while (state := prefect(f"flow_runs/{run['id']}")[1]["state"])["name"] != "NoWorker":
@@ -306,6 +307,7 @@ def test_a_gpu_run_has_its_data_made_on_the_cpu_pool_and_gives_its_place_free_me
     tagged = {"flow_runs": {"tags": {"all_": [f"data for {run['id']}"]}}}
     (data,) = prefect("flow_runs/filter", tagged)[1]
     assert data["state"]["type"] == "COMPLETED" and data["work_pool_name"] == "cpu-pool"
+    assert data["parameters"]["refresh"] == ["encode"], "built again there, and taken from the store here"
     one, two = services.root / "worker-cpu", services.root / "worker-gpu"
     assert list((one / "store").glob("encode/*/lineage.json")) and not list((one / "store").glob("pretrain/*"))
     assert list((two / "store").glob("pretrain/*/lineage.json"))
@@ -340,6 +342,7 @@ def test_a_wrong_parameter_is_refused_before_there_is_a_run_and_a_wrong_option_b
     assert "pretrain.steps" in state["message"] and "sft.stepps" in state["message"]
     told = receiver.wait("pretrain.steps")
     assert told["about"] == "failures" and "Refused" in told["text"] and run["id"] in told["url"]
+    assert receiver.wait("pretrain.steps", "message")["title"] == "full-pipeline failures"
 
 
 def test_a_new_champion_is_told(services, receiver, monkeypatch):
