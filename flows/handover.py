@@ -20,6 +20,7 @@ from prefect.exceptions import ObjectNotFound, Pause
 from prefect.runtime import deployment, flow_run
 from prefect.states import Scheduled
 from prefect.utilities.engine import propose_state_sync
+from prefect.utilities.urls import url_for
 
 from flows.dag import data_names, full
 from pipeline.config.tree import Config
@@ -66,7 +67,7 @@ class Handover:
                 if not missing or not self._served(client, missing, logger):
                     return self.refresh
                 earlier = self._send(client)
-                logger.info("%s makes %s, in its run %s", self.to, ", ".join(missing), earlier.name)
+                logger.info("%s makes %s: %s", self.to, ", ".join(missing), url_for("flow-run", earlier.id))
             state = earlier.state
             if state is None or not state.is_final():
                 self._leave(client, earlier)
@@ -128,7 +129,7 @@ class Handover:
             Scheduled(
                 name=AWAITING,
                 scheduled_time=datetime.now(UTC) + LOOK_AGAIN,
-                message=f"{self.to} makes the data in its run {data.name}; this run goes on after it",
+                message=f"{self.to} makes the data, then this run goes on: {url_for('flow-run', data.id)}",
             ),
             flow_run_id=UUID(str(flow_run.id)),
         )
