@@ -357,14 +357,18 @@ def test_a_new_champion_is_told(services, receiver, monkeypatch):
     assert told["about"] == "champions" and "20260101-000000-abc" in told["text"]
 
 
-SOONER = "import flows.automations as a; a.LOST_SECONDS = 10; print(a.install({api!r}, [], None))"
+SOONER = "import flows.automations as a; a.LOST_SECONDS = a.STUCK_SECONDS = 10; a.install({api!r}, [], [{url!r}])"
 
 
-def test_a_run_that_gives_no_sign_of_life_is_crashed_and_told_and_databases_are_restored_meanwhile(
+def test_lost_runs_are_crashed_and_told_and_stuck_ones_told_while_the_databases_are_restored(
     services, prefect, receiver, tmp_path
 ):
-    services.once("deploy", "python", "-c", SOONER.format(api=f"{services.url('prefect')}/api"))
+    sooner = SOONER.format(api=f"{services.url('prefect')}/api", url=receiver.url)
+    services.once("deploy", "python", "-c", sooner)
+    names = " ".join(rule["name"] for rule in prefect("automations/filter", {})[1])
+    assert "tell http://" in names and "tell json://" not in names, "who is to be told is told as a whole"
     (flow,) = prefect("flows/filter", {})[1]
+    prefect("flow_runs/", {"flow_id": flow["id"], "name": "stuck", "state": {"type": "PENDING"}})
     run = prefect("flow_runs/", {"flow_id": flow["id"], "name": "lost", "state": {"type": "RUNNING"}})[1]
     ours = {"prefect.resource.id": f"prefect.flow.{flow['id']}", "prefect.resource.role": "flow"}
     sign = {
@@ -384,3 +388,4 @@ def test_a_run_that_gives_no_sign_of_life_is_crashed_and_told_and_databases_are_
     state, _ = ended(services, prefect, run["id"])
     assert state["name"] == "Crashed" and "no sign of life" in state["message"]
     assert "Crashed" in receiver.wait("lost: ")["text"]
+    assert receiver.wait("stuck: has not started")["about"] == "stuck runs"
