@@ -183,7 +183,8 @@ def _tell(target: str) -> list[AutomationCore]:
         ),
         rule(
             "of stuck runs",
-            f"{run}: has not started in {STUCK_SECONDS // 60} minutes: {{{{ flow_run.state.message or flow_run.state.name }}}}",
+            f"{run}: has not started in {STUCK_SECONDS // 60} minutes:"
+            " {{ flow_run.state.message or flow_run.state.name }}",
             after={f"prefect.flow-run.{name}" for name in ("Late", NO_WORKER, "Pending")},
             expect={*ENDED, "prefect.flow-run.Running", "prefect.flow-run.AwaitingData"},
             posture=Posture.Proactive,
