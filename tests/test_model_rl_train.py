@@ -1,6 +1,7 @@
 """The rl worker as it runs: what it learns, that it can be killed, and that ranks and micro-batches change nothing."""
 
 import json
+import math
 import os
 import signal
 import time
@@ -121,7 +122,7 @@ def test_adapters_alone_are_trained_and_the_model_without_them_is_the_reference(
     )
 
 
-def test_the_reward_model_is_a_reward_like_others(tmp_path):
+def test_the_reward_model_is_a_reward_like_others(tmp_path, monkeypatch):
     save_reward(with_score(new_model()), tmp_path / "judge", tokenizer_dir())
     judge, own = str(tmp_path / "judge"), {"rewards": {"model": 1.0, "exact": 0.5}, "eval_samples": 1, "steps": 1}
     spec = run_spec(tmp_path / "run", reward_model=judge, **own)
@@ -134,6 +135,10 @@ def test_the_reward_model_is_a_reward_like_others(tmp_path):
     without = run_spec(tmp_path / "none", **own)
     with pytest.raises(ValueError, match=r"reward\.sources"):
         train(without, Ranks(without.how))
+    monkeypatch.setattr(Rewarder, "of_answers", lambda self, asked, said: [math.nan] * len(said))
+    damaged = run_spec(tmp_path / "damaged", reward_model=judge, **own)
+    with pytest.raises(ValueError, match=r"scores are not finite .*reward\.optim\.lr"):
+        train(damaged, Ranks(damaged.how))
 
 
 def test_a_reward_that_never_differs_fails_and_says_what_to_change(tmp_path):

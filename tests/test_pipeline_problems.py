@@ -250,3 +250,4 @@ def test_a_run_that_does_not_ask_for_rl_has_neither_of_its_stages():
     inputs = given(load("tiny", ["rl.tasks=chain_sum,spelling"]))
     other = given(load("tiny", ["rl.tasks=chain_sum,spelling", "rl.heldout=7"]))
     assert inputs.problems and other.problems and inputs.problems.digest != other.problems.digest
+    assert [source["name"] for source in inputs.problems.describe()] == ["chain_sum", "spelling"]
