@@ -13,7 +13,7 @@ import os
 import urllib.parse
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 from flows.processes import ServiceError, alive, ask, entries
@@ -64,7 +64,7 @@ def check(targets: list[str]) -> None:
     """Raise Refused with every target that cannot be told."""
     from apprise import Apprise
 
-    wrong = [place(target) for target in targets if not _web(target) and not Apprise.instantiate(target)]
+    wrong = [place(target) for target in targets if not _web(target) and not cast(Any, Apprise).instantiate(target)]
     if wrong:
         raise Refused(
             f"--notify  {', '.join(wrong)}  is no address that can be told; give an https:// address (a webhook,"
@@ -114,8 +114,8 @@ def _lost() -> AutomationCore:
             threshold=1,
             within=LOST_SECONDS,  # pyright: ignore[reportArgumentType] - seconds become a timedelta
         ),
-        actions=[
-            ChangeFlowRunState(
+        actions=[  # pyright: ignore[reportArgumentType] - Prefect's list of actions is invariant
+            ChangeFlowRunState(  # pyright: ignore[reportCallIssue] - `force` has a default
                 state=StateType.CRASHED,
                 name="Crashed",
                 force=False,
@@ -144,8 +144,8 @@ def _waits(pool: str) -> AutomationCore:
             posture=Posture.Reactive,
             threshold=1,
         ),
-        actions=[
-            ChangeFlowRunState(
+        actions=[  # pyright: ignore[reportArgumentType] - Prefect's list of actions is invariant
+            ChangeFlowRunState(  # pyright: ignore[reportCallIssue] - `force` has a default
                 state=StateType.SCHEDULED,
                 name=NO_WORKER,
                 force=False,

@@ -12,6 +12,7 @@ from flows.console import headline
 from flows.dag import model_names, stage_names
 from flows.environment import say
 from flows.inspect import find_record, store
+from flows.processes import read_json
 from flows.runs import RunFacts, StageFacts, meant, runs
 from storage.digest import flatten
 from storage.lineage import LineageRecord, read_listings
@@ -62,8 +63,8 @@ def diff(first: str, second: str | None, as_json: bool) -> int:
         c.what in ("caused", "follows", "same bytes") for c in changes
     )
     print(f"{same} stages are the same artifact in both.")
-    _print_table("outside the cache keys", settings, lambda text: text)
-    _print_table("scores", scores, lambda value: "–" if value is None else f"{value:.4g}")
+    _print_table("outside the cache keys", settings, _as_it_is)
+    _print_table("scores", scores, _score)
     return 0
 
 
@@ -189,20 +190,28 @@ def _settings(a: RunFacts, b: RunFacts) -> dict[str, tuple[str, str]]:
     }
 
 
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
 def _facts(run: RunFacts) -> dict[str, Any]:
-    try:
-        record = json.loads((home() / "runs" / run.id / "run.json").read_text("utf-8"))
-    except (OSError, ValueError):
+    record = read_json(home() / "runs" / run.id / "run.json")
+    if not record:
         return {}
-    git = record.get("git") or {}
+    git: dict[str, Any] = record.get("git") or {}
     code = f"{git['commit'][:12]}{' with changes' if git.get('dirty') else ''}" if git.get("commit") else "unknown"
-    resources = flatten({"resources": (record.get("config") or {}).get("resources") or {}})
+    config: dict[str, Any] = record.get("config") or {}
+    resources = flatten({"resources": config.get("resources") or {}})
     return {"code": code, "host": record.get("host"), **resources}
 
 
 def _scores(a: Stages, b: Stages) -> dict[str, tuple[float | None, float | None]]:
     """Every score of a model that is not the same in both, by ``model.score``; counts and chance lines left out."""
-    sides = [(side.get("evaluate") or {}).get("metrics") or {} for side in (a, b)]
+    sides: list[dict[str, float]] = [(side.get("evaluate") or StageFacts()).get("metrics") or {} for side in (a, b)]
     names = dict.fromkeys(name for side in sides for name in side)
     return {
         name: (sides[0].get(name), sides[1].get(name))

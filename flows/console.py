@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
@@ -65,7 +65,7 @@ def title(args: argparse.Namespace) -> Console:
 
 def headline(metrics: dict[str, Any], stage: str = "") -> str:
     """The few numbers of a stage that a person wants first, in what it counts (:data:`UNITS`)."""
-    parts, unit = [], UNITS.get(stage, "documents")
+    parts, unit = list[str](), UNITS.get(stage, "documents")
     came, left = metrics.get("docs_in"), metrics.get("docs_out")
     if came is not None and left is not None:
         more = f"{came:,} {unit}, {left:,} with repeats"  # weights repeat documents
@@ -103,8 +103,8 @@ def duration(seconds: float) -> str:
 def losses(event: Told) -> list[str]:
     """What a finished stage left out, a line for each kind: ``38 of 40 conversations dropped: too_long 38
     (sft.seq_len)``."""
-    stage, metrics = event["stage"], event.get("metrics") or {}
-    unit, lines = UNITS.get(stage, "documents"), []
+    stage, metrics = event["stage"], _metrics(event)
+    unit, lines = UNITS.get(stage, "documents"), list[str]()
     reasons: dict[str, float] = {}
     for key, n in metrics.items():
         start = next((start for start in LOSSES if key.startswith(start)), None)
@@ -125,6 +125,11 @@ def losses(event: Told) -> list[str]:
     return lines + _unread(event)
 
 
+def _metrics(event: Told) -> dict[str, Any]:
+    """What an event says in numbers; nothing when it says none."""
+    return event.get("metrics") or {}
+
+
 RECODED = "recoded_"
 
 
@@ -143,8 +148,8 @@ def _unread(event: Told) -> list[str]:
 def _counted(stats: dict[str, Any], key: str) -> list[tuple[str, int]]:
     """Counts by source of a part of ``stats.json``; a list counts as its length."""
     found = stats.get(key)
-    found = found if isinstance(found, dict) else {}
-    counts = [(name, n if isinstance(n, int) else len(n)) for name, n in found.items()]
+    known = cast(dict[str, int | list[str]], found) if isinstance(found, dict) else {}
+    counts = [(name, n if isinstance(n, int) else len(n)) for name, n in known.items()]
     return [(name, n) for name, n in counts if n]
 
 
@@ -210,7 +215,7 @@ class Watch:
     def _progress(self, event: Told) -> None:
         name, done, total = event["stage"], event["done"], event["total"]
         text = f"{done:,}" + (f"/{total:,}" if total else "") + f" {event['unit']}"
-        metrics = event.get("metrics") or {}
+        metrics = _metrics(event)
         for key, form in (
             ("reward", "reward {:.3f}"),
             ("val_reward", "held-out reward {:.3f}"),

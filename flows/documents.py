@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from flows.dag import of_kind, stage_names
 from flows.environment import say
@@ -118,14 +119,13 @@ def search(place: Store, record: LineageRecord, what: str | None) -> Iterator[Fo
 
 
 def _in_part(part: Path, record: LineageRecord, what: str | None, split: str) -> Iterator[Found]:
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
+    import pyarrow.compute  # pyright: ignore[reportMissingTypeStubs]
+    import pyarrow.parquet  # pyright: ignore[reportMissingTypeStubs]
 
-    for batch in pq.ParquetFile(part).iter_batches(columns=["id", "text", "source", "path", "line"]):
+    parquet, pc = cast(Any, pyarrow.parquet), cast(Any, pyarrow.compute)  # pyarrow says no types
+    for batch in parquet.ParquetFile(part).iter_batches(columns=["id", "text", "source", "path", "line"]):
         if what is not None:
-            same = pc.equal(batch["id"], what)  # pyright: ignore[reportAttributeAccessIssue]
-            held = pc.match_substring(batch["text"], what)  # pyright: ignore[reportAttributeAccessIssue]
-            hits = pc.or_(same, held)  # pyright: ignore[reportAttributeAccessIssue]
+            hits = pc.or_(pc.equal(batch["id"], what), pc.match_substring(batch["text"], what))
             batch = batch.filter(hits)
         for row in batch.to_pylist():
             excerpt = _excerpt(row.pop("text"), what)
@@ -146,11 +146,11 @@ def _in_records(path: Path, record: LineageRecord, what: str | None) -> Iterator
 def _strings(value: object) -> Iterator[str]:
     """The texts in a record, depth first; names of fields and roles left out."""
     if isinstance(value, dict):
-        for name, item in value.items():
+        for name, item in cast(dict[str, object], value).items():
             if name != "role":
                 yield from _strings(item)
     elif isinstance(value, list):
-        for item in value:
+        for item in cast(list[object], value):
             yield from _strings(item)
     elif isinstance(value, str):
         yield value

@@ -112,7 +112,7 @@ def erase_whole_characters() -> None:
 
 def illegible(arguments: list[str]) -> list[str]:
     """A line for every argument that is not text in this locale's encoding."""
-    wrong = []
+    wrong: list[str] = []
     for text in arguments:
         try:
             text.encode("utf-8")

@@ -76,7 +76,7 @@ def estimated(config: Config, plan: Plan) -> Estimated:
 
 def later(config: Config, plan: Plan) -> list[Later]:
     """Every stage after pretraining that the config asks for, in the order of the DAG."""
-    found = []
+    found: list[Later] = []
     if config.sft.sources:
         found.append(_tuned("sft", config, plan))
     if config.reward.sources:

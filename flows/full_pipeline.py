@@ -37,7 +37,7 @@ from tasks.tracking.tracker import start_tracker, summary
 
 def run_name() -> str:
     """What a flow run is called in Prefect: what was asked for, so that runs are told apart."""
-    asked = flow_run.parameters or {}
+    asked: dict[str, Any] = flow_run.parameters or {}
     until = [f"--until {asked['until']}"] if asked.get("until") else []
     name = " ".join([Path(str(asked.get("preset", "tiny"))).stem, *(asked.get("overrides") or []), *until])
     return name if len(name) <= 200 else name[:199] + "…"
@@ -208,4 +208,8 @@ def _link_to_mlflow(directory: Path, logger: Any) -> Any:
         logger.info("in MLflow: %s", linked[0])
         create_link_artifact(linked[0], link_text="this run in MLflow", description="curves, data and models")
 
-    return lambda event: listen(event) if event["event"] == "stage_finished" else None
+    def hear(event: Told) -> None:
+        if event["event"] == "stage_finished":
+            listen(event)
+
+    return hear

@@ -70,7 +70,8 @@ def explain_config(config: Section) -> str:
     lines: list[str] = []
 
     def walk(node: object, prefix: str) -> None:
-        schema = TypeAdapter(type(node)).json_schema()
+        adapter: TypeAdapter[Any] = TypeAdapter(node.__class__)
+        schema = adapter.json_schema()
         for name, info in schema["properties"].items():
             value = getattr(node, name)
             if hasattr(type(value), "model_fields") or hasattr(value, "__dataclass_fields__"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from typing import Any, cast
 
 from flows.processes import ServiceError, ask
 from storage.errors import Refused
@@ -56,8 +56,8 @@ def merged(base: Any, patch: Any) -> Any:
     """``base`` with a JSON merge patch applied: objects are merged, null removes, anything else replaces."""
     if not isinstance(patch, dict):
         return patch
-    result = dict(base) if isinstance(base, dict) else {}
-    for name, value in patch.items():
+    result = dict(cast(dict[str, Any], base)) if isinstance(base, dict) else dict[str, Any]()
+    for name, value in cast(dict[str, Any], patch).items():
         if value is None:
             result.pop(name, None)
         else:

@@ -18,9 +18,9 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from storage.errors import Failed
 from storage.files import write_json
@@ -174,7 +174,7 @@ def _listens(entry: Entry) -> bool:
 
     for process in _family(entry["pid"]):
         try:
-            sockets = process.net_connections("tcp") if hasattr(process, "net_connections") else process.connections()
+            sockets = process.net_connections("tcp")
         except psutil.AccessDenied:
             return True  # cannot be told here
         except psutil.NoSuchProcess:
@@ -226,7 +226,7 @@ def _family(pid: int) -> list[psutil.Process]:
     """The process, its descendants, and what is left of its session when a parent between them has died."""
     import psutil
 
-    found = {}
+    found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
         try:
             if process.pid == pid or os.getsid(process.pid) == pid:
@@ -273,10 +273,10 @@ def entries(home: Path) -> dict[str, Entry]:
 def read_json(path: Path) -> dict[str, Any]:
     """An object from a small file of ours; {} when it is missing or broken."""
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found: object = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return cast(dict[str, Any], found) if isinstance(found, dict) else {}
 
 
 def forget(home: Path, name: str) -> None:
@@ -285,7 +285,7 @@ def forget(home: Path, name: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(home: Path) -> Iterator[None]:
+def locked(home: Path) -> Generator[None]:
     """Only one process at a time starts or stops services of this root."""
     below_home(home)
     with open(home / "services.lock", "w") as file:

@@ -146,7 +146,7 @@ def _summary(
         ("Prefect", os.environ["PREFECT_API_URL"].removesuffix("/api") + f"/runs/flow-run/{result['flow_run_id']}")
     ]
     if tracking_ui:
-        tracking = result.get("mlflow") or {}
+        tracking: dict[str, Any] = result.get("mlflow") or {}
         rows += [("MLflow", run_page(tracking_ui, tracking))]
         if tracking.get("experiment_id"):
             rows += [("all runs", runs_page(tracking_ui, tracking["experiment_id"]))]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from flows.dag import model_names, of_kind
+from flows.processes import read_json
 from storage.places import home
 from storage.store import open_store
 from tasks.running.run import is_alive
@@ -40,12 +41,12 @@ class RunFacts:
 
     id: str
     preset: str = ""
-    overrides: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list[str])
     until: str | None = None
     state: str = "killed"
     pinned: bool = False
-    scores: dict[str, float] = field(default_factory=dict)
-    stages: list[StageFacts] = field(default_factory=list)
+    scores: dict[str, float] = field(default_factory=dict[str, float])
+    stages: list[StageFacts] = field(default_factory=list[StageFacts])
 
     @property
     def asked(self) -> str:
@@ -66,7 +67,7 @@ def runs() -> list[RunFacts]:
 
 def facts(directory: Path) -> RunFacts:
     """One run's facts; what is missing or broken in its directory is left out."""
-    asked, summary = _json(directory / "run.json"), _json(directory / "summary.json")
+    asked, summary = read_json(directory / "run.json"), read_json(directory / "summary.json")
     found = RunFacts(
         directory.name,
         str(asked.get("preset") or summary.get("preset") or ""),
@@ -76,7 +77,8 @@ def facts(directory: Path) -> RunFacts:
         stages=summary.get("stages") or [],
     )
     found.state = "running" if is_alive(directory) else "completed" if summary else ended(directory) or "killed"
-    evaluated = next((s["metrics"] for s in found.stages if s["name"] == "evaluate"), {})
+    scored = next((s for s in found.stages if s["name"] == "evaluate"), StageFacts())
+    evaluated: dict[str, float] = scored.get("metrics", {})
     last = next((name for name in reversed(model_names()) if f"{name}.bits_per_byte" in evaluated), "")
     found.scores = {
         name: evaluated[f"{last}.{name}"] for name, _ in SHOWN if evaluated.get(f"{last}.{name}") is not None
@@ -163,11 +165,3 @@ def _same(preset: str, name: str) -> bool:
     """Whether two names are of one preset; files by where they lie."""
     files = preset.endswith(".toml") and name.endswith(".toml")
     return preset == name or (files and Path(preset).resolve() == Path(name).resolve())
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

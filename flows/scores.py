@@ -35,7 +35,7 @@ def score_lines(metrics: dict[str, Any], names: list[str] | None = None) -> list
             continue
         asked = [n for name in scored if (n := metrics.get(f"{name}.{score}.n", metrics.get(f"exam_{score}")))]
         label += f" (of {max(asked):,.0f})" if asked and "%" in form else ""
-        texts = []
+        texts: list[str] = []
         for name, cell in zip(scored, cells, strict=True):
             by_luck = cell is not None and _by_luck(
                 cell, metrics.get(f"{name}.{score}.chance", chance), max(asked, default=0)
@@ -58,7 +58,7 @@ def change_lines(metrics: dict[str, Any], scored: list[str]) -> list[str]:
     """For each model after the first what it changed beyond the interval of the difference."""
     lines: list[str] = []
     for name in scored[1:]:
-        told = []
+        told: list[str] = []
         for score, label, form, _ in (*SCORES, *exams_of(metrics)):
             change, low, high = (
                 metrics.get(f"{name}.{score}.{end}") for end in ("change", "change_low", "change_high")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import json
 import os
 import shutil
 import socket
@@ -40,6 +39,7 @@ from flows.processes import (
     last_lines,
     locked,
     ours,
+    read_json,
     revive,
 )
 from model.running.devices import visible_gpus
@@ -139,11 +139,8 @@ def forget_flow_runs(home: Path, names: list[str]) -> int:
     api = ensure_prefect(home)
     count = 0
     for name in names:
-        try:
-            facts = json.loads((home / "runs" / name / "run.json").read_text("utf-8"))
-        except (OSError, ValueError):
-            continue
-        flow_run = (facts.get("prefect") or {}).get("flow_run_id")
+        prefect: dict[str, str] = read_json(home / "runs" / name / "run.json").get("prefect") or {}
+        flow_run = prefect.get("flow_run_id")
         count += bool(flow_run and delete(api, f"flow_runs/{flow_run}"))
     return count
 

@@ -32,6 +32,7 @@ from storage.digest import flatten
 from storage.files import write_json
 from storage.places import home
 from storage.store import open_store
+from tasks.running.events import Listener, Told
 from tasks.running.run import WATCHERS, Run
 from tasks.running.sources import asked, withdrawn
 from tasks.tracking.tracker import start_tracker
@@ -48,7 +49,7 @@ class Child:
     state: str = "not run"
     value: float | None = None
     seconds: float = 0.0
-    stages: dict[str, str] = field(default_factory=dict)
+    stages: dict[str, str] = field(default_factory=dict[str, str])
     run_id: str | None = None
     error: str | None = None
     curve: str | None = None
@@ -163,10 +164,12 @@ def _run(child: Child, args: argparse.Namespace, metric: str, sweep_id: str, out
 
     watch, began = Watch(out, args.verbose), time.monotonic()
     seen: dict[str, dict[str, Any]] = {}
-    watchers = [
-        watch,
-        lambda event: seen.update({event["stage"]: event}) if event["event"] == "stage_finished" else None,
-    ]
+
+    def note(event: Told) -> None:
+        if event["event"] == "stage_finished":
+            seen[event["stage"]] = event
+
+    watchers: list[Listener] = [watch, note]
     WATCHERS.extend(watchers)
     try:
         with watch:

@@ -31,7 +31,7 @@ def bury_dead(home: Path, api: str) -> list[str]:
     does not answer is no reason to stop: the next run tries again.
     """
     dead = {flow_run: directory.name for directory in _silent(home) if (flow_run := _flow_run(directory))}
-    ids, buried = list(dead), []
+    ids, buried = list(dead), list[str]()
     try:
         for some in (ids[i : i + ASKED_AT_ONCE] for i in range(0, len(ids), ASKED_AT_ONCE)):
             of_runs = {"flow_runs": {"id": {"any_": some}, "state": {"type": {"any_": OPEN}}}}
@@ -85,9 +85,10 @@ def _flow_run(directory: Path) -> str | None:
         facts: dict[str, Any] = json.loads((directory / "run.json").read_text("utf-8"))
     except (OSError, ValueError):
         return None
+    prefect: dict[str, str] = facts.get("prefect") or {}
     if facts.get("host", socket.gethostname()) != socket.gethostname():
         return None
-    return (facts.get("prefect") or {}).get("flow_run_id")
+    return prefect.get("flow_run_id")
 
 
 def _crash(api: str, kind: str, name: str) -> None:

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def _app(args: argparse.Namespace, names: list[str], key: str) -> Any:
     from flows.serving.metrics import Metrics
     from flows.serving.talks import Limits
 
-    local = {*LOOPBACK, "[::1]", args.host} if args.host in LOOPBACK and not key else set()
+    local = {*LOOPBACK, "[::1]", args.host} if args.host in LOOPBACK and not key else set[str]()
     limits = Limits(args.max_queue, args.timeout, args.max_tokens, args.max_body << 10)
     metrics = Metrics()
     backend = _upstream(args, names, limits, metrics) if args.backend != "own" else _own(args, names, limits, metrics)
@@ -74,7 +74,7 @@ def _own(args: argparse.Namespace, names: list[str], limits: Any, metrics: Any) 
         raise Refused("--upstream needs --backend llama.cpp or vllm")
     load = partial(Engine, slots=args.slots, device=args.device, dtype=args.dtype)
     first = names[0]
-    served = []
+    served: list[Served] = []
     for name in names:
         model = Served(_id(name), partial(found, name, first, args.force), load)
         print(f"{model.name}: {model.found.about}", file=sys.stderr, flush=True)
@@ -149,7 +149,7 @@ def _run(app: Any, sock: socket.socket, args: argparse.Namespace) -> int:
             )
 
         @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
+        def capture_signals(self) -> Generator[None]:
             before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
             try:
                 yield  # a server that was told to end has done its work: the signal is not raised again

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pipeline.pages.lineage.page import page
 from pipeline.pages.lineage.records import Record
@@ -24,7 +25,7 @@ def lineage_page(directory: Path, title: str) -> str:
 
 
 def _shown(record: LineageRecord) -> Record:
-    section = record.get("identity", {}).get("section")
+    section: dict[str, Any] = record.get("identity", {}).get("section") or {}
     shown: Record = {
         "stage": record["stage"],
         "key": record["key"],
@@ -32,7 +33,7 @@ def _shown(record: LineageRecord) -> Record:
         "state": "cached",
         "inputs": [*record["inputs"]],  # type: ignore[typeddict-item]
         "metrics": record.get("metrics", {}),
-        "section": section if isinstance(section, dict) else {},
+        "section": section,
     }
     if "seconds" in record:
         shown["seconds"] = record["seconds"]

@@ -85,7 +85,7 @@ def text_prompts(engine: Engine, request: CompletionRequest, most: int, defaults
     """A question to the engine for each prompt. Raises Wrong."""
     given: list[Any] = request.prompt if isinstance(request.prompt, list) else [request.prompt]
     prompts: list[str | list[int]] = [given] if isinstance(given[0], int) else given
-    asks = []
+    asks: list[Ask] = []
     for prompt in prompts:
         ids = engine.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         size = engine.model.config.vocab_size

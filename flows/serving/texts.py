@@ -57,7 +57,7 @@ class Texts:
     def _logprobs(self, i: int, scored: list[Scored]) -> Body | None:
         if self.request.logprobs is None:
             return None
-        places = []
+        places: list[int] = []
         for one in scored:
             places.append(self.length[i])
             self.length[i] += len(one.text)

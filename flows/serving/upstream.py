@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from typing import cast
 
 import httpx
 from fastapi import Request
@@ -48,10 +49,11 @@ class Upstream:
     async def models(self) -> list[Body]:
         """See :class:`flows.serving.app.Backend`, as for all below."""
         answer = await self._get("/v1/models")
-        known = [
+        listed: list[object] = answer.get("data") or []
+        known: list[Body] = [
             {"id": str(m["id"]), "object": "model", "created": int(m.get("created") or 0), "owned_by": self.kind}
-            for m in answer.get("data") or []
-            if isinstance(m, dict) and m.get("id")
+            for m in (cast(Body, one) for one in listed if isinstance(one, dict))
+            if m.get("id")
         ]
         if missing := [name for name in self.names if name not in [m["id"] for m in known]]:
             raise Wrong(503, f"{self.url} has no model {', '.join(missing)}", code="model_not_found")
@@ -72,7 +74,7 @@ class Upstream:
         return {self.kind: {"running": self.going, "upstream": self.url}}
 
     @contextlib.asynccontextmanager
-    async def run(self) -> AsyncIterator[None]:
+    async def run(self) -> AsyncGenerator[None]:
         async with self.client:
             yield
 
@@ -80,10 +82,10 @@ class Upstream:
         try:
             answer = await self.client.get(path, timeout=10)
             answer.raise_for_status()
-            found = answer.json() if json else {}
+            found: object = answer.json() if json else {}
         except (httpx.HTTPError, ValueError) as error:
             raise self._silent(error) from None
-        return found if isinstance(found, dict) else {}
+        return cast(Body, found) if isinstance(found, dict) else {}
 
     def _silent(self, error: Exception) -> Wrong:
         text = str(error).split("\n")[0] or type(error).__name__
@@ -103,7 +105,7 @@ class Upstream:
             sent = self.client.build_request("POST", path, json=self._renamed(asked))
             answer = await listened(request, self._sent(sent))
         except BaseException:
-            self._ended(begun, cut=True)
+            self.ended(begun, cut=True)
             raise
         if asked.stream and answer.status_code == 200:
             return _Passing(answer, self, begun)
@@ -112,7 +114,7 @@ class Upstream:
                 data = await answer.aread()
         finally:
             await answer.aclose()
-            self._ended(begun, cut=False)
+            self.ended(begun, cut=False)
         return self._told(answer, data)
 
     async def _sent(self, sent: httpx.Request) -> httpx.Response:
@@ -128,8 +130,8 @@ class Upstream:
         if answer.status_code < 300:
             return Response(data, media_type="application/json")
         try:
-            error = httpx.Response(200, content=data).json()
-            error = error.get("error", error)
+            answered: Body = httpx.Response(200, content=data).json()
+            error: Body | str = answered.get("error", answered)
             message = str(error.get("message") or error) if isinstance(error, dict) else str(error)
         except (ValueError, AttributeError):
             message = data[:500].decode("utf-8", "replace")
@@ -142,7 +144,7 @@ class Upstream:
         names = OTHER_NAMES[self.kind]
         return {names.get(name, name): value for name, value in body.items() if name not in _NOT_SENT}
 
-    def _ended(self, begun: float, *, cut: bool) -> None:
+    def ended(self, begun: float, *, cut: bool) -> None:
         self.going -= 1
         nothing = {"prompt_tokens": 0, "completion_tokens": 0}  # the other server counts tokens
         self.metrics.ended(self.kind, nothing, time.monotonic() - begun, cut=cut)
@@ -164,4 +166,4 @@ class _Passing(StreamingResponse):
             cut = not self.answer.is_stream_consumed
         finally:
             await self.answer.aclose()
-            self.upstream._ended(self.begun, cut=cut)
+            self.upstream.ended(self.begun, cut=cut)

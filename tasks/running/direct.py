@@ -59,20 +59,21 @@ class DirectRun(Run):
         metrics = stage.fn(cfg, **inputs, on=self.resources, out=out, report=report)
         lease.confirm()
         listed = stage.listed(inputs)
+        seconds = round(time.monotonic() - began, 3)
         record = {
             "identity": identity,
             "inputs": listed,
             "resources": self.resources.model_dump(),
             "metrics": metrics,
             "sources": self.store.sources_of(listed),
-            "seconds": round(time.monotonic() - began, 3),
+            "seconds": seconds,
             "kind": stage.kind,
             "base": stage.base_key(inputs),
             "run": self.id,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         artifact = self.store.publish(stage.name, key, record, stage.listings(inputs))
-        self._ended(stage, key, inputs, record["seconds"], artifact, metrics)
+        self._ended(stage, key, inputs, seconds, artifact, metrics)
         return artifact
 
     def _ended(
