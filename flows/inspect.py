@@ -73,7 +73,7 @@ def explain_config(config: Section) -> str:
         adapter: TypeAdapter[Any] = TypeAdapter(node.__class__)
         schema = adapter.json_schema()
         for name, info in schema["properties"].items():
-            value = getattr(node, name)
+            value: object = getattr(node, name)
             if hasattr(type(value), "model_fields") or hasattr(value, "__dataclass_fields__"):
                 walk(value, f"{prefix}{name}.")
             else:
