@@ -117,7 +117,7 @@ def end_remains(home: Path, name: str) -> None:
     """End what a server left that was killed alone: MLflow's main process has children that go on and hold its port."""
     import psutil
 
-    left = []
+    left: list[psutil.Process] = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if process.environ().get(MARK) == _mark(home, name):

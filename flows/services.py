@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def ensure_mlflow(home: Path, wait: bool = True) -> str:
 
 
 @contextlib.contextmanager
-def kept_up(home: Path, api: str) -> Iterator[None]:
+def kept_up(home: Path, api: str) -> Generator[None]:
     """Around a run: servers of ours that die are started again, at their ports and with what they had written, so that
     the run's calls, which Prefect repeats for a minute, are answered."""
     over = threading.Event()
