@@ -37,7 +37,10 @@ def training(book: Book, scratch: Path, rng: random.Random, ray: bool) -> None:
 
     from model.specs.base import dump
 
-    home, steps = scratch / "home", STEPS_A_KILL * book.wanted
+    home, length = scratch / "home", scratch / "steps"
+    if not length.exists():  # what was begun stays so long, whatever a later call wants
+        length.write_text(str(STEPS_A_KILL * book.wanted))
+    steps = int(length.read_text())
     if not (scratch / "text").exists():
         rows = [[*range(3 + i % 40, 60), 0] for i in range(200)]
         write_tokens(scratch / "text", rows, None, "text", 64, [[*range(3, 60), 0]] * 4)
