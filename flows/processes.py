@@ -144,10 +144,17 @@ def _spawn(
             stdout=output,
             stderr=output,
             start_new_session=True,
+            preexec_fn=_hears_interrupts,
         )
     started = psutil.Process(process.pid).create_time()
     entry = {"pid": process.pid, "started": started, "ticks": start_time(process.pid), "log": str(log)}
     return {**entry, "port": port, "url": f"http://127.0.0.1:{port}"} if port else entry
+
+
+def _hears_interrupts() -> None:
+    """In the child before exec: a shell's background job ignores SIGINT, and so would a service that it starts, but
+    Prefect's worker ends itself by SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _answered(home: Path, name: str, entry: Entry) -> bool:

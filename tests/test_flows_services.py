@@ -51,11 +51,14 @@ def home(tmp_path_factory):
     """A root on which everything is up, while another program holds Prefect's usual port."""
     home = tmp_path_factory.mktemp("services")
     with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server may have ended here just now
         with contextlib.suppress(OSError):  # somebody else may hold it already
             holder.bind(("127.0.0.1", services.PREFECT_PORT))
             holder.listen()
         try:
-            printed = call(home, "up(home)")
+            printed = call(
+                home, "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); up(home)"
+            )  # as under `&`
             assert told(home)["prefect"]["url"] in printed and told(home)["mlflow"]["url"] in printed
             assert "gpu-pool" in printed and "waiting for the worker" in printed
             yield home
@@ -121,7 +124,7 @@ def test_down_ends_all_that_was_started_and_nothing_else(home):
     }  # a number that went to another process
     write_json(home / "services.json", {**entries, "worker old": reused})
     try:
-        printed = call(home, "down(home)")
+        printed = call(home, "import flows.processes as p; p.STOP_SECONDS = 1000; down(home)")  # nothing is left to be killed
         assert "stopped prefect" in printed and "worker old" not in printed
         assert len(mine) >= 3 and not [
             pid for pid in mine if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
@@ -206,12 +209,12 @@ def small(monkeypatch, tmp_path):
 def test_a_stranger_that_takes_the_port_while_a_server_starts_is_not_taken_for_it(small, monkeypatch):
     strangers, spawn = [], processes._spawn
 
-    def late(start, port, log):
+    def late(start, port, log, mark):
         if not strangers:
             strangers.append(subprocess.Popen([sys.executable, "-c", SERVER, str(port)]))
             while not processes.answers(f"http://127.0.0.1:{port}/health"):
                 time.sleep(0.05)
-        return spawn(start, port, log)
+        return spawn(start, port, log, mark)
 
     monkeypatch.setattr(processes, "_spawn", late)
     try:

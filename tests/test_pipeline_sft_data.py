@@ -171,10 +171,13 @@ class Recorder:
     def verdict(self, *parts):
         return _Nothing()
 
+    def seeds(self, scores):
+        return None
+
 
 @pytest.mark.parametrize(("replay", "inputs"), [(0, {"base", "chats"}), (0.25, {"base", "chats", "text"})])
 def test_the_pretraining_tokens_are_an_input_of_sft_only_with_replay(replay, inputs):
     run = Recorder()
     with entered(run):
-        full(load("tiny", [f"sft.replay={replay}"]), _Nothing())
+        full(*asked("tiny", [f"sft.replay={replay}"]))
     assert run.inputs["sft"] == inputs
