@@ -16,7 +16,14 @@ os.environ.setdefault(
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # tests run side by side, and models this small only wait for each other on more threads
-LONG = ("test_flows_full_pipeline", "test_tasks_cluster", "test_model_train", "test_readme", "test_flows_services")
+LONG = (
+    "test_flows_full_pipeline",
+    "test_tasks_cluster",
+    "test_model_train",
+    "test_deploy_compose",
+    "test_readme",
+    "test_model_faults",
+)
 """Files that take minutes: they start first, so that no process waits for another at the end."""
 MICRO = str(ROOT / "tests" / "micro.toml")
 

@@ -294,7 +294,7 @@ def test_a_gpu_run_has_its_data_made_on_the_cpu_pool_and_gives_its_place_free_me
     asked = {"preset": MICRO, "overrides": SMALL, "until": "pretrain", "refresh": ["encode"]}
     status, run = start(prefect, "gpu", **asked, data="full-pipeline/data")
     assert status in (200, 201), run
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while (state := prefect(f"flow_runs/{run['id']}")[1]["state"])["name"] != "NoWorker":
         assert time.monotonic() < deadline, state
         time.sleep(0.2)

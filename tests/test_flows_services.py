@@ -124,7 +124,9 @@ def test_down_ends_all_that_was_started_and_nothing_else(home):
     }  # a number that went to another process
     write_json(home / "services.json", {**entries, "worker old": reused})
     try:
-        printed = call(home, "import flows.processes as p; p.STOP_SECONDS = 1000; down(home)")  # nothing is left to be killed
+        printed = call(
+            home, "import flows.processes as p; p.STOP_SECONDS = 1000; down(home)"
+        )  # nothing has to be killed
         assert "stopped prefect" in printed and "worker old" not in printed
         assert len(mine) >= 3 and not [
             pid for pid in mine if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
