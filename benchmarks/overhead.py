@@ -118,7 +118,7 @@ def plan(sides: list[Side], options: argparse.Namespace) -> None:
     took = {}
     for _ in range(options.rounds):
         for side in sides:
-            words = ("plan", str(PRESET), "clean.min_words=4")
+            words = ("plan", str(PRESET), "clean.min_width=4")
             took.setdefault(side.name, []).append(side.seconds(*words))
     for side in sides:
         show(side, "  the same, everything from clean on a miss to explain", took[side.name])
