@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.tokens.rows import PADDING, Order, Packed, Windows, pack, read_split, share
+from model.tokens.rows import PADDING, Order, Packed, Windows, fingerprint, pack, read_split, share
 
 
 def write_tokens(
@@ -112,3 +112,17 @@ def test_a_damaged_dataset_is_refused(tmp_path) -> None:
         read_split(tmp_path, "train")
     with pytest.raises(ValueError, match="token dataset"):
         read_split(tmp_path / "nothing", "train")
+
+
+def test_an_artifact_is_the_same_input_whoever_made_it_and_whenever(tmp_path):
+    """A training that was interrupted goes on from an input that was made or fetched again, byte for byte."""
+    for name, weights, when in (("one", "ab", "2025"), ("again", "ab", "2026"), ("other", "xy", "2026")):
+        place = tmp_path / name
+        place.mkdir()
+        (place / "model.safetensors").write_text(weights)
+        (place / "manifest.json").write_text(json.dumps({"model.safetensors": {"bytes": 2, "sha256": weights}}))
+        (place / "lineage.json").write_text(json.dumps({"created": when}))
+    one, again, other = (fingerprint(tmp_path / name) for name in ("one", "again", "other"))
+    assert one == again != other
+    (tmp_path / "again" / "manifest.json").unlink()
+    assert fingerprint(tmp_path / "again") != one, "a folder that is no artifact is known by its files"
