@@ -267,7 +267,7 @@ def check_metrics(place: Place, book: Book) -> None:
             book.note(wrong=f"{name} has no MLflow run")
             continue
         run_id = json.loads(note.read_text())["run_id"]
-        logged = {metric.step for metric in client.get_metric_history(run_id, "loss")}
+        logged = {metric.step for metric in client.get_metric_history(run_id, "training/loss")}
         if missing := steps - logged:
             book.note(wrong=f"{name}: {len(missing)} of {len(steps)} steps are not in MLflow")
         book.note(done={"steps found in MLflow": len(steps & logged)})
