@@ -66,6 +66,10 @@ def test_killed_in_the_middle_it_ends_with_the_same_bits(tmp_path):
     own = {"algorithm": "grpo", "beta": 0.05, "num_iterations": 2, "eval_samples": 1, "steps": 10}
     whole, killed = (run_spec(tmp_path / name, **own) for name in ("whole", "killed"))
     finish(start(whole), whole)
+    told = tmp_path / "killed" / "_run"  # an attempt before that ended without a checkpoint
+    told.mkdir(parents=True, exist_ok=True)
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        (told / name).write_text('{"step": 0, "loss": 1.0}\n{"step": 1, "lo')
     process = start(killed)
     log = tmp_path / "killed" / "_run" / "metrics.jsonl"
     while process.poll() is None and not (log.is_file() and '"step": 5,' in log.read_text()):

@@ -231,10 +231,12 @@ class Checkpoints:
         except (OSError, CheckpointException) as error:
             shutil.rmtree(partial, ignore_errors=True)
             why = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
-            raise OSError(
+            text = (
                 f"checkpoint {final} could not be written ({why}); free disk space and run again; earlier checkpoints"
                 " are whole"
-            ) from error
+            )
+            code = getattr(why, "errno", None)  # kept: who catches this tells a full disk from another fault by it
+            raise (OSError(text) if code is None else OSError(code, text, str(final))) from error
 
     def _publish_own(self, partial: Path, final: Path, state: dict[str, Any]) -> None:
         """On every machine the first rank publishes what lies on its disk, with the names of all files. Collective."""

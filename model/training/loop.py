@@ -261,9 +261,14 @@ class Loop:
     def restore(self, state: dict[str, Any]) -> None:
         """Take what a checkpoint kept."""
 
+    def forget(self, step: int) -> None:
+        """Drop what an earlier attempt told of steps after ``step``."""
+        self.meter.rewind(step)
+
     def _resume(self) -> None:
         state = self.checkpoints.load(self.engine.pieces())
         if state is None:
+            self.forget(-1)  # it ended before its first checkpoint
             return
         # weights and optimizer are in place already; now the counters
         self.engine.loaded(state["applied"])
@@ -272,7 +277,7 @@ class Loop:
         self.guard.load(state["guard"])
         self.skipped = int(self.guard.counts[:2].sum())
         self.restore(state)
-        self.meter.rewind(self.step)
+        self.forget(self.step)
         self.ranks.say(f"resumed at step {self.step} of {self.plan.steps}")
 
     def validate(self) -> dict[str, float]:

@@ -240,12 +240,16 @@ class RlLoop(Loop):
         return {"rl": {name: getattr(self, name) for name in ("flat", "rollouts", "dropped", "before")}}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take what a checkpoint kept, and forget the samples of later steps."""
+        """Take what a checkpoint kept."""
         for name, value in state["rl"].items():
             setattr(self, name, value)
+
+    def forget(self, step: int) -> None:
+        """Drop what an earlier attempt told of steps after ``step``, samples too."""
+        super().forget(step)
         if self.ranks.rank == 0 and self.samples.is_file():
             rows = self.samples.read_text(encoding="utf-8").splitlines()
-            write_text(self.samples, "".join(row + "\n" for row in rows if whole(row, self.step)))
+            write_text(self.samples, "".join(row + "\n" for row in rows if whole(row, step)))
 
     @property
     def samples(self) -> Path:
