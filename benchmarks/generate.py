@@ -3,11 +3,13 @@ process and in turns, on a random model of MiniMind's small shape (26M: 512 wide
 6400).
 
     OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/generate.py [--tokens 128] [--rounds 3] [--only WORD]
+    python benchmarks/generate.py --device cuda
 
 Each side answers the same prompts of 16 tokens with exactly so many new ones. Tokens a second of processor time, the
-best of the rounds; so work of others on the machine counts for little. Packing our weights is part of our time, loading
-is of no one's. Our rounded forms stand beside fp32, and beside llama.cpp's of as many bits. Draws are at temperature 1,
-and at 0.8 with top-p 0.9 and top-k 50. Greedy fp32 answers of transformers and ours are compared token for token.
+best of the rounds; so work of others on the machine counts for little. (On a GPU of wall time, without llama.cpp.)
+Packing our weights is part of our time, loading is of no one's. Our rounded forms stand beside fp32, and beside
+llama.cpp's of as many bits. Draws are at temperature 1, and at 0.8 with top-p 0.9 and top-k 50. Greedy fp32 answers of
+transformers and ours are compared token for token.
 """
 
 from __future__ import annotations
@@ -62,16 +64,21 @@ def main() -> None:
     parser.add_argument("--only", default="", help="sides whose name has these words, and ours")
     parser.add_argument("--sequences", type=int, nargs="+", default=[1, 16, 32])
     parser.add_argument("--draw", choices=DRAWS, help="this way of choosing alone")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        sides = {n: s for n, s in all_sides(Path(folder)).items() if "ours" in n or args.only in n}
+        sides = {n: s for n, s in all_sides(Path(folder), args.device).items() if "ours" in n or args.only in n}
         for kind, sampling in DRAWS.items():
             for count in args.sequences if args.draw in (None, kind) else ():
-                measure(sides, kind, sampling, count, args.tokens, args.rounds)
+                clock = time.process_time if args.device == "cpu" else time.perf_counter
+                measure(sides, kind, sampling, count, args.tokens, args.rounds, clock)
 
 
-def measure(sides: dict[str, Side], kind: str, sampling: Sampling, count: int, tokens: int, rounds: int) -> None:
+def measure(
+    sides: dict[str, Side], kind: str, sampling: Sampling, count: int, tokens: int, rounds: int,
+    clock: Callable[[], float],
+) -> None:  # fmt: skip
     """Print a line of each side that can do this."""
     rng = np.random.default_rng(count)
     prompts = rng.integers(300, 6400, (count, 16)).tolist()
@@ -81,9 +88,9 @@ def measure(sides: dict[str, Side], kind: str, sampling: Sampling, count: int, t
         side(prompts, 2, sampling)
     for _ in range(rounds):
         for name, side in able.items():
-            begun = time.process_time()
+            begun = clock()
             said[name] = side(prompts, tokens, sampling)
-            best[name] = min(best[name], time.process_time() - begun)
+            best[name] = min(best[name], clock() - begun)
     for name, seconds in best.items():
         bits = {"bf16": "bf16", "q8": "int8", "q4": "int4"}
         own = best["ours " + next((ours for theirs, ours in bits.items() if theirs in name), "fp32")]
@@ -94,7 +101,7 @@ def measure(sides: dict[str, Side], kind: str, sampling: Sampling, count: int, t
         print(f"{kind:14} {count:3} sequences  {equal} of {count} answers are the same token for token", flush=True)
 
 
-def all_sides(folder: Path) -> dict[str, Side]:
+def all_sides(folder: Path, device: str) -> dict[str, Side]:
     """What is compared, by name."""
     tokenizer(folder)
     torch.manual_seed(0)
@@ -105,12 +112,12 @@ def all_sides(folder: Path) -> dict[str, Side]:
     save_model(model, folder / "model", folder / "tokenizer")
     sides: dict[str, Side] = {}
     for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        sides[f"ours {name}"] = ours(Transformer.from_dir(folder / "model", dtype=kind).eval())
-        sides[f"transformers {name}"] = theirs(folder / "model", kind)
+        sides[f"ours {name}"] = ours(Transformer.from_dir(folder / "model", dtype=kind, device=device).eval())
+        sides[f"transformers {name}"] = theirs(folder / "model", kind, device)
     for name, scheme in (("int8", Scheme(8)), ("int4", Scheme(4, 32))):
         write_rounded(folder / "model", folder / name, scheme)
-        sides[f"ours {name}"] = ours(open_model(folder / name).eval())
-    if installed():
+        sides[f"ours {name}"] = ours(open_model(folder / name, device=device).eval())
+    if device == "cpu" and installed():
         state = {n: p.detach().numpy() for n, p in model.named_parameters()}
         for kind in ("f32", "f16"):
             write_gguf(state, to_hf(SHAPE), folder / "tokenizer", folder / f"{kind}.gguf", kind)
@@ -141,12 +148,12 @@ def ours(model: Transformer) -> Side:
     return answer
 
 
-def theirs(directory: Path, kind: torch.dtype) -> Side:
+def theirs(directory: Path, kind: torch.dtype, device: str) -> Side:
     """Hugging Face's ``generate``."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=kind).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=kind).to(device).eval()
 
     def answer(prompts: list[list[int]], tokens: int, sampling: Sampling) -> list[list[int]]:
-        ids = torch.tensor(prompts)
+        ids = torch.tensor(prompts, device=device)
         drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
         how = {"do_sample": True, **drawn} if sampling.temperature else {"do_sample": False}
         made = model.generate(

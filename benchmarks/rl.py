@@ -1,6 +1,7 @@
 """A step of GRPO beside TRL's GRPOTrainer: the same model, prompts, group size and new tokens, on one core.
 
     taskset -c 0 python benchmarks/rl.py [--dim 512 --layers 8 --new-tokens 64 --steps 3 --dtype bf16]
+    python benchmarks/rl.py --device cuda [--prompts 32]
 
 Both sample with their own engine (TRL with transformers' generate, no vLLM), score the answers with the same made-up
 reward, and make one update of all weights with AdamW. The two sides take turns as processes; printed are a line as each
@@ -24,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-PROMPTS, ANSWERS = 8, 8
+ANSWERS = 8
 QUESTIONS = [f"What is {i} + {i * 7 % 13}? Tell the number and nothing else." for i in range(64)]
 
 
@@ -69,14 +70,17 @@ def ours(root: Path, options: argparse.Namespace) -> list[tuple[float, float]]:
     meta = {"format": "tokens/1", "kind": "problems", "vocab_size": 6400}
     (data / "meta.json").write_text(json.dumps(meta))
     section = RlSection(
-        prompts=PROMPTS, num_generations=ANSWERS, max_prompt_length=128, max_completion_length=options.new_tokens
+        prompts=options.prompts,
+        num_generations=ANSWERS,
+        max_prompt_length=128,
+        max_completion_length=options.new_tokens,
     )
     made = spec(
         "rl", data=str(data), tokenizer=str(root / "model"), init=str(root / "model"), out=tempfile.mkdtemp(dir=root),
         seq_len=section.seq_len, batch_tokens=section.batch_tokens, algorithm="grpo",
-        prompts=PROMPTS, num_generations=ANSWERS, max_prompt_length=128, max_completion_length=options.new_tokens,
-        steps=options.steps, dtype=options.dtype, threads=1, checkpoint_every=10_000, eval_samples=1,
-        optim={"name": "adamw", "lr": 1e-6, "spike": 0.0},
+        prompts=options.prompts, num_generations=ANSWERS, max_prompt_length=128, steps=options.steps,
+        max_completion_length=options.new_tokens, dtype=options.dtype, device=options.device, threads=1,
+        checkpoint_every=10_000, eval_samples=1, optim={"name": "adamw", "lr": 1e-6, "spike": 0.0},
     )  # fmt: skip
     train(made, Ranks(made.how))
     lines = (Path(made.out) / "_run" / "metrics.jsonl").read_text().splitlines()
@@ -99,10 +103,10 @@ def trl(root: Path, options: argparse.Namespace) -> list[tuple[float, float]]:
             ends.append(time.perf_counter())
 
     config = GRPOConfig(
-        output_dir=str(root / "trl"), use_cpu=True, report_to=[], bf16=options.dtype == "bf16", loss_type="grpo",
-        num_generations=ANSWERS, per_device_train_batch_size=PROMPTS * ANSWERS, gradient_checkpointing=False,
-        max_completion_length=options.new_tokens, max_steps=options.steps, save_strategy="no", logging_steps=1000,
-        learning_rate=1e-6, model_init_kwargs={"dtype": "float32"},
+        output_dir=str(root / "trl"), use_cpu=options.device == "cpu", report_to=[], loss_type="grpo",
+        bf16=options.dtype == "bf16", num_generations=ANSWERS, per_device_train_batch_size=options.prompts * ANSWERS,
+        gradient_checkpointing=False, max_completion_length=options.new_tokens, max_steps=options.steps,
+        save_strategy="no", logging_steps=1000, learning_rate=1e-6, model_init_kwargs={"dtype": "float32"},
     )  # fmt: skip
     rows = Dataset.from_list([{"prompt": [{"role": "user", "content": q}]} for q in QUESTIONS])
 
@@ -132,6 +136,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="bf16")
+    parser.add_argument("--prompts", type=int, default=8, help="a step, with 8 answers each")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--side", choices=("ours", "trl"))
     parser.add_argument("--root", type=Path)
     options = parser.parse_args()

@@ -1,6 +1,6 @@
 """Training speed on one GPU, with the real worker and loader: model FLOPs utilisation over at least 100 steps.
 
-    python benchmarks/train_gpu.py [--only 26M,124M,350M,124M-zero1,124M-sft,124M-dpo] [--steps 120] [--out gpu.json]
+    python benchmarks/train_gpu.py [--only 26M,124M,350M,124M-zero1,124M-sft,124M-dpo,1B-fp8] [--steps 120] [--out F]
 
 Needs torch, numpy, safetensors and tokenizers, and DeepSpeed for the ZeRO rows (they are left out without it). Tokens
 are random: speed does not depend on what they say. Every row is a worker process; its rate is slots between the records
@@ -34,6 +34,7 @@ SHAPES = {  # model, vocabulary, seq_len, batch_tokens
     "26M": ({"dim": 512, "layers": 8, "heads": 8, "kv_heads": 2, "ffn": 1408}, 6400, 512, 262144),
     "124M": ({"dim": 768, "layers": 12, "heads": 12, "kv_heads": 12, "ffn": 2048}, 50304, 1024, 262144),
     "350M": ({"dim": 1024, "layers": 24, "heads": 16, "kv_heads": 16, "ffn": 2816}, 50304, 1024, 131072),
+    "1B": ({"dim": 2048, "layers": 16, "heads": 32, "kv_heads": 8, "ffn": 8192}, 50304, 2048, 65536),
 }
 ROWS = ("26M", "124M", "350M", "124M-zero1", "124M-sft", "124M-dpo")
 FIRST = 20
@@ -106,7 +107,8 @@ def run(name: str, root: Path, options: argparse.Namespace) -> dict[str, Any]:
         "eval_tokens": 1,
         "device": options.device,
         "compile": options.compile,
-        "engine": "deepspeed" if variant.startswith("zero") else "ddp",
+        "engine": "deepspeed" if variant.startswith("zero") else "fsdp2" if variant == "fsdp2" else "ddp",
+        "fp8": variant == "fp8",
         "log_every": 10,
     }
     if variant.startswith("zero"):
@@ -115,7 +117,7 @@ def run(name: str, root: Path, options: argparse.Namespace) -> dict[str, Any]:
     (out / "_run").mkdir(parents=True)
     (out / "_run" / "spec.json").write_text(json.dumps(spec))
     env = os.environ | {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PYTORCH_ALLOC_CONF": "expandable_segments:True",
         "TORCHINDUCTOR_CACHE_DIR": str(options.cache),
     }
@@ -167,7 +169,9 @@ def measure(folder: Path, batch: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--only", default=",".join(ROWS), help="rows, parted by commas: SHAPE, SHAPE-zeroN, SHAPE-sft or SHAPE-dpo"
+        "--only",
+        default=",".join(ROWS),
+        help="rows, parted by commas: SHAPE, SHAPE-zeroN, SHAPE-fsdp2, SHAPE-fp8, SHAPE-sft or SHAPE-dpo",
     )
     parser.add_argument("--steps", type=int, default=120, help="steps of a row; the first 20 are not counted")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")

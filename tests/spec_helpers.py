@@ -1,5 +1,6 @@
 """Specs of small training runs, and the trainer of each objective."""
 
+import os
 import runpy
 from dataclasses import fields as fields_of
 from pathlib import Path
@@ -13,7 +14,7 @@ from model.specs.base import parse
 from model.training.trainer import Trainer
 
 TRAINERS = {"pretrain": Trainer, "sft": SftTrainer, "dpo": DpoTrainer, "reward": RewardTrainer, "rl": RlTrainer}
-PLAIN = {"dtype": "fp32", "compile": "off", "device": "cpu"}
+PLAIN = {"dtype": "fp32", "compile": "off", "device": os.environ.get("PIPELINE_TEST_DEVICE", "cpu"), "log_every": 1}
 """Arithmetic that does not depend on the machine under the test; a test of another form says so."""
 NUMBERS = {"seq_len": 64, "batch_tokens": 512, "steps": 40, "epochs": 1.0, "seed": 0, "eval_every": 0, "eval_tokens": 0}
 USUAL = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "specs.py"))["OWN"]

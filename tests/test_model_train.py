@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from spec_helpers import PLAIN, train
 from spec_helpers import spec as make
-from spec_helpers import train
 from test_model_data import write_tokens
 
 from model.running.checkpoint import Checkpoints, Piece
@@ -84,7 +84,9 @@ def start(spec: TrainSpec, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
     run.mkdir(parents=True, exist_ok=True)
     (run / "spec.json").write_text(json.dumps(dump(spec)))
     env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
-    env |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    if PLAIN["device"] == "cpu":
+        env |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     log = open(run / "log", "ab")  # noqa: SIM115 - lives as long as the process
     return subprocess.Popen(
         [sys.executable, "-m", *launcher, f"model.{spec.NAME}", "--spec", str(run / "spec.json")],
@@ -97,6 +99,8 @@ def start(spec: TrainSpec, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
 
 
 def torchrun(ranks: int) -> tuple[str, ...]:
+    if PLAIN["device"] == "cuda" and torch.cuda.device_count() < ranks:
+        pytest.skip(f"needs {ranks} GPUs: two ranks of NCCL cannot share one")
     return ("torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m")
 
 

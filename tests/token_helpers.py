@@ -96,11 +96,12 @@ def taught_dir():
     ids = torch.tensor([i + [0] * (longest - len(i)) for i, _ in rows])
     mask = torch.tensor([m + [0] * (longest - len(m)) for _, m in rows])[:, 1:] > 0
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(70):
-        loss = F.cross_entropy(model(ids)[:, :-1][mask], ids[:, 1:][mask])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    with torch.enable_grad():  # the first to ask may have turned gradients off
+        for _ in range(70):
+            loss = F.cross_entropy(model(ids)[:, :-1][mask], ids[:, 1:][mask])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
     path = Path(tempfile.mkdtemp(prefix="model-"))
     save_model(model, path, tokenizer_dir())
     return path

@@ -30,9 +30,9 @@ def choose(logits: Tensor, samplings: Sequence[Sampling], uniform: Sequence[floa
     """
     device = logits.device
     logits = logits - logits.amax(-1, keepdim=True)
-    greedy = torch.tensor([s.temperature == 0 for s in samplings], device=device)
-    temperature = torch.tensor([s.temperature or 1.0 for s in samplings], device=device)
-    logits = logits / temperature[:, None]
+    told = torch.tensor([[s.temperature for s in samplings], uniform], dtype=torch.float64).to(device)
+    greedy, temperature = told[0] == 0, told[0].float()
+    logits = logits / torch.where(greedy, 1.0, temperature)[:, None]
     drawing = [s for s in samplings if s.temperature]
     if any(s.top_k or s.top_p < 1 for s in drawing):
         logits = _narrow(logits, samplings)
@@ -43,7 +43,7 @@ def choose(logits: Tensor, samplings: Sequence[Sampling], uniform: Sequence[floa
     if drawing:
         cumulative = torch.softmax(logits, -1, dtype=torch.float64).cumsum(-1)
         # what rounding leaves above the last sum must not fall on a token that was cut
-        point = torch.tensor(uniform, dtype=torch.float64, device=device) * cumulative[:, -1]
+        point = told[1] * cumulative[:, -1]
         drawn = torch.searchsorted(cumulative, point[:, None], right=True)[:, 0]
         chosen = torch.where(greedy, chosen, drawn)
     return chosen, torch.log_softmax(logits, -1).gather(1, chosen[:, None])[:, 0]

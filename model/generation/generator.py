@@ -27,8 +27,6 @@ from model.generation.sampling import GREEDY, Sampling, draws
 from model.generation.slots import Pieces, SlotCache
 from model.network.transformer import Transformer
 
-CHUNK, BESIDE = 256, 64
-"""Most tokens of prompts that are read in one step, alone and beside sequences that are being answered."""
 NOT_FINITE = "the model's logits are not finite: its weights are damaged or diverged"
 
 
@@ -80,10 +78,11 @@ class _Sequence:
     bias: tuple[np.ndarray, np.ndarray] | None = None  # ids int64 and what is added to their logits, fp32
     slot: int = -1
     said: int = 0
+    length: int = 0  # of the prompt and what was said
 
     @property
-    def length(self) -> int:
-        return len(self.prompt) + self.said
+    def bent(self) -> bool:
+        return self.bias is not None or self.rule is not None or self.said < self.least
 
 
 class Generator:
@@ -99,6 +98,7 @@ class Generator:
             raise ValueError(f"slots must be at least 1, not {slots}")
         self.model, self.window, self.vocab = model, model.config.max_seq_len, model.config.vocab_size
         self._cache = (Packed if model.head.device.type == "cpu" else SlotCache)(model, slots, 0)
+        self.slots = slots
         self._waiting: deque[_Sequence] = deque()
         self._running: dict[int, _Sequence] = {}  # by id, in order of joining
         self._tokens = np.zeros((slots, 0), np.int32)  # what a slot's sequence has read and said
@@ -140,8 +140,11 @@ class Generator:
             uniform = draws(prompt, sampling.seed, sample, room) if sampling.temperature else np.zeros(0)
             rule = rules[sample] if rules else None
             self._waiting.append(
-                _Sequence(id, tokens, stops, room, sampling, top_logprobs, uniform, min_new_tokens, rule, added)
-            )
+                _Sequence(
+                    id, tokens, stops, room, sampling, top_logprobs, uniform, min_new_tokens, rule, added,
+                    length=len(prompt),
+                )
+            )  # fmt: skip
         return ids
 
     def _check(self, prompt: list[int], max_new_tokens: int, samples: int, top_logprobs: int) -> None:
@@ -232,9 +235,11 @@ class Generator:
     def _plan(self) -> list[tuple[_Sequence, int]]:
         """Who reads how many tokens in this step."""
         # who only says its next token, and who still reads its prompt
-        single = [s for s in self._running.values() if s.length - self._held[s.slot] == 1]
-        reading = [s for s in self._running.values() if s.length - self._held[s.slot] > 1]
-        budget, ahead = BESIDE if single else CHUNK, list[np.ndarray]()
+        single: list[_Sequence] = []
+        reading: list[_Sequence] = []
+        for s in self._running.values():
+            (single if s.length - self._held[s.slot] == 1 else reading).append(s)
+        budget, ahead = self._cache.BESIDE if single else self._cache.CHUNK, list[np.ndarray]()
         parts = [(s, 1) for s in single]
         for s in reading:
             tokens = self._tokens[s.slot, : s.length]
@@ -268,14 +273,15 @@ class Generator:
             for row, s in enumerate(sequences)
         ]
         for row, s in enumerate(sequences):
-            self._bend(logits[row, : self.vocab], s)
+            if s.bent:
+                self._bend(logits[row, : self.vocab], s)
         uniform = np.array([s.uniform[s.said] if s.sampling.temperature else 0.0 for s in sequences])
         pick = self._pick if isinstance(logits, np.ndarray) else self._pick_torch
         said: list[Token] = []
         for s, (token, logprob), own in zip(sequences, pick(logits, sequences, uniform), raw, strict=True):
             if s.length < self._tokens.shape[1]:
                 self._tokens[s.slot, s.length] = token
-            s.said += 1
+            s.said, s.length = s.said + 1, s.length + 1
             if s.rule is not None:
                 s.rule.take(token)
             finish = "stop" if token in s.stop else "length" if s.said == s.room else ""
@@ -310,9 +316,10 @@ class Generator:
                 own = torch.from_numpy(self._tokens[s.slot, : s.length].astype(np.int64)).to(logits.device)
                 logits[row] = penalise(logits[row], s.sampling, own[: len(s.prompt)], own[len(s.prompt) :])
         chosen, logprobs = choose(logits, [s.sampling for s in sequences], uniform.tolist())
-        if not bool(logprobs.isfinite().all()):
+        tokens, values = torch.stack((chosen.double(), logprobs.double())).tolist()  # waits for the device once
+        if not np.isfinite(values).all():
             raise ValueError(NOT_FINITE)
-        return zip(chosen.tolist(), logprobs.tolist(), strict=True)
+        return zip(map(int, tokens), values, strict=True)
 
     def _leave(self, sequence: _Sequence) -> None:
         """Free the slot; what it holds stays for those that begin alike."""

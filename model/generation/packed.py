@@ -33,6 +33,9 @@ class Packed:
     expert), experts, whether queries and keys are normalised, experts a token, the matrices' form and its group.
     """
 
+    CHUNK, BESIDE = 256, 64
+    """Most tokens of prompts to be read in one pass, alone and beside sequences that are being answered."""
+
     def __init__(self, model: Transformer, slots: int, capacity: int) -> None:
         c = self.config = model.config
         self.model, self.capacity = model, 0

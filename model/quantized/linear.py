@@ -125,5 +125,5 @@ def pack(codes: Tensor) -> Tensor:
 
 def unpack(packed: Tensor, shape: Sequence[int]) -> Tensor:
     """The codes (uint8) of :func:`pack`."""
-    codes = (packed[..., None] >> (4 * torch.arange(8, dtype=torch.int32))) & 15
+    codes = (packed[..., None] >> (4 * torch.arange(8, dtype=torch.int32, device=packed.device))) & 15
     return codes.to(torch.uint8).view(*shape)

@@ -28,7 +28,8 @@ class How:
     keep_checkpoints: int = 2
     threads: int = 0
     """Threads of a rank; 0 leaves it to torch."""
-    log_every: int = 1
+    log_every: int = 0
+    """Steps between two records (0: each, on a GPU as many as the stage says)."""
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -36,7 +37,7 @@ class How:
             value, allowed = getattr(self, name), get_args(hints[name])
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value}")
-        for name, least in (("keep_checkpoints", 1), ("log_every", 1), ("micro_batch", 0), ("checkpoint_every", 0)):
+        for name, least in (("keep_checkpoints", 1), ("log_every", 0), ("micro_batch", 0), ("checkpoint_every", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if self.threads < 0:

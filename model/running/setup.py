@@ -150,7 +150,7 @@ def choose(spec: TrainSpec, config: ModelConfig, ranks: Ranks, tokens: int, run:
         attention = "flex" if compiled else "sdpa"
     else:
         attention = "manual" if spec.seq_len <= 512 else "sdpa"
-    every = max(spec.how.log_every, 10) if cuda else spec.how.log_every
+    every = spec.how.log_every or (spec.GPU_LOG_EVERY if cuda else 1)
     made = Choices(str(dtype).removeprefix("torch."), attention, bool(compiled), micro, every, made_for, str(path))
     made.save(ranks)
     return made

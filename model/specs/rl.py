@@ -64,6 +64,8 @@ class RlSpec(TuneSpec):
     NAME: ClassVar[str] = "rl"
     DATA: ClassVar[str] = "problems"
     VALIDATES_FIRST: ClassVar[bool] = True
+    GPU_LOG_EVERY: ClassVar[int] = 1
+    """Every rollout waits for its tokens anyway."""
 
     eval_tokens: int = 0
     algorithm: Algorithm

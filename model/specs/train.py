@@ -99,6 +99,8 @@ class TrainSpec:
     """Kind of the token dataset it reads."""
     VALIDATES_FIRST: ClassVar[bool] = False
     """Whether validation before the first step says something."""
+    GPU_LOG_EVERY: ClassVar[int] = 10
+    """Steps of a GPU between two records, unless told: reading its numbers makes it wait."""
 
     data: str
     tokenizer: str

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from model.generation.generator import Completion, Generator
 from model.generation.sampling import Sampling
+from model.generation.slots import fitting
 from model.network.transformer import Transformer
 from model.rewards.functions import MODEL, Said, exact, gym, keywords, rewards, total
 from model.rewards.problem import Problem
@@ -21,7 +22,9 @@ from model.tokens.chat import ChatTokenizer
 from model.training.rollout import Answer
 
 SLOTS = {"cpu": 64, "cuda": 512}
-"""Answers that grow side by side."""
+"""Answers that grow side by side, where they fit."""
+KEPT = 0.05
+"""Share of a GPU's memory that keys and values may hold while weights are trained; so graphs are recorded once."""
 Judge = Callable[[Sequence[Problem], Sequence[str]], list[float]]
 """A reward model: what it thinks of the answer to each problem."""
 
@@ -54,6 +57,7 @@ class Trials:
         self.model, self.chat, self.spec, self.ranks, self.beat, self.judge = model, chat, spec, ranks, beat, judge
         self.renew = renew
         self.stop = tuple(sorted(chat.ends))
+        self._kept: Generator | None = None
 
     def __call__(self, problems: Sequence[Problem], samples: int, sampling: Sampling) -> list[list[Trial]]:
         """``samples`` trials of each problem; what a trial says follows from its problem, its number and the seed."""
@@ -89,9 +93,8 @@ class Trials:
 
     def _complete(self, prompts: Sequence[list[int]], samples: int, sampling: Sampling) -> list[list[Completion]]:
         """As :func:`model.generation.generator.complete`, with a sign of life at each step."""
-        slots = min(SLOTS.get(self.ranks.device.type, 64), len(prompts) * samples)
-        generator = Generator(self.model, slots=slots)
         longest = self.spec.max_completion_length
+        generator = self._generator(len(prompts) * samples, max(map(len, prompts)) + longest)
         ids = [
             generator.add(prompt, stop=self.stop, max_new_tokens=longest, sampling=sampling, samples=samples)
             for prompt in prompts
@@ -108,6 +111,18 @@ class Trials:
                     answer.logprobs.append(token.logprob)
             self.beat()
         return [[answers[id] for id in own] for own in ids]
+
+    def _generator(self, answers: int, length: int) -> Generator:
+        """One for so many answers of ``length`` tokens with their prompts, on today's weights."""
+        most = min(SLOTS.get(self.ranks.device.type, 64), answers)
+        if self._kept is not None and self._kept.slots >= most:
+            self._kept.refresh()
+            return self._kept
+        self._kept = None
+        made = Generator(self.model, slots=fitting(self.model, length, most))
+        if self.ranks.device.type == "cuda" and fitting(self.model, length, most, KEPT) == made.slots:
+            self._kept = made
+        return made
 
     def _trial(self, problem: Problem, prompt: list[int], one: Completion, text: str, score: float) -> Trial:
         end = [one.stop] if one.stop else []

@@ -18,9 +18,9 @@ NODE = 8
 
 MFU = {
     "hopper": [
-        (26e6, 0.28, "arithmetic intensity of a 512-wide model, not measured"),
-        (124e6, 0.41, "nanochat d12 on 8 H100 (dev/LOG.md)"),
-        (350e6, 0.46, "nanochat d18 on 8 H100 (dev/LOG.md)"),
+        (26e6, 0.33, "26M shape on an H200 (docs/benchmarks.md)"),
+        (124e6, 0.43, "124M shape on an H200 (docs/benchmarks.md)"),
+        (350e6, 0.46, "350M shape on an H200 (docs/benchmarks.md)"),
         (1.3e9, 0.39, "llm-foundry 1B on 8 H100, 45,455 tokens/s a GPU (scripts/train/benchmarking)"),
         (6.7e9, 0.447, "llm-foundry 7B on 8 H100, 10,643 tokens/s a GPU (scripts/train/benchmarking)"),
     ],
