@@ -15,7 +15,6 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -34,33 +33,7 @@ from model.llamacpp.scorer import GgufScorer
 from model.running.command import WorkerSpec, read_spec
 from model.running.files import write_json
 from model.score import asked
-
-
-class Share(TypedDict):
-    """Right answers of ``n`` items of a set, and how many points that is above the original with a 95 % interval."""
-
-    n: int
-    share: float
-    difference: NotRequired[float]
-    low: NotRequired[float]
-    high: NotRequired[float]
-
-
-class Cost(TypedDict, total=False):
-    """What a form is and costs; what was not measured is left out, and ``why`` says it.
-
-    ``bits_per_byte`` of held-out text; ``kl``: mean KL divergence of its next-token distribution from the original's in
-    nats; ``same_top``: share of tokens whose likeliest successor is the original's; ``tokens_per_second`` of one greedy
-    stream on this machine; ``exams`` by set.
-    """
-
-    bytes: int
-    bits_per_byte: float
-    kl: float
-    same_top: float
-    tokens_per_second: float
-    exams: dict[str, Share]
-    why: str
+from model.specs.costs import Cost, Share
 
 
 def text_windows(text: str, scorer: Scorer, window: int, limit: int) -> HeldOut:

@@ -8,13 +8,13 @@ from typing import Any
 from pipeline.config.release import PruneSection
 from pipeline.config.resources import Resources
 from storage.store import Artifact
+from tasks.costs import measure_costs, texts_of
 from tasks.running.inputs import Folder
 from tasks.running.launch import launch
 from tasks.running.stage import Report, stage
 
-CUT = {"layers", "heads", "channels", "calibration_tokens"}
-MEASURED = {"bits_tokens", "kl_tokens", "exam_items", "seq_len", "speed_tokens", "max_new_tokens", "batch"}
-"""Options of the section that the two worker processes take; both read ``seq_len``."""
+CUT = {"layers", "heads", "channels", "calibration_tokens", "seq_len"}
+"""Options of the section that the cutting process takes."""
 
 
 @stage(
@@ -37,19 +37,9 @@ def prune(
     report: Report,
 ) -> dict[str, Any]:
     """Leave out the parts that cost least, and measure what is left against the whole model."""
-    same = {
-        "model": str(model.path),
-        "out": str(out),
-        "tokens": str(tokens.path) if tokens else None,
-        "text": str(text.path) if text else None,
-    }
-    cut = {**same, **cfg.model_dump(include=CUT | {"seq_len"}), "pruned": str(out)}
-    found = launch("model.prune", cut, out, on, report.training, single=True)
-    size = (out / "model.safetensors").stat().st_size
-    measured = {
-        **same,
-        "exams": str(scores.path) if scores else None,
-        "forms": [{"name": "pruned", "path": str(out), "bytes": size}],
-        "settings": cfg.model_dump(include=MEASURED),
-    }
-    return {**found, **launch("model.measure", measured, out, on, report.training, single=True)}
+    texts = texts_of(tokens, text, scores)
+    cut = {name: texts[name] for name in ("tokens", "text")} | cfg.model_dump(include=CUT)
+    spec = {"model": str(model.path), "out": str(out), "pruned": str(out), **cut}
+    found = launch("model.prune", spec, out, on, report.training, single=True)
+    form = {"name": "pruned", "path": str(out), "bytes": (out / "model.safetensors").stat().st_size}
+    return {**found, **measure_costs(cfg, model.path, [form], texts, on=on, out=out, report=report)}

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pipeline.config.release import QuantizeSection
 from pipeline.config.resources import Resources
 from storage.store import Artifact
+from tasks.costs import Told, measure_costs, texts_of
 from tasks.running.inputs import Folder
 from tasks.running.launch import launch
 from tasks.running.stage import Metrics, Report, stage
 
 BITS = {"int8": 8, "int4": 4}
-MEASURED = {"bits_tokens", "kl_tokens", "exam_items", "seq_len", "speed_tokens", "max_new_tokens", "batch"}
-"""Options of the section that the measuring process takes."""
-
-
-class Told(Protocol):
-    """What hears of the work: a stage's report, or a command's."""
-
-    def note(self, text: str) -> None: ...
-
-    def training(self, metrics: dict[str, Any]) -> None: ...
 
 
 @stage(
@@ -46,11 +37,7 @@ def quantize(
 ) -> Metrics:
     """Write every form of the model into a folder of its own, and measure each against the model in fp32: on held-out
     tokens (or a ``text``), and on the questions of the evaluation."""
-    texts = {
-        "tokens": str(tokens.path) if tokens else None,
-        "text": str(text.path) if text else None,
-        "exams": str(scores.path) if scores else None,
-    }
+    texts = texts_of(tokens, text, scores)
     return make_forms(cfg, model.path, texts, on=on, out=out, report=report)
 
 
@@ -72,9 +59,9 @@ def make_forms(
         for form in cfg.forms
         if form in BITS
     ]
-    same = {"model": str(model), "out": str(out), **texts}
     if own:
         options = cfg.model_dump(include={"method", "calibration_tokens", "seq_len"})
+        same = {"model": str(model), "out": str(out), **texts}
         launch("model.quantize", {**same, **options, "forms": own}, out, on, report.training, single=True)
     types = [form.removeprefix("gguf:") for form in cfg.forms if form.startswith("gguf:")]
     files = write_ggufs(model, out, types, out / "_run" / "gguf", on.workers) if types else {}
@@ -88,5 +75,4 @@ def make_forms(
         }
         for form, folder in folders.items()
     ]
-    spec = {**same, "forms": forms, "settings": cfg.model_dump(include=MEASURED)}
-    return launch("model.measure", spec, out, on, report.training, single=True)
+    return measure_costs(cfg, model, forms, texts, on=on, out=out, report=report)

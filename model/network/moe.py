@@ -7,6 +7,7 @@ a GPU, one after the other on a CPU. Work and memory grow with the tokens and no
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -34,13 +35,20 @@ class Experts(nn.Module):
             ends = counts.cumsum(0).int()
             hidden = F.silu(F.grouped_mm(x, gate.mT, offs=ends)) * F.grouped_mm(x, up.mT, offs=ends)
             return F.grouped_mm(hidden, down.mT, offs=ends)
-        return _one_by_one(x, counts, gate, up, down)  # pyright: ignore[reportCallIssue] - torch's decorator has no types
+        return _one_by_one(x, counts, gate, up, down)
 
 
-@torch.compiler.disable  # sizes that depend on the data; compiled around
 def _one_by_one(x: Tensor, counts: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     parts = x.split(counts.tolist())
     return torch.cat([(F.silu(p @ gate[e].t()) * (p @ up[e].t())) @ down[e].t() for e, p in enumerate(parts)])
+
+
+@functools.cache
+def compile_around() -> None:
+    """Leave the loop over experts out of compiled graphs: its sizes depend on the data. (Asked for by who compiles, and
+    not at import, which would load the compiler: a second of every process.)"""
+    global _one_by_one
+    _one_by_one = torch.compiler.disable(_one_by_one)
 
 
 class MoE(nn.Module):

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from model.network.fp8 import check_fp8, use_fp8
+from model.network.moe import compile_around
 from model.network.transformer import Transformer, initialize
 from model.network.weights import load_model, read_config, save_model, widen
 from model.objectives.base import Objective
@@ -164,6 +165,7 @@ def prepare(model: Transformer, spec: TrainSpec, choices: Choices) -> None:
     model.checkpointing = spec.how.checkpointing
     model.compiled = choices.compile
     if choices.compile:
+        compile_around()
         torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
         for block in model.model.layers:
             block.compile(dynamic=False)

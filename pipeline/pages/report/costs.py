@@ -3,31 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NotRequired, TypedDict
 
+from model.specs.costs import Cost, Share
 from pipeline.pages.parts.forms import Badge, Cell, Table
-
-
-class Share(TypedDict):
-    """Right answers in an exam, and points gained against the original with a 95 % interval (model/measure.py)."""
-
-    n: int
-    share: float
-    difference: NotRequired[float]
-    low: NotRequired[float]
-    high: NotRequired[float]
-
-
-class Cost(TypedDict):
-    """A form in ``costs.json``; what was not measured is missing, and ``why`` says it."""
-
-    bytes: int
-    bits_per_byte: NotRequired[float]
-    kl: NotRequired[float]
-    same_top: NotRequired[float]
-    tokens_per_second: NotRequired[float]
-    exams: NotRequired[dict[str, Share]]
-    why: NotRequired[str]
 
 
 def costs_table(costs: Mapping[str, Cost]) -> Table | None:

@@ -6,16 +6,10 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 
 from pipeline.pages.parts.forms import Cell, Table
+from pipeline.pages.report.labels import label, place
 
 Scores = Mapping[str, float]
 """The flat numbers of an evaluation (model/generation/summary.py)."""
-_LABELS = {
-    "bits_per_byte": "Bits per byte of held-out text",
-    "answers_training": "Training questions",
-    "answers_heldout": "Held-out questions",
-    "choices": "Multiple choice",
-    "preferences": "Preference accuracy",
-}
 
 
 def seeds_table(scores: Sequence[Scores], names: Sequence[str]) -> Table | None:
@@ -27,8 +21,7 @@ def seeds_table(scores: Sequence[Scores], names: Sequence[str]) -> Table | None:
     for score in _scores(scores, names):
         cells = [[run[f"{name}.{score}"] for run in scores if f"{name}.{score}" in run] for name in names]
         if any(len(cell) > 1 for cell in cells):
-            label = _LABELS.get(score, score.removeprefix("exam.").removeprefix("answers_"))
-            rows.append([label, *(_cell(score, cell) for cell in cells)])
+            rows.append([label(score), *(_cell(score, cell) for cell in cells)])
     return Table(["", *names], rows, frozenset(range(1, len(names) + 1))) if rows else None
 
 
@@ -41,7 +34,7 @@ def _scores(scores: Sequence[Scores], names: Sequence[str]) -> list[str]:
         for key in run
         if key.startswith(f"{name}.") and key.endswith(".chance")
     )
-    return sorted(["bits_per_byte", *found], key=lambda s: list(_LABELS).index(s) if s in _LABELS else len(_LABELS))
+    return sorted(["bits_per_byte", *found], key=place)
 
 
 def _cell(score: str, values: Sequence[float]) -> str | Cell:

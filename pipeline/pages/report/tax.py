@@ -11,21 +11,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from pipeline.pages.parts.forms import Badge, Cell, Table
+from pipeline.pages.report.labels import label, place
 from pipeline.pages.report.scores import Change, ModelScores
 
-_LABELS = {
-    "bits_per_byte": "Bits per byte of held-out text",
-    "answers_training": "Training questions",
-    "answers_heldout": "Held-out questions",
-    "choices": "Multiple choice",
-    "preferences": "Preference accuracy",
-    "said.loops": "Answers that end in a loop",
-    "said.empty": "Empty answers",
-    "said.language": "Answers in the question's language",
-    "said.tagged": "Answers with reasoning tags",
-    "said.well_formed": "Reasoning tags whole and in order",
-    "said.distinct": "Different word pairs in an answer",
-}
 _LESS = ("bits_per_byte", "said.loops", "said.empty")
 """Scores of which less is better."""
 _NEUTRAL = ("said.distinct", "said.tagged")
@@ -53,8 +41,8 @@ def tax_rows(models: Sequence[ModelScores]) -> list[TaxRow]:
     """A row per score that two neighbours have, in the order in which they are reported."""
     steps = [model.get("against_before", {}) for model in models[1:]]
     names = list(dict.fromkeys(name for step in steps for name in step))
-    names.sort(key=lambda name: list(_LABELS).index(name) if name in _LABELS else len(_LABELS))
-    return [TaxRow(_label(name), tuple(_step(name, step) for step in steps)) for name in names]
+    names.sort(key=place)
+    return [TaxRow(label(name), tuple(_step(name, step) for step in steps)) for name in names]
 
 
 def tax_table(rows: Sequence[TaxRow], names: Sequence[str]) -> Table | None:
@@ -68,10 +56,6 @@ def tax_table(rows: Sequence[TaxRow], names: Sequence[str]) -> Table | None:
 
 def _cell(step: Step | None) -> str | Cell:
     return "–" if step is None else Cell(note=step.interval, change=Badge(step.text, step.kind))
-
-
-def _label(name: str) -> str:
-    return _LABELS.get(name, name.removeprefix("exam.").removeprefix("answers_"))
 
 
 def _step(name: str, changes: Mapping[str, Change]) -> Step | None:
