@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from model.generation.choose import choose, penalise, top_logprobs
-from model.generation.kernels.pick import pick
+from model.generation.kernels.pick import pick, room
 from model.generation.packed import Packed
 from model.generation.rule import FORBIDDEN, Rule
 from model.generation.sampling import GREEDY, Sampling, draws
@@ -105,6 +105,7 @@ class Generator:
         self._held = [0] * slots  # of how many of them the cache holds keys and values
         self._free = list(range(slots))[::-1]
         self._next = 0
+        self._scratch = room(self.vocab)
 
     def add(
         self,
@@ -306,7 +307,7 @@ class Generator:
         tokens, logprobs = np.empty(len(sequences), np.int64), np.empty(len(sequences))
         knobs = np.array([s.sampling.knobs for s in sequences], np.float64)
         spans = np.array([(s.slot, len(s.prompt), s.length) for s in sequences])
-        if pick(logits, self.vocab, knobs, uniform, self._tokens, spans, tokens, logprobs) >= 0:
+        if pick(logits, self.vocab, knobs, uniform, self._tokens, spans, tokens, logprobs, self._scratch) >= 0:
             raise ValueError(NOT_FINITE)
         return zip(tokens.tolist(), logprobs.tolist(), strict=True)
 

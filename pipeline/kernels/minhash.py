@@ -38,7 +38,8 @@ def signatures(shingles, offsets, a, b):
             for k in range(a.size):
                 value = np.uint32(np.uint32(a[k] * h) + b[k])
                 least[k] = min(least[k], value)
-        out[i] = least
+        for k in range(a.size):  # assigned as a whole it would take two seconds more to compile
+            out[i, k] = least[k]
     return out
 
 

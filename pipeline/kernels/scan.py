@@ -133,7 +133,8 @@ def _characters(data, start, end, alphabets, possible, table, row, points, found
     entries, lower = alphabets
     tokens, lengths = found
     current, line_hash = np.uint64(BASE), np.uint64(0)
-    token_at = length = count = n_lines = run = 0
+    token_at = np.int64(0)  # of its own type: numba compiles what is given a constant anew
+    length = count = n_lines = run = 0
     word = gap = in_url = False  # in a word as the rules count them, after a separator of digits, in a URL
     before = OTHER
     p = start

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from model.generation.kernels.matrices import FP32, panel_bytes, product, ready
-from model.generation.kernels.tiles import PANEL, bits_to_float, count_up, give_way, multiply
+from model.generation.kernels.tiles import NO, PANEL, YES, ZERO, bits_to_float, count_up, give_way, multiply
 
 QUERIES = 16
 """Tokens of a piece whose attention is computed together."""
@@ -56,14 +56,14 @@ def forward(x, rows, pieces, shape, eps, scale, w, places, norms, rope, keys, va
         place = places[layer]
         _norm(x, h, begin, end, norms[layer, 0], dim, eps)
         _meet(meeting, ranks)
-        _linear(form, spare, flat_h, wide, n, w, place[0], dim, flat_qkv, qkv.shape[1], False, rank, ranks)
+        _linear(form, spare, flat_h, wide, n, w, place[0], dim, flat_qkv, qkv.shape[1], NO, rank, ranks)
         _meet(meeting, ranks)
         for row in range(begin, end):
             _place(qkv[row], rows[row], layer, heads, kv, head, norms[layer], shape[6], eps, rope, keys, values)
         _meet(meeting, ranks)
         _attend(pieces, rows, layer, heads, kv, head, scale, qkv, keys, values, mixed, scores[rank], rank, ranks)
         _meet(meeting, ranks)
-        _linear(form, spare, mixed.reshape(-1), heads * head, n, w, place[1], heads * head, flat_x, wide, True, rank,
+        _linear(form, spare, mixed.reshape(-1), heads * head, n, w, place[1], heads * head, flat_x, wide, YES, rank,
                 ranks)  # fmt: skip
         _meet(meeting, ranks)
         _norm(x, h, begin, end, norms[layer, 1], dim, eps)
@@ -75,7 +75,7 @@ def forward(x, rows, pieces, shape, eps, scale, w, places, norms, rope, keys, va
             _gated(form, spare, flat_h, wide, n, w, place[2], dim, flat_inner, inner.shape[1], ffn, scores[rank], rank,
                    ranks)  # fmt: skip
             _meet(meeting, ranks)
-            _linear(form, spare, flat_inner, inner.shape[1], n, w, place[3], ffn, flat_x, wide, True, rank, ranks)
+            _linear(form, spare, flat_inner, inner.shape[1], n, w, place[3], ffn, flat_x, wide, YES, rank, ranks)
         _meet(meeting, ranks)
 
 
@@ -85,14 +85,13 @@ def logits(x, wanted, norm, dim, eps, kind, w, place, h, out, work, meeting, ran
     int64 of ``x``."""
     begin, end = _share(len(wanted), rank, ranks)
     for i in range(begin, end):
-        h[i] = x[wanted[i]]
+        for j in range(h.shape[1]):
+            h[i, j] = x[wanted[i], j]
     _norm(h, h, begin, end, norm, dim, eps)
     _meet(meeting, ranks)
     flat = h.reshape(-1)
     form, spare = (kind, np.int64(0)), (work[7][rank], work[8][rank])
-    _linear(
-        form, spare, flat, h.shape[1], len(wanted), w, place, dim, out.reshape(-1), out.shape[1], False, rank, ranks
-    )
+    _linear(form, spare, flat, h.shape[1], len(wanted), w, place, dim, out.reshape(-1), out.shape[1], NO, rank, ranks)
     _meet(meeting, ranks)
 
 
@@ -120,9 +119,9 @@ def _linear(form, spare, x, x_stride, n, w, start, k, out, out_stride, add, rank
     rank's scratch for the codes and steps of rows."""
     begin, end = _share(out_stride // PANEL, rank, ranks)
     own = start + begin * panel_bytes(form[0], form[1], k)
-    ready(form[0], x, 0, x_stride, n, k, spare[0], spare[1])
-    product(form[0], form[1], x, 0, x_stride, spare[0], spare[1], 0, n, w, own, k, out, begin * PANEL, out_stride, add,
-            end - begin)  # fmt: skip
+    ready(form[0], x, ZERO, x_stride, n, k, spare[0], spare[1])
+    product(form[0], form[1], x, ZERO, x_stride, spare[0], spare[1], ZERO, n, w, own, k, out, begin * PANEL,
+            out_stride, add, end - begin)  # fmt: skip
 
 
 @njit(cache=True, nogil=True, fastmath=_REORDERED)
@@ -194,14 +193,15 @@ def _attend(pieces, rows, layer, heads, kv, head, scale, qkv, keys, values, mixe
                 lines, stride = own * group, blocks * PANEL
                 # scores [own * group, positions] = queries x keys
                 multiply(
-                    queries, 0, head, lines, flat_keys, at * head, head * PANEL, head, weights, 0, stride, False, blocks
-                )
+                    queries, ZERO, head, lines, flat_keys, at * head, head * PANEL, head, weights, ZERO, stride, NO,
+                    blocks,
+                )  # fmt: skip
                 for line in range(lines):
                     _softmax(weights[line * stride : (line + 1) * stride], rows[begin + line // group, 1] + 1)
                 # result [own * group, head] = weights x values
                 multiply(
-                    weights, 0, stride, lines, flat_values, at * columns * PANEL, capacity * PANEL, seen,
-                    result, 0, columns * PANEL, False, columns,
+                    weights, ZERO, stride, lines, flat_values, at * columns * PANEL, capacity * PANEL, seen,
+                    result, ZERO, columns * PANEL, NO, columns,
                 )  # fmt: skip
                 for t in range(own):
                     for j in range(group):
@@ -244,12 +244,12 @@ def _gated(form, spare, x, x_stride, n, w, start, k, out, out_stride, width, wor
     """SwiGLU's hidden layer: panels of gate and up stand side by side, so a rank needs none of another's."""
     begin, end = _share((width + PANEL - 1) // PANEL, rank, ranks)
     both = 2 * panel_bytes(form[0], form[1], k)
-    ready(form[0], x, 0, x_stride, n, k, spare[0], spare[1])
+    ready(form[0], x, ZERO, x_stride, n, k, spare[0], spare[1])
     for p in range(begin, end):
         for row in range(0, n, QUERIES):
             own = min(QUERIES, n - row)
             product(form[0], form[1], x, row * x_stride, x_stride, spare[0], spare[1], row, own, w, start + p * both, k,
-                    work, 0, 2 * PANEL, False, 2)  # fmt: skip
+                    work, ZERO, np.int64(2 * PANEL), NO, np.int64(2))  # fmt: skip
             for r in range(own):
                 _swish(work[2 * r * PANEL :], out[(row + r) * out_stride + p * PANEL :])
 
@@ -272,8 +272,8 @@ def _mixture(form, spare, x, h, shape, w, place, chosen, inner, gathered, work, 
     if rank == 0:
         # route: each token's experts and their weights
         for row in range(n):
-            product(FP32, 0, h.reshape(-1), row * wide, wide, spare[0], spare[1], 0, 1, w, place[2], dim, share, 0,
-                    len(share), False, len(share) // PANEL)  # fmt: skip
+            product(np.int64(FP32), ZERO, h.reshape(-1), row * wide, wide, spare[0], spare[1], ZERO, np.int64(1), w,
+                    place[2], dim, share, ZERO, len(share), NO, len(share) // PANEL)  # fmt: skip
             _route(share, experts, top, chosen[row])
         for e in range(experts + 1):
             counts[e] = 0
@@ -309,7 +309,7 @@ def _mixture(form, spare, x, h, shape, w, place, chosen, inner, gathered, work, 
         first, count = counts[e], counts[e + 1] - counts[e]
         if count:
             _linear(form, spare, hidden[first * inner.shape[1] :], inner.shape[1], count, w, place[4 + 2 * e], width,
-                    flat[first * gathered.shape[1] :], gathered.shape[1], False, rank, ranks)  # fmt: skip
+                    flat[first * gathered.shape[1] :], gathered.shape[1], NO, rank, ranks)  # fmt: skip
     _meet(meeting, ranks)
     # weighted sum of a token's experts, always in the same order
     begin, end = _share(n, rank, ranks)

@@ -7,18 +7,24 @@ import numpy as np
 from numba import njit
 
 from model.generation.kernels.forward import exp, peak
+from model.generation.kernels.tiles import ZERO
+
+
+def room(vocab: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Scratch for a vocabulary. (Not made in the compiled function: numba takes seconds for what makes arrays.)"""
+    return np.zeros(vocab, np.uint8), np.zeros(vocab, np.int32), np.empty(vocab, np.float32), np.empty(vocab, np.int64)
 
 
 @njit(cache=True, nogil=True)
-def pick(logits, vocab, knobs, uniform, history, spans, tokens, logprobs):
+def pick(logits, vocab, knobs, uniform, history, spans, tokens, logprobs, scratch):
     """``tokens`` int64 [rows] and ``logprobs`` fp64 [rows]; the first row whose logits are not finite, or -1.
 
     ``logits`` fp32 [rows, >= vocab] is scratch afterwards. ``knobs`` fp64 [rows, 7]: temperature, top_k, top_p, min_p,
     repetition, presence and frequency penalty. ``history`` int32 [slots, capacity] holds what sequences have read and
-    said, ``spans`` int64 [rows, 3] each row's slot, the length of its prompt and of all.
+    said, ``spans`` int64 [rows, 3] each row's slot, the length of its prompt and of all. ``scratch``: see
+    :func:`room`.
     """
-    seen, said = np.zeros(vocab, np.uint8), np.zeros(vocab, np.int32)
-    weights, heap = np.empty(vocab, np.float32), np.empty(vocab, np.int64)
+    seen, said, weights, heap = scratch
     for row in range(len(tokens)):
         line = logits[row, :vocab]
         temperature = np.float32(knobs[row, 0])
@@ -127,7 +133,7 @@ def _keep_top(weights, heap, vocab, count, mass):
         gone -= 1
         heap[0], heap[gone] = heap[gone], heap[0]
         taken += weights[heap[gone]]
-        _sink(weights, heap, 0, gone)
+        _sink(weights, heap, ZERO, gone)
     # what was taken lies in heap[gone:size], the smallest first
     if gone < size:
         last = heap[gone]

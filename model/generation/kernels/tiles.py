@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import binding, ir
 from numba import njit, types
 from numba.core import cgutils
@@ -21,6 +22,9 @@ _WIDE = "avx512f" in binding.get_host_cpu_features() and binding.get_host_cpu_fe
 LANES = 16 if _WIDE else 8
 """fp32 in a vector."""
 ROWS = 8 if _WIDE else 2  # sums of a tile must fit the registers: 32 of 16 lanes, or 16 of 8
+
+ZERO, NO, YES = np.int64(0), np.bool_(False), np.bool_(True)
+"""Arguments whose values numba does not know: for each value that it knows it compiles a function anew."""
 
 
 def _tile(rows: int) -> Callable[..., None]:
