@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @stage(
-    version=1,
+    version=2,
     kind="scores",
     workers="model.score",
     libs=("tokenizers", "torch"),

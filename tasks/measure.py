@@ -13,7 +13,7 @@ from tasks.running.sources import SourceSet, unchanged
 from tasks.running.stage import Metrics, Report, stage
 
 
-@stage(version=1, kind="scores", workers="model.score", libs=("tokenizers", "torch"))
+@stage(version=2, kind="scores", workers="model.score", libs=("tokenizers", "torch"))
 def measure(
     cfg: EvaluateSection,
     models: Several,

@@ -156,7 +156,8 @@ def stage(
     """Make a function a stage.
 
     Args:
-        version: raise it when the bytes change though no code, library or input does.
+        version: raise it when the bytes change though no code, library or input does, and when its files get a form
+            in which today's code cannot read older ones: nothing of another version is adopted.
         kind: what it makes, one of :data:`KINDS`; pages, tracking and the command line go by it.
         workers: modules it starts in other processes.
         libs: packages whose version changes its bytes; ``unicode`` for Python's own tables of letters.
