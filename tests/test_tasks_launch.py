@@ -97,12 +97,15 @@ def pids(tmp_path: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
-def test_two_ranks_train_and_every_record_is_reported(tmp_path, launcher):
+def test_two_ranks_train_and_every_record_is_reported(tmp_path, launcher, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     records: list = []
     result = start(tmp_path, Resources(nproc=2, launcher=launcher, device="cpu"), records=records, steps=50)
     assert result == {"steps": 50, "world": 2}
     assert [r["step"] for r in records] == list(range(50))
     assert "tiny_worker --spec" in (tmp_path / "_run/logs/launcher.log").read_text().splitlines()[0]
+    assert not list((tmp_path / "tmp").iterdir()), "left behind for good"
 
 
 def test_single_process_without_a_launcher(tmp_path):

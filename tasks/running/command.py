@@ -56,6 +56,7 @@ def launcher_command(
             *where,
             f"--nproc-per-node={on.nproc}",
             "--max-restarts=0",
+            f"--log-dir={run.resolve() / 'logs' / 'torchrun'}",  # or it leaves a directory in TMPDIR each time
             "-m",
             *worker,
         ]
