@@ -107,7 +107,7 @@ def test_a_phone_in_chinese_has_it_all_within_its_width(page):
     here.click("#compare")
     here.run("document.querySelector('#other').value = 'm'")
     say(here, "什么是词元？", 2)
-    assert "词元/秒" in here.text(".numbers")
+    assert "首词元" in here.text(".numbers")  # tokens a second are left out of an answer that came in one piece
     boxes = "[...document.querySelectorAll('.answer')].map((e) => e.getBoundingClientRect().x)"
     assert len(set(here.run(boxes))) == 1  # below each other
     assert here.run("document.documentElement.scrollWidth") <= 390
