@@ -129,11 +129,8 @@ class Generator:
         self._check(prompt, max_new_tokens, samples, top_logprobs)
         if rules and (len(rules) != samples or min_new_tokens):
             raise ValueError("rules are one for each sample, and say themselves when an answer may end")
-        room, stops, tokens = (
-            min(max_new_tokens, self.window - len(prompt)),
-            frozenset(stop),
-            np.array(prompt, np.int32),
-        )
+        room, stops = min(max_new_tokens, self.window - len(prompt)), frozenset(stop)
+        tokens = np.array(prompt, np.int32)
         added = (np.array(list(bias), np.int64), np.array(list(bias.values()), np.float32)) if bias else None
         ids = list(range(self._next, self._next + samples))
         self._next += samples
@@ -201,12 +198,9 @@ class Generator:
         slots = np.array([s.slot for s, _ in parts])
         starts = np.array([self._held[s.slot] for s, _ in parts])
         counts = np.array([count for _, count in parts])
-        if len(parts) == counts.sum():
-            ids = self._tokens[slots, starts]
-        else:
-            places = zip(slots, starts, counts, strict=True)
-            ids = np.concatenate([self._tokens[slot, start : start + count] for slot, start, count in places])
         ends = starts + counts
+        within = np.arange(counts.sum()) - np.repeat(counts.cumsum() - ends, counts)  # the position of each token
+        ids = self._tokens[np.repeat(slots, counts), within]
         ready = np.array([i for i, (s, _) in enumerate(parts) if ends[i] == s.length], np.int64)
         logits = self._cache.read(Pieces(slots, starts, counts, ids.astype(np.int64)), ready)
         for s, count in parts:  # only now: a pass that was broken off has read nothing

@@ -48,7 +48,7 @@ def compile_around() -> None:
     """Leave the loop over experts out of compiled graphs: its sizes depend on the data. (Asked for by who compiles, and
     not at import, which would load the compiler: a second of every process.)"""
     global _one_by_one
-    _one_by_one = torch.compiler.disable(_one_by_one)
+    _one_by_one = torch.compiler.disable(_one_by_one)  # pyright: ignore[reportAssignmentType] - torch types a decorator
 
 
 class MoE(nn.Module):
