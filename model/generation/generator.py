@@ -24,7 +24,7 @@ from model.generation.kernels.pick import pick, room
 from model.generation.packed import Packed
 from model.generation.rule import FORBIDDEN, Rule
 from model.generation.sampling import GREEDY, Sampling, draws
-from model.generation.slots import Pieces, SlotCache
+from model.generation.slots import Pieces, SlotCache, roomy
 from model.network.transformer import Transformer
 
 NOT_FINITE = "the model's logits are not finite: its weights are damaged or diverged"
@@ -210,7 +210,7 @@ class Generator:
     def _join(self, sequence: _Sequence) -> None:
         need = len(sequence.prompt) + sequence.room
         if need > self._tokens.shape[1]:
-            capacity = min(self.window, 1 << max(6, (need - 1).bit_length()))
+            capacity = roomy(need, self.window)
             self._cache.grow(capacity)
             self._tokens = np.pad(self._tokens, ((0, 0), (0, capacity - self._tokens.shape[1])))
         # the free slot that begins as the prompt does has read that much already

@@ -51,6 +51,11 @@ class Pieces:
         )
 
 
+def roomy(length: int, window: int) -> int:
+    """Capacity for sequences of ``length`` tokens: a power of two, so that a cache seldom grows, within the window."""
+    return min(window, 1 << max(6, (length - 1).bit_length()))
+
+
 def fitting(model: Transformer, length: int, most: int, share: float = 0.5) -> int:
     """How many sequences of ``length`` tokens a ``share`` of a GPU's free memory holds, at least 1 and at most ``most``
     (which it is on a CPU)."""
@@ -58,7 +63,7 @@ def fitting(model: Transformer, length: int, most: int, share: float = 0.5) -> i
     if device.type != "cuda":
         return most
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    room = 1 << max(6, (min(length, config.max_seq_len) - 1).bit_length())
+    room = roomy(length, config.max_seq_len)
     each = 2 * config.layers * config.kv_heads * config.head_size * room * model.compute_dtype.itemsize
     return max(1, min(most, int(share * (torch.cuda.mem_get_info(device)[0] + unused) / each)))
 

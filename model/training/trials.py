@@ -24,7 +24,7 @@ from model.training.rollout import Answer
 SLOTS = {"cpu": 64, "cuda": 512}
 """Answers that grow side by side, where they fit."""
 KEPT = 0.05
-"""Share of a GPU's memory that keys and values may hold while weights are trained; so graphs are recorded once."""
+"""Share of a GPU's free memory that keys and values may hold while weights are trained; so graphs are recorded once."""
 Judge = Callable[[Sequence[Problem], Sequence[str]], list[float]]
 """A reward model: what it thinks of the answer to each problem."""
 
